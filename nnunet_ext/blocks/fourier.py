@@ -1,0 +1,306 @@
+"""FINE (Frequency Integrated Neural Enhancer): mixes a feature map with the masked low band of the input image.
+
+Source: Huang et al., "SASAN: Spectrum-Axial Spatial Approach Networks for Medical Image Segmentation".
+
+Where this goes beyond the authors' code:
+* As the mixing rate is a scalar, their transform of the feature map and back cancels; only the image's low band is
+  transformed here.
+* They leave the amplitudes of the cropped spectrum as they are, which multiplies the low band by up to
+  prod(P) / prod(P_l) (4096 at the fifth level, too much for float16); here the low band keeps the image's
+  amplitudes. `nnunet_ext.weights` folds the factor into imported masks.
+* They shift all axes, batch and channels included; here only spatial axes, and the shift is undone properly, so
+  every size and batch is right.
+* Several modalities: feature channel c uses the spectrum of modality c mod M.
+
+Order of a stored mask. The transform is real, so M(k) and M(-k) always act together. `fold_mask` therefore stores,
+along the last axis, M(k) for the half spectrum k_n = 0 .. P_n // 2 in the FFT's order, and behind it M(-k) for
+k_n = 1 .. (P_n - 1) // 2: the two partners lie at one distance and nothing is flipped or shifted at run time.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_ext.blocks.layout import channels_last, rows, sum_of_products
+
+
+def image_spectrum(image: Tensor) -> Tensor:
+    """FFT over the spatial axes, divided by the number of voxels; in float32 at least, whatever autocast says.
+
+    Shape:
+        (B, M, *P) -> complex (B, M, *P)
+    """
+    with torch.autocast(image.device.type, enabled=False):
+        image = image.to(torch.promote_types(image.dtype, torch.float32))
+        return torch.fft.fftn(image, dim=_spatial(image), norm="forward")
+
+
+def crop_spectrum(spectrum: Tensor, size: Sequence[int]) -> Tensor:
+    """Box of `size` around the zero frequency: frequencies -(size // 2) .. size - size // 2 - 1 on every axis.
+
+    Shape:
+        (B, M, *P) -> (B, M, *size)
+    """
+    for axis, new in enumerate(size, start=2):
+        old = spectrum.shape[axis]
+        if new != old:
+            negative = new // 2
+            parts = (spectrum.narrow(axis, 0, new - negative), spectrum.narrow(axis, old - negative, negative))
+            spectrum = torch.cat(parts, axis)
+    return spectrum
+
+
+def fold_mask(mask: Tensor) -> Tensor:
+    """Mask in the FFT's order (zero frequency first) -> the order of a stored mask, both (1, C, *P_l)."""
+    half = _half(mask.shape[-1])
+    partners = _reflect(mask, _spatial(mask))[..., 1 : 1 + mask.shape[-1] - half]
+    return torch.cat((mask[..., :half], partners), -1)
+
+
+def unfold_mask(stored: Tensor) -> Tensor:
+    """Inverse of `fold_mask`."""
+    half = _half(stored.shape[-1])
+    partners = _reflect(stored[..., half:].flip(-1), _spatial(stored)[:-1])
+    return torch.cat((stored[..., :half], partners), -1)
+
+
+def low_band_reference(stored: Tensor, spectrum: Tensor) -> Tensor:
+    """Plain form of `low_band`: the real part of the full inverse transform."""
+    modality = torch.arange(stored.shape[1], device=stored.device) % spectrum.shape[1]
+    masked = unfold_mask(stored) * spectrum[:, modality]
+    return torch.fft.ifftn(masked, dim=_spatial(spectrum), norm="forward").real
+
+
+def low_band(stored: Tensor, spectrum: Tensor, symmetric: bool) -> Tensor:
+    """Re(sum over k of M_c(k) S_{c mod M}(k) exp(2 pi i k x / P_l)), the masked low band of the image.
+
+    Only the Hermitian part (Z(k) + conj(Z(-k))) / 2 of Z = M S has a real transform: it is built on the half
+    spectrum, and one real inverse transform does the work of the complex one at half the cost.
+
+    Args:
+        stored: Real mask M in the order of `fold_mask`.
+        spectrum: Image spectrum S cropped to the level, divided by the number of the image's voxels.
+        symmetric: Whether S(-k) = conj(S(k)) for every k, as it is without cropping (cropping to an even size cuts
+            one of the two Nyquist planes off).
+
+    Shape:
+        stored (1, C, *P_l), spectrum complex (B, M, *P_l), result (B, C, *P_l).
+    """
+    if spectrum.requires_grad and torch.is_grad_enabled():
+        return low_band_reference(stored, spectrum)
+    half = _half(spectrum.shape[-1])
+    here = spectrum[..., :half]
+    there = here if symmetric else _reflect(spectrum, _spatial(spectrum))[..., :half].conj().resolve_conj()
+    return _LowBand.apply(stored, here, there, symmetric)
+
+
+def gate_reference(x: Tensor, low: Tensor, rate: Tensor) -> Tensor:
+    """Plain form of `gate`."""
+    return (rate * x + (1 - rate) * low) * x
+
+
+def gate(x: Tensor, low: Tensor, rate: Tensor) -> Tensor:
+    """(r x + (1 - r) low) * x, computed in the wider of the types of x and low and returned in that of x.
+
+    Shape:
+        x, low and result (B, C, *P); rate a scalar.
+    """
+    return _Gate.apply(x, low, rate)
+
+
+class FINE(nn.Module):
+    """FINE and the gate after it: x <- (r x + (1 - r) low) * x, low being the masked low band of the image.
+
+    Args:
+        channels: C of the feature map.
+        size: P_l, its spatial size in voxels.
+        patch_size: P, the image's spatial size in voxels.
+
+    Shape:
+        x (B, C, *P_l), spectrum complex (B, M, *P) from `image_spectrum`; result (B, C, *P_l).
+    """
+
+    def __init__(self, channels: int, size: Sequence[int], patch_size: Sequence[int]) -> None:
+        super().__init__()
+        # Channels last in memory, as the transform and the CPU's feature maps have them.
+        self.mask = nn.Parameter(torch.ones(1, *size, channels).movedim(-1, 1))
+        self.rate = nn.Parameter(torch.tensor(0.5))
+        self.cropped = tuple(size) != tuple(patch_size)
+
+    def low_band(self, spectrum: Tensor) -> Tensor:
+        """The masked low band of the image, (B, C, *P_l)."""
+        with torch.autocast(spectrum.device.type, enabled=False):
+            return low_band(self.mask, crop_spectrum(spectrum, self.mask.shape[2:]), symmetric=not self.cropped)
+
+    def forward(self, x: Tensor, spectrum: Tensor) -> Tensor:
+        return gate(x, self.low_band(spectrum), self.rate)
+
+    def extra_repr(self) -> str:
+        return f"channels={self.mask.shape[1]}, size={tuple(self.mask.shape[2:])}"
+
+
+def _spatial(x: Tensor) -> tuple[int, ...]:
+    return tuple(range(2, x.ndim))
+
+
+def _half(size: int) -> int:
+    return size // 2 + 1
+
+
+def _reflect(x: Tensor, axes: Sequence[int]) -> Tensor:
+    """x(-k) from x(k), indices modulo the size of each axis."""
+    axes = tuple(axes)
+    return torch.roll(torch.flip(x, axes), (1,) * len(axes), axes) if axes else x
+
+
+def _per_channel(spectrum: Tensor, channels: int) -> Tensor:
+    """(..., M) -> (..., C), channel c taking modality c mod M; with one modality broadcasting does it."""
+    modalities = spectrum.shape[-1]
+    if modalities == 1:
+        return spectrum
+    return spectrum[..., torch.arange(channels, device=spectrum.device) % modalities]
+
+
+def _real_product(a: Tensor, b: Tensor) -> Tensor:
+    """Re(conj(a) b)."""
+    return a.real * b.real + a.imag * b.imag
+
+
+class _LowBand(torch.autograd.Function):
+    """`low_band` with the gradient of the mask only, sample by sample; arrays here are channels last, (*P_l, C).
+
+    With the partner's mask M' = M(-k) and S' = conj(S(-k)) the half spectrum is (M S + M' S') / 2. Backward, with
+    the transform G of the incoming gradient: dM = Re(conj(S) G) and dM' = Re(conj(S') G), each halved on the planes
+    that are their own partners.
+    """
+
+    @staticmethod
+    def forward(ctx, stored, here, there, symmetric):
+        ctx.save_for_backward(here, there)
+        ctx.last = stored.shape[-1]
+        mask = stored.detach()[0].movedim(0, -1)
+        low = [
+            _inverse(_HalfSpectrum(mask, s, partner, symmetric))
+            for s, partner in zip(here.movedim(1, -1), there.movedim(1, -1), strict=True)
+        ]
+        return torch.stack(low).movedim(-1, 1) if len(low) > 1 else low[0][None].movedim(-1, 1)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        here, there = (i.movedim(1, -1) for i in ctx.saved_tensors)
+        grad = grads[0].movedim(1, -1)
+        out = grad.new_zeros(*grad.shape[1:-2], ctx.last, grad.shape[-1])
+        for g, s, partner in zip(grad, here, there, strict=True):
+            _add_mask_gradient(out, g, s, partner)
+        return out.movedim(-1, 0)[None], None, None, None
+
+
+class _HalfSpectrum:
+    """The Hermitian part of mask times spectrum on the half spectrum, given in slabs of the second axis."""
+
+    def __init__(self, mask: Tensor, s: Tensor, partner: Tensor, symmetric: bool) -> None:
+        self.mask, self.s, self.partner, self.symmetric = mask, s, partner, symmetric
+        self.size, self.channels, self.half = mask.shape[:-1], mask.shape[-1], s.shape[-2]
+        self.planes = {}
+        for plane in _self_partnered(self.half, mask.shape[-2]):
+            own = 0.5 * mask[..., plane, :]
+            other = _reflect(own, range(own.ndim - 1))
+            here, there = (_per_channel(i[..., plane, :], self.channels) for i in (s, partner))
+            self.planes[plane] = own * here + other * there
+
+    def slab(self, index: slice) -> Tensor:
+        """(P_1, index, ..., P_n // 2 + 1, C); in 2D, where the second axis is the last, `index` must be full."""
+        at = (slice(None), index) if len(self.size) == 3 else (slice(None),)
+        mask, s, partner = self.mask[at], self.s[at], self.partner[at]
+        out = s.new_empty(*s.shape[:-1], self.channels)
+        paired = slice(1, 1 + self.size[-1] - self.half)
+        own, other = 0.5 * mask[..., paired, :], 0.5 * mask[..., self.half :, :]
+        target, here = out[..., paired, :], _per_channel(s[..., paired, :], self.channels)
+        if self.symmetric:
+            torch.mul(own.add_(other), here, out=target)
+        else:
+            torch.mul(own, here, out=target)
+            target.add_(other * _per_channel(partner[..., paired, :], self.channels))
+        for plane, values in self.planes.items():
+            out[..., plane, :] = values[at]
+        return out
+
+
+def _in_slabs(x: Tensor) -> bool:
+    """On the CPU 3D transforms run in slabs, whose temporaries stay in the cache."""
+    return x.ndim == 4 and x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _inverse(spectrum: _HalfSpectrum) -> Tensor:
+    """Real transform of a half spectrum, (*P_l, C) in this order in memory."""
+    size = spectrum.size
+    axes = tuple(range(len(size)))
+    if not _in_slabs(spectrum.mask):
+        return torch.fft.irfftn(spectrum.slab(slice(None)), s=size, dim=axes, norm="forward").contiguous()
+    columns = spectrum.s.new_empty(*spectrum.s.shape[:-1], spectrum.channels)
+    for j in range(size[1]):
+        columns[:, j : j + 1] = torch.fft.ifft(spectrum.slab(slice(j, j + 1)), dim=0, norm="forward")
+    out = spectrum.mask.new_empty(*size, spectrum.channels)
+    for i in range(size[0]):
+        out[i] = torch.fft.irfftn(columns[i], s=size[1:], dim=axes[:-1], norm="forward")
+    return out
+
+
+def _add_mask_gradient(out: Tensor, grad: Tensor, s: Tensor, partner: Tensor) -> None:
+    half, channels = s.shape[-2], grad.shape[-1]
+    axes = tuple(range(grad.ndim - 1))
+    if _in_slabs(grad):
+        columns = s.new_empty(*s.shape[:-1], channels)
+        for i in range(grad.shape[0]):
+            columns[i] = torch.fft.rfftn(grad[i], dim=axes[:-1])
+        for j in range(grad.shape[1]):
+            columns[:, j] = torch.fft.fft(columns[:, j], dim=0)
+            _add_paired(out[:, j], columns[:, j], s[:, j], partner[:, j])
+    else:
+        columns = torch.fft.rfftn(grad, dim=axes)
+        _add_paired(out, columns, s, partner)
+    for plane in _self_partnered(half, out.shape[-2]):
+        own, other = (
+            0.5 * _real_product(_per_channel(i[..., plane, :], channels), columns[..., plane, :]) for i in (s, partner)
+        )
+        out[..., plane, :] += own + _reflect(other, range(other.ndim - 1))
+
+
+def _add_paired(out: Tensor, transform: Tensor, s: Tensor, partner: Tensor) -> None:
+    half, channels = s.shape[-2], out.shape[-1]
+    paired = slice(1, 1 + out.shape[-2] - half)
+    for source, target in ((s, out[..., paired, :]), (partner, out[..., half:, :])):
+        values = _per_channel(source[..., paired, :], channels)
+        target.add_(_real_product(values, transform[..., paired, :]))
+
+
+def _self_partnered(half: int, size: int) -> list[int]:
+    """Planes k_n of the half spectrum with -k_n = k_n modulo the size: 0 and, for even sizes, size / 2."""
+    return [0] if size % 2 else [0, half - 1]
+
+
+class _Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, low, rate):
+        ctx.save_for_backward(x, low, rate)
+        wide = x.to(torch.promote_types(x.dtype, low.dtype))
+        return torch.lerp(low.to(wide.dtype), wide, rate.to(wide.dtype)).mul_(wide).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        x, low, rate = ctx.saved_tensors
+        dtype = torch.promote_types(x.dtype, low.dtype)
+        grad, wide, r = grads[0].to(dtype), x.to(dtype), rate.to(dtype)
+        product = grad * wide
+        # d/dx = g (2 r x + (1 - r) low), d/dlow = (1 - r) g x, d/dr = sum g x (x - low)
+        grad_x = torch.lerp(low.to(dtype), wide, r).addcmul_(wide, r).mul_(grad)
+        grad_rate = _total(product, wide) - _total(product, low)
+        return grad_x.to(x.dtype), product.mul_(1 - r).to(low.dtype), grad_rate.to(rate.dtype)
+
+
+def _total(a: Tensor, b: Tensor) -> Tensor:
+    form = channels_last(a.ndim)
+    if a.device.type == "cpu" and all(i.is_contiguous(memory_format=form) for i in (a, b)):
+        return sum_of_products(rows(a), rows(b)).sum()
+    return (a * b).sum()

@@ -1,0 +1,113 @@
+"""Instance norm followed by leaky ReLU, as one step.
+
+On the CPU, PyTorch copies a channels-last map to the contiguous layout before instance norm and back, and every
+fresh map of a full-resolution level costs more in page faults than the arithmetic. The fast path here therefore
+works on channels-last maps as they are and normalises in the memory of the convolution's output. Elsewhere
+PyTorch's own functions are used.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunet_ext.blocks.layout import channels_last, rows, sum_of_products
+
+
+def instance_norm_leaky_relu_reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Tensor:
+    """Plain form of `instance_norm_leaky_relu`: PyTorch's two functions."""
+    return F.leaky_relu(F.instance_norm(x, weight=weight, bias=bias, eps=eps), slope)
+
+
+def instance_norm_leaky_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Tensor:
+    """LeakyReLU(weight * (x - mean) / sqrt(var + eps) + bias), mean and variance over space per sample and channel.
+
+    The memory of `x` may be overwritten: call it on a fresh result that nothing else needs, as a convolution's is.
+
+    Args:
+        x: Map to normalise.
+        weight: Scale per channel.
+        bias: Shift per channel.
+        eps: Added to the (biased) variance.
+        slope: Slope of the leaky ReLU for negative values, above 0.
+
+    Shape:
+        x and result (B, C, *P); weight and bias (C,).
+    """
+    if not _fast_path_applies(x, weight):
+        return F.leaky_relu_(F.instance_norm(x, weight=weight, bias=bias, eps=eps), slope)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad):
+        return _InstanceNormLeakyReLU.apply(x, weight, bias, eps, slope)[0]
+    normalised, _ = _normalise_(rows(x), eps)
+    normalised.mul_(weight).add_(bias)
+    return F.leaky_relu_(x, slope)
+
+
+def _fast_path_applies(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype
+        and x.dtype in (torch.float32, torch.float64)
+        and x.is_contiguous(memory_format=channels_last(x.ndim))
+        and not (x.is_leaf and x.requires_grad)
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _normalise_(voxels: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Normalises (B, voxels, C) in place; returns it and the scale 1 / sqrt(var + eps), (B, 1, C)."""
+    voxels.sub_(voxels.mean(1, keepdim=True))
+    scale = (sum_of_products(voxels, voxels) / voxels.shape[1] + eps).rsqrt()
+    return voxels.mul_(scale), scale
+
+
+class _InstanceNormLeakyReLU(torch.autograd.Function):
+    """Keeps the normalised map (in the memory of the input) and the output; both exist anyway."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps, slope):
+        normalised, scale = _normalise_(rows(x), eps)
+        out = torch.empty_like(x, memory_format=channels_last(x.ndim))
+        torch.addcmul(bias, normalised, weight, out=rows(out))
+        F.leaky_relu_(out, slope)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x, out, weight, scale)
+        ctx.slope = slope
+        ctx.set_materialize_grads(False)
+        return out, x
+
+    @staticmethod
+    def backward(ctx, *grads):
+        if grads[0] is None:
+            return (None,) * 5
+        x, out, weight, scale = ctx.saved_tensors
+        grad_out = grads[0].contiguous(memory_format=channels_last(x.ndim))
+        grad = torch.ops.aten.leaky_relu_backward(grad_out, out, ctx.slope, True)
+        g, normalised = rows(grad), rows(x)
+        sum_grad = g.sum(1, keepdim=True)
+        sum_product = sum_of_products(g, normalised)
+        voxels = g.shape[1]
+        g.sub_(sum_grad / voxels).addcmul_(normalised, sum_product, value=-1.0 / voxels).mul_(scale * weight)
+        return grad, sum_product.sum((0, 1)), sum_grad.sum((0, 1)), None, None
+
+
+class InstanceNormLeakyReLU(nn.Module):
+    """Affine instance norm and leaky ReLU; see `instance_norm_leaky_relu`.
+
+    Args:
+        channels: C.
+        eps: Added to the variance.
+        slope: Slope of the leaky ReLU.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5, slope: float = 0.1) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+        self.slope = slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        return instance_norm_leaky_relu(x, self.weight, self.bias, self.eps, self.slope)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, eps={self.eps}, slope={self.slope}"

@@ -1,0 +1,1 @@
+"""The demo's real scans; source and licence in LICENCE.md beside this file."""

@@ -1,0 +1,139 @@
+"""The SM loss: Dice, cross-entropy and boundary terms whose weights update themselves."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunet_ext.losses.region_terms import Terms, region_terms
+
+# Factors on (u_dice, u_ce, u_boundary), by the largest term and by whether the first of the two others is the larger.
+_FACTORS = (
+    ((1.0015, 1.0, 1.0005), (1.0015, 1.001, 1.0)),
+    ((1.0, 1.0015, 1.0005), (1.001, 1.0015, 1.0)),
+    ((1.0005, 1.0, 1.0015), (1.0, 1.001, 1.0015)),
+)
+_OTHERS = ((1, 2), (0, 2), (1, 0))
+
+
+class SelfUpdatingLoss(nn.Module):
+    """L = sum_i softplus(u_i) / sum_j softplus(u_j) * term_i over Dice, cross-entropy and boundary terms.
+
+    In a training step (`self.training` and gradients enabled), before u is used: if Dice < `dice_threshold` and CE <
+    `ce_threshold` and Boundary < `boundary_threshold`, u of the largest term is multiplied by 1.0015 and u of the
+    larger of the two others by 1.001 or 1.0005 (Dice largest: CE 1.001 or boundary 1.0005; CE largest: Dice 1.001 or
+    boundary 1.0005; boundary largest: CE 1.001 or Dice 1.0005). Under DDP the decision uses the mean over ranks.
+    The values u are the buffer `raw_weights`: part of the state dict, never of the optimiser.
+
+    A class that is absent from a slice gives the constant 1 there, so for small structures the boundary term may
+    stay above its threshold, and u as it is. Everything is computed in float32 with autocast off.
+
+    Args:
+        regions: Overlapping regions (sigmoid, binary cross-entropy) instead of classes (softmax).
+        ignore_label: Class index whose voxels count in no term. With `regions`, any value but None says that the
+            target's last channel marks the voxels to ignore.
+        deep_supervision_weights: Weight per output for lists of outputs, full resolution first; None: 1, 1/2, 1/4,
+            ... with the last one 0, divided by their sum, as nnU-Net has it.
+        dice_threshold: See above; the paper leaves the three thresholds to the task.
+        ce_threshold: See above.
+        boundary_threshold: See above.
+
+    Shape:
+        output (B, K, *P) and target (B, 1, *P) (with regions one mask a channel), or lists of them; result a scalar.
+
+    Raises:
+        ValueError: for lists of different lengths, or weights of another length.
+
+    Source:
+        Huang et al., "SASAN: Spectrum-Axial Spatial Approach Networks for Medical Image Segmentation", L_SM.
+    """
+
+    raw_weights: Tensor
+
+    def __init__(
+        self,
+        regions: bool = False,
+        ignore_label: int | None = None,
+        deep_supervision_weights: Sequence[float] | None = None,
+        dice_threshold: float = 0.6,
+        ce_threshold: float = 0.2,
+        boundary_threshold: float = 0.7,
+    ) -> None:
+        super().__init__()
+        self.regions = regions
+        self.ignore_label = ignore_label
+        self.deep_supervision_weights = deep_supervision_weights
+        self.thresholds = (dice_threshold, ce_threshold, boundary_threshold)
+        self.register_buffer("raw_weights", torch.ones(3))
+        self.last_terms: Terms | None = None
+        """Terms of the last call at full resolution, detached."""
+
+    @property
+    def weights(self) -> Tensor:
+        """The weights in use: softplus(u) / sum softplus(u), in the order Dice, cross-entropy, boundary."""
+        positive = F.softplus(self.raw_weights)
+        return positive / positive.sum()
+
+    def forward(self, output: Tensor | Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
+        outputs = [output] if isinstance(output, Tensor) else list(output)
+        targets = [target] if isinstance(target, Tensor) else list(target)
+        if len(outputs) != len(targets):
+            raise ValueError(f"{len(outputs)} outputs but {len(targets)} targets; one target is needed for each output")
+        with torch.autocast(outputs[0].device.type, enabled=False):
+            terms = self._terms(outputs[0], targets[0])
+            self.last_terms = Terms(*(t.detach() for t in terms))
+            if self.training and torch.is_grad_enabled():
+                self._update(torch.stack(self.last_terms))
+            weights = self.weights
+            scales = self._output_weights(len(outputs))
+            total = scales[0] * self._combine(terms, weights)
+            for o, t, scale in zip(outputs[1:], targets[1:], scales[1:], strict=True):
+                if scale != 0:
+                    total = total + scale * self._combine(self._terms(o, t), weights)
+            return total
+
+    def extra_repr(self) -> str:
+        dice, ce, boundary = self.thresholds
+        return (
+            f"regions={self.regions}, ignore_label={self.ignore_label}, dice_threshold={dice}, ce_threshold={ce}, "
+            f"boundary_threshold={boundary}"
+        )
+
+    def _output_weights(self, count: int) -> Sequence[float]:
+        if self.deep_supervision_weights is not None:
+            if len(self.deep_supervision_weights) != count:
+                raise ValueError(
+                    f"`deep_supervision_weights` has {len(self.deep_supervision_weights)} entries for {count} outputs"
+                )
+            return self.deep_supervision_weights
+        weights = [0.5**i for i in range(count)]
+        if count > 1:
+            weights[-1] = 0.0
+        return [w / sum(weights) for w in weights]
+
+    def _terms(self, logits: Tensor, target: Tensor) -> Terms:
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        valid = None
+        if self.ignore_label is not None and self.regions:
+            valid, target = ~target[:, -1:].bool(), target[:, :-1]
+        elif self.ignore_label is not None:
+            valid = target != self.ignore_label
+        return region_terms(logits, target, valid, self.regions)
+
+    @staticmethod
+    def _combine(terms: Terms, weights: Tensor) -> Tensor:
+        return (torch.stack(tuple(terms)) * weights).sum()
+
+    @torch.no_grad()
+    def _update(self, terms: Tensor) -> None:
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(terms)
+            terms = terms / dist.get_world_size()
+        # Without branches on values, so that nothing waits for the GPU.
+        largest = terms.argmax()
+        first, second = terms.new_tensor(_OTHERS, dtype=torch.long)[largest]
+        factors = self.raw_weights.new_tensor(_FACTORS)[largest, (terms[first] > terms[second]).long()]
+        open_gate = (terms < terms.new_tensor(self.thresholds)).all()
+        self.raw_weights.mul_(torch.where(open_gate, factors, 1.0))

@@ -1,0 +1,6 @@
+"""The networks, with nnU-Net's constructor vocabulary; usable without nnU-Net."""
+
+from nnunet_ext.networks.registry import NETWORKS, NetworkInfo, network_info
+from nnunet_ext.networks.sasan import SASAN
+
+__all__ = ["NETWORKS", "SASAN", "NetworkInfo", "network_info"]

@@ -1,0 +1,56 @@
+"""One line a network: what the tests, the command line and the importer of weights go through."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from nnunet_ext.networks.sasan import SASAN
+
+
+@dataclass(frozen=True)
+class NetworkInfo:
+    """A network and what belongs to it.
+
+    Attributes:
+        name: Short name, as in `nnunet_ext.weights.from_authors`.
+        network: The class.
+        trainers: Trainers that build it.
+        paper: The paper's setting: constructor arguments at which parameters are reported.
+    """
+
+    name: str
+    network: type[nn.Module]
+    trainers: tuple[str, ...]
+    paper: dict
+
+
+_INFOS = (
+    NetworkInfo(
+        name="sasan",
+        network=SASAN,
+        trainers=("SASANTrainer", "SASANTrainerDiceCE"),
+        paper={
+            "input_channels": 1,
+            "num_classes": 5,
+            "patch_size": (96, 96, 96),
+            "n_stages": 5,
+            "features_per_stage": (32, 64, 128, 256, 512),
+            "conv_op": nn.Conv3d,
+            "kernel_sizes": 3,
+            "strides": 2,
+        },
+    ),
+)
+
+NETWORKS: dict[str, NetworkInfo] = {info.name: info for info in _INFOS}
+
+
+def network_info(name: str) -> NetworkInfo:
+    """Looks a network up by its short name.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the known ones.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"unknown network {name!r}; known: {', '.join(sorted(NETWORKS))}")
+    return NETWORKS[name]

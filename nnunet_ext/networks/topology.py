@@ -1,0 +1,100 @@
+"""A plan's topology, checked once for every network: stages, features, kernels, strides, patch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from torch import nn
+
+from nnunet_ext.blocks.dimension import spatial_dims
+
+PerStage = int | Sequence[int] | Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Sizes of an encoder, one entry a stage; build it with `Topology.create`.
+
+    Attributes:
+        patch_size: P in voxels.
+        features: Channels per stage.
+        kernel_sizes: Odd kernel size per stage and axis.
+        strides: Stride into each stage per axis; all 1 for the first stage.
+        sizes: Spatial size P_l per stage in voxels.
+    """
+
+    patch_size: tuple[int, ...]
+    features: tuple[int, ...]
+    kernel_sizes: tuple[tuple[int, ...], ...]
+    strides: tuple[tuple[int, ...], ...]
+    sizes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def create(
+        cls,
+        conv_op: type[nn.Module],
+        patch_size: int | Sequence[int],
+        n_stages: int,
+        features_per_stage: int | Sequence[int],
+        kernel_sizes: PerStage,
+        strides: PerStage,
+    ) -> "Topology":
+        """Broadcasts scalars over stages and axes and checks everything.
+
+        Raises:
+            ValueError: for a wrong length, an even kernel, a stride into the first stage, a patch that the strides
+                do not divide (the message names the axis and the nearest sizes).
+        """
+        n = spatial_dims(conv_op)
+        if n_stages < 2:
+            raise ValueError(f"`n_stages`={n_stages} must be at least 2: an encoder and a decoder level")
+        patch = _per_axis("patch_size", patch_size, n)
+        if isinstance(features_per_stage, int):
+            features_per_stage = (features_per_stage,) * n_stages
+        features = tuple(int(f) for f in features_per_stage)
+        _check_length("features_per_stage", features, n_stages, "stages")
+        kernels = _per_stage_and_axis("kernel_sizes", kernel_sizes, n_stages, n)
+        if any(k % 2 == 0 for stage in kernels for k in stage):
+            raise ValueError(f"`kernel_sizes`={kernels} must be odd, so that convolutions keep the size")
+        if isinstance(strides, int):
+            strides = [1] + [strides] * (n_stages - 1)
+        steps = _per_stage_and_axis("strides", strides, n_stages, n)
+        if any(s != 1 for s in steps[0]):
+            raise ValueError(f"`strides[0]`={steps[0]} must be all 1: the first stage works at full resolution")
+        for name, values in (("patch_size", (patch,)), ("features_per_stage", (features,)), ("strides", steps)):
+            if any(v < 1 for value in values for v in value):
+                raise ValueError(f"`{name}`={values if name == 'strides' else values[0]} must be positive")
+        return cls(patch, features, kernels, steps, _level_sizes(patch, steps))
+
+
+def _per_axis(name: str, value: int | Sequence[int], n: int) -> tuple[int, ...]:
+    values = (value,) * n if isinstance(value, int) else tuple(int(v) for v in value)
+    _check_length(name, values, n, "spatial axes")
+    return values
+
+
+def _per_stage_and_axis(name: str, value: PerStage, n_stages: int, n: int) -> tuple[tuple[int, ...], ...]:
+    stages = (value,) * n_stages if isinstance(value, int) else tuple(value)
+    _check_length(name, stages, n_stages, "stages")
+    return tuple(_per_axis(f"{name}[{i}]", stage, n) for i, stage in enumerate(stages))
+
+
+def _check_length(name: str, values: Sequence, expected: int, of_what: str) -> None:
+    if len(values) != expected:
+        raise ValueError(f"`{name}` must have {expected} entries ({of_what}), got {len(values)}: {list(values)}")
+
+
+def _level_sizes(patch: tuple[int, ...], strides: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+    totals = [1] * len(patch)
+    for stage in strides:
+        totals = [t * s for t, s in zip(totals, stage, strict=True)]
+    for axis, (size, total) in enumerate(zip(patch, totals, strict=True)):
+        if size % total:
+            below, above = size // total * total, ceil(size / total) * total
+            nearest = " and ".join(str(i) for i in (below, above) if i)
+            raise ValueError(f"`patch_size[{axis}]`={size} must be divisible by {total}; nearest: {nearest}")
+    sizes, current = [], list(patch)
+    for stage in strides:
+        current = [c // s for c, s in zip(current, stage, strict=True)]
+        sizes.append(tuple(current))
+    return tuple(sizes)

@@ -1,0 +1,47 @@
+"""Bounds on training that a user sets in the environment, for short and for equal runs."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+EPOCHS = "NNUNET_EXT_EPOCHS"
+ITERATIONS = "NNUNET_EXT_ITERATIONS"
+VAL_ITERATIONS = "NNUNET_EXT_VAL_ITERATIONS"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a training runs; None leaves nnU-Net's own value.
+
+    Attributes:
+        epochs: Number of epochs (nnU-Net: 1000).
+        iterations: Training iterations an epoch (nnU-Net: 250).
+        val_iterations: Validation iterations an epoch (nnU-Net: 50).
+    """
+
+    epochs: int | None = None
+    iterations: int | None = None
+    val_iterations: int | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Budget":
+        """Reads NNUNET_EXT_EPOCHS, NNUNET_EXT_ITERATIONS and NNUNET_EXT_VAL_ITERATIONS.
+
+        Raises:
+            ValueError: if one of them is set to anything but a positive integer.
+        """
+        return cls(*(_positive(environment, name) for name in (EPOCHS, ITERATIONS, VAL_ITERATIONS)))
+
+    def environment(self) -> dict[str, str]:
+        """The environment variables that give this budget."""
+        values = dict(zip((EPOCHS, ITERATIONS, VAL_ITERATIONS), asdict(self).values(), strict=True))
+        return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def _positive(environment: Mapping[str, str], name: str) -> int | None:
+    text = environment.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()) or int(text) == 0:
+        raise ValueError(f"the environment variable {name}={text!r} must be a positive integer, for example 50")
+    return int(text)

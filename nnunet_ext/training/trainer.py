@@ -1,0 +1,118 @@
+"""The base of our trainers: nnU-Net's trainer, with a network of ours, a budget, and state of its own."""
+
+import os
+import resource
+import sys
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
+
+from nnunet_ext import __version__
+from nnunet_ext.training.budget import Budget
+from nnunet_ext.training.from_plan import network_from_plan
+
+_CHECKPOINT_KEY = "nnunet_ext"
+_MAX_EPOCHS_BETWEEN_CHECKPOINTS = 50
+
+
+class PluginTrainer(nnUNetTrainer):
+    """nnU-Net's trainer with a network class, the budget of the environment and extra state in the checkpoint.
+
+    Subclasses set `network_class` (None: the plan's own network) and may extend `extra_state` and
+    `load_extra_state`.
+    """
+
+    network_class: type[nn.Module] | None = None
+
+    # nnU-Net reads this signature by name: it must be exactly its own.
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008
+    ) -> None:
+        budget = Budget.from_environment()  # before anything is written
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = budget.epochs or self.num_epochs
+        self.num_iterations_per_epoch = budget.iterations or self.num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = budget.val_iterations or self.num_val_iterations_per_epoch
+        # A short training is worth resuming too.
+        self.save_every = max(1, min(_MAX_EPOCHS_BETWEEN_CHECKPOINTS, self.num_epochs // 10))
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: Any,
+        configuration_manager: Any,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """Called by training on the trainer and by prediction on its class."""
+        if cls.network_class is None:
+            return nnUNetTrainer.build_network_architecture(
+                plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+            )
+        return network_from_plan(
+            cls.network_class, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
+
+    @property
+    def budget(self) -> Budget:
+        """The budget in use, nnU-Net's own values included."""
+        return Budget(self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch)
+
+    def extra_state(self) -> dict[str, Any]:
+        """What our checkpoints hold beyond nnU-Net's."""
+        return {"version": __version__, "budget": vars(self.budget)}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Takes over what `extra_state` gave when the checkpoint was written."""
+        if state["budget"] != vars(self.budget):
+            self.print_to_log_file(f"Note: the checkpoint was trained with {state['budget']}, now {vars(self.budget)}.")
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.print_to_log_file(
+            f"nnunet_ext {__version__}, {type(self).__name__}: {self.num_epochs} epochs, "
+            f"{self.num_iterations_per_epoch} training and {self.num_val_iterations_per_epoch} validation iterations "
+            "per epoch"
+        )
+
+    def on_epoch_end(self) -> None:
+        self.print_to_log_file(f"Peak memory: {_peak_memory_gb(self.device):.2f} GB")
+        super().on_epoch_end()
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint and our state; the file is replaced in one step, so that a kill never damages it."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)
+            return
+        # nnU-Net's own file is completed rather than written here, so that it stays what this nnU-Net writes.
+        base, complete = f"{filename}.base", f"{filename}.partial"
+        super().save_checkpoint(base)
+        checkpoint = torch.load(base, map_location="cpu", mmap=True, weights_only=False)
+        checkpoint[_CHECKPOINT_KEY] = self.extra_state()
+        torch.save(checkpoint, complete)
+        os.replace(complete, filename)
+        os.remove(base)
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        super().load_checkpoint(filename_or_checkpoint)
+        checkpoint = torch.load(filename_or_checkpoint, map_location="cpu", mmap=True, weights_only=False)
+        if _CHECKPOINT_KEY in checkpoint:
+            self.load_extra_state(checkpoint[_CHECKPOINT_KEY])
+        else:
+            self.print_to_log_file(f"Note: {filename_or_checkpoint} was not written by a trainer of nnunet_ext.")
+
+
+def _peak_memory_gb(device: torch.device) -> float:
+    """Peak memory of the process so far in GB: what torch allocated on a GPU, elsewhere the resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

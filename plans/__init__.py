@@ -1,0 +1,1 @@
+"""Experiment planners, one per network, and the papers' settings as plan presets."""
