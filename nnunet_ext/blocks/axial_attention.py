@@ -14,7 +14,7 @@ from nnunet_ext.blocks.dimension import spatial_dims
 _MAX_HEADS = 16
 _CHUNK_ELEMENTS = 1 << 20
 """Attention scores computed at a time on the CPU: few enough to stay in the cache."""
-_CUDA_MAX_BATCH = 32768
+_MAX_BATCH = 32768
 """Fused attention kernels put the batch on a grid axis of at most 65535 blocks."""
 
 
@@ -73,7 +73,7 @@ def attend(tokens: Tensor, heads: int, qkv: Tensor, out_weight: Tensor, out_bias
     q, k, v = projected.permute(2, 0, 3, 1, 4)
     parts = [
         F.scaled_dot_product_attention(*part)
-        for part in zip(*(i.split(_CUDA_MAX_BATCH) for i in (q, k, v)), strict=True)
+        for part in zip(*(i.split(_MAX_BATCH) for i in (q, k, v)), strict=True)
     ]
     mixed = parts[0] if len(parts) == 1 else torch.cat(parts)
     return F.linear(mixed.transpose(1, 2).reshape(batch, length, embedding), out_weight, out_bias)
@@ -85,7 +85,7 @@ def attend_axes(maps: Tensor, axes: Sequence[int], attentions: Sequence[AxialAtt
     Shape:
         (..., E) -> (..., E)
     """
-    if maps.device.type == "cpu" and not torch.compiler.is_compiling():
+    if _use_chunks(maps):
         with torch.autocast("cpu", enabled=False):
             maps = maps.to(torch.promote_types(maps.dtype, torch.float32)).contiguous()
             weights = [w for a in attentions for w in (a.qkv.weight, a.out.weight, a.out.bias)]
@@ -98,6 +98,10 @@ def attend_axes(maps: Tensor, axes: Sequence[int], attentions: Sequence[AxialAtt
     if total is None:
         raise ValueError("`axes` must name at least one axis")
     return total
+
+
+def _use_chunks(maps: Tensor) -> bool:
+    return maps.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 class _ChunkedAttention(torch.autograd.Function):

@@ -17,12 +17,15 @@ along the last axis, M(k) for the half spectrum k_n = 0 .. P_n // 2 in the FFT's
 k_n = 1 .. (P_n - 1) // 2: the two partners lie at one distance and nothing is flipped or shifted at run time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from nnunet_ext.blocks.layout import channels_last, rows, sum_of_products
+
+_SLAB_ELEMENTS = 1 << 18
+"""Values transformed at a time on the CPU."""
 
 
 def image_spectrum(image: Tensor) -> Tensor:
@@ -228,8 +231,14 @@ class _HalfSpectrum:
 
 
 def _in_slabs(x: Tensor) -> bool:
-    """On the CPU 3D transforms run in slabs, whose temporaries stay in the cache."""
-    return x.ndim == 4 and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """On the CPU 3D transforms of large maps run in slabs, whose temporaries stay in the cache."""
+    large = x.ndim == 4 and x.numel() > _SLAB_ELEMENTS
+    return large and x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _slabs(x: Tensor, axis: int) -> Iterator[slice]:
+    step = max(1, _SLAB_ELEMENTS * x.shape[axis] // x.numel())
+    return (slice(start, start + step) for start in range(0, x.shape[axis], step))
 
 
 def _inverse(spectrum: _HalfSpectrum) -> Tensor:
@@ -239,11 +248,11 @@ def _inverse(spectrum: _HalfSpectrum) -> Tensor:
     if not _in_slabs(spectrum.mask):
         return torch.fft.irfftn(spectrum.slab(slice(None)), s=size, dim=axes, norm="forward").contiguous()
     columns = spectrum.s.new_empty(*spectrum.s.shape[:-1], spectrum.channels)
-    for j in range(size[1]):
-        columns[:, j : j + 1] = torch.fft.ifft(spectrum.slab(slice(j, j + 1)), dim=0, norm="forward")
+    for j in _slabs(columns, 1):
+        columns[:, j] = torch.fft.ifft(spectrum.slab(j), dim=0, norm="forward")
     out = spectrum.mask.new_empty(*size, spectrum.channels)
-    for i in range(size[0]):
-        out[i] = torch.fft.irfftn(columns[i], s=size[1:], dim=axes[:-1], norm="forward")
+    for i in _slabs(out, 0):
+        out[i] = torch.fft.irfftn(columns[i], s=size[1:], dim=axes[1:], norm="forward")
     return out
 
 
@@ -252,9 +261,9 @@ def _add_mask_gradient(out: Tensor, grad: Tensor, s: Tensor, partner: Tensor) ->
     axes = tuple(range(grad.ndim - 1))
     if _in_slabs(grad):
         columns = s.new_empty(*s.shape[:-1], channels)
-        for i in range(grad.shape[0]):
-            columns[i] = torch.fft.rfftn(grad[i], dim=axes[:-1])
-        for j in range(grad.shape[1]):
+        for i in _slabs(columns, 0):
+            columns[i] = torch.fft.rfftn(grad[i], dim=axes[1:])
+        for j in _slabs(columns, 1):
             columns[:, j] = torch.fft.fft(columns[:, j], dim=0)
             _add_paired(out[:, j], columns[:, j], s[:, j], partner[:, j])
     else:

@@ -87,7 +87,7 @@ def region_terms_reference(
     for class_truth, class_p in zip(truth.unbind(1), p.unbind(1), strict=True):
         for t, q in zip(class_truth.unbind(1), class_p.unbind(1), strict=True):
             neighbours = F.conv2d(t[:, None], cross, padding=1)[:, 0] * t
-            on_edge = torch.where(neighbours == 5, 0, neighbours).count_nonzero()
+            on_edge = torch.where(neighbours == 5, 0, neighbours).count_nonzero().to(t.dtype)
             alpha = min(2 * (1 - (on_edge + _SMOOTH) / (t.sum() + _SMOOTH)) - 1, limit)
             x, y, z = (q * t).sum(), (t * t).sum(), (q * q).sum()
             boundary = boundary + (z + y - 2 * x + _SMOOTH) / (z + y - (1 + alpha) * x + _SMOOTH)

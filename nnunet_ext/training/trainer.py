@@ -1,7 +1,6 @@
 """The base of our trainers: nnU-Net's trainer, with a network of ours, a budget, and state of its own."""
 
 import os
-import resource
 import sys
 from typing import Any
 
@@ -114,5 +113,9 @@ def _peak_memory_gb(device: torch.device) -> float:
     """Peak memory of the process so far in GB: what torch allocated on a GPU, elsewhere the resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -1,0 +1,21 @@
+"""Train and compare on real hippocampus scans: plan, preprocess, train, predict, evaluate, summarise."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--folder", default="nnunet_ext_demo", help="working folder (default: %(default)s)")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="default: %(default)s")
+    parser.add_argument(
+        "--trainers", nargs="+", default=["SASANTrainer", "StockTrainer"], metavar="T", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--iterations", type=int, default=200, help="training iterations of every trainer (default: %(default)s)"
+    )
+    parser.epilog = "Run it again after an interruption: it goes on where it was."
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from nnunet_ext.demo.run import run_demo
+
+    return run_demo(arguments.folder, arguments.trainers, arguments.iterations, arguments.device)

@@ -1,0 +1,24 @@
+"""Convert the authors' published weights to a file for nnUNetv2_train -pretrained_weights."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("network", help="short name of the network, as `nnunet_ext networks` lists it")
+    parser.add_argument("input", help="the authors' checkpoint (a state dict saved by torch)")
+    parser.add_argument("output", help="file to write")
+    parser.add_argument("--heads", type=int, help="attention heads, where tensors do not show them (sasan)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from nnunet_ext.networks import network_info
+    from nnunet_ext.weights import from_authors, read_state_dict, write_pretrained
+
+    network_info(arguments.network)
+    settings = {} if arguments.heads is None else {"heads": arguments.heads}
+    network = from_authors(arguments.network, read_state_dict(arguments.input), **settings)
+    write_pretrained(network, arguments.output)
+    parameters = sum(p.numel() for p in network.parameters())
+    print(f"wrote {arguments.output}: {type(network).__name__}, {parameters:,} parameters")
+    print(f"for a plan with patch size {getattr(network, 'patch_size', '?')} and the same stages and features")
+    return 0

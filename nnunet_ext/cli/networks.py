@@ -1,0 +1,31 @@
+"""List the networks with their trainers, parameters and multiply-adds."""
+
+import argparse
+import json
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--plans", help="a plans file with its dataset.json beside it; without it: the papers' settings")
+    parser.add_argument("--configuration", default="3d_fullres", help="configuration of the plan (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from nnunet_ext.planning.cost import network_costs
+
+    rows = network_costs(Path(arguments.plans) if arguments.plans else None, arguments.configuration)
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    print("Setting:", f"{arguments.plans}, {arguments.configuration}" if arguments.plans else "the paper's")
+    for row in rows:
+        print(
+            f"\n{row['network']} ({row['name']})\n"
+            f"  trainers       {', '.join(row['trainers'])}\n"
+            f"  patch          {' x '.join(map(str, row['patch_size']))}, {row['input_channels']} channel(s) in, "
+            f"{row['num_classes']} out\n"
+            f"  parameters     {row['parameters']:,}\n"
+            f"  multiply-adds  {row['multiply_adds'] / 1e9:.1f} G (convolutions and matrix products of one forward pass)"
+        )
+    return 0

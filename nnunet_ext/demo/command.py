@@ -1,0 +1,79 @@
+"""Runs one of nnU-Net's console commands with a progress bar."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+_POLL_SECONDS = 0.5
+_TAIL_LINES = 15
+
+
+class CommandFailed(RuntimeError):
+    """A console command ended with an error; the message has the end of its log."""
+
+
+def console_script(name: str, search_path: str | None = None) -> str:
+    """Path of a console script: of this Python's environment, else of PATH.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    beside_python = shutil.which(name, path=str(Path(sys.executable).parent))
+    found = beside_python or shutil.which(name, path=search_path)
+    if found is None:
+        raise FileNotFoundError(f"the command {name} is not installed; pip install nnunetv2")
+    return found
+
+
+def run_command(
+    title: str,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path,
+    total: int,
+    count_done: Callable[[], int],
+) -> None:
+    """Runs a command to its end, its output in `log`, while a bar shows `count_done()` of `total`.
+
+    Raises:
+        CommandFailed: if it ends with an error.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as output, tqdm(total=total, desc=title, bar_format="{desc:<28}{percentage:3.0f}%|{bar}| {elapsed}") as bar:
+        process = subprocess.Popen(
+            [console_script(command[0]), *command[1:]],
+            env={**environment, "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            while True:
+                try:
+                    code = process.wait(_POLL_SECONDS)
+                    break
+                except subprocess.TimeoutExpired:
+                    bar.n = min(count_done(), total)
+                    bar.refresh()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+        if code == 0:
+            bar.n = total
+            bar.refresh()
+    if code != 0:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
+        raise CommandFailed(f"{' '.join(command)} failed with exit code {code}; the end of {log}:\n{tail}")
+
+
+def count_lines(path: Path, *starts: str) -> int:
+    """Number of lines of a text file that start with one of `starts`; 0 if there is no file."""
+    if not path.is_file():
+        return 0
+    with path.open(errors="replace") as lines:
+        return sum(any(part in line[:60] for part in starts) for line in lines)

@@ -1,0 +1,133 @@
+"""The demo's steps; each is skipped if an earlier run has done it."""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnunet_ext.demo.command import CommandFailed, count_lines, run_command
+from nnunet_ext.demo.workspace import CONFIGURATION, DATASET_ID, Settings, Workspace, check_trainers
+
+_CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+
+
+def run_demo(folder: str | Path, trainers: Sequence[str], iterations: int, device: str = "auto") -> int:
+    """Lays out the shipped scans, plans, preprocesses, trains, predicts, evaluates and writes a summary.
+
+    Args:
+        folder: Working folder, new or of an earlier run with the same settings.
+        trainers: Names of our trainers.
+        iterations: Training iterations of every trainer.
+        device: cpu, cuda, mps, or auto for the best there is.
+
+    Returns:
+        Exit code: 0, or 1 if a command of nnU-Net failed.
+
+    Raises:
+        ValueError: for unknown trainers, a number of iterations below 1, or a folder that is not the demo's.
+    """
+    if iterations < 1:
+        raise ValueError(f"--iterations {iterations} must be at least 1")
+    check_trainers(trainers)
+    space = Workspace(folder, Settings(iterations, _device(device)))
+    started = time.monotonic()
+    print(f"Demo in {space.root} on {space.settings.device}, {iterations} iterations each for {', '.join(trainers)}")
+    try:
+        space.lay_out_raw()
+        _preprocess(space)
+        for trainer in trainers:
+            _train(space, trainer)
+        for trainer in trainers:
+            _predict(space, trainer)
+    except CommandFailed as error:
+        print(f"\n{error}\nRun the demo again to go on from here.", file=sys.stderr)
+        return 1
+    from nnunet_ext.demo.summary import write_summary
+
+    summary = write_summary(space, trainers)
+    print(f"\n{summary.read_text().split('## Training curves')[0]}")
+    print(f"Summary with curves and overlays: {summary}  ({(time.monotonic() - started) / 60:.1f} minutes)")
+    return 0
+
+
+def _device(wanted: str) -> str:
+    import torch
+
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if not available[wanted]:
+        raise ValueError(f"--device {wanted}: torch {torch.__version__} finds none here; use auto or cpu")
+    return wanted
+
+
+def _preprocess(space: Workspace) -> None:
+    if not space.is_preprocessed():
+        run_command(
+            "Plan and preprocess",
+            ["nnUNetv2_plan_and_preprocess", "-d", str(DATASET_ID), "-c", "3d_fullres", "-np", "2", "-npfp", "2"]
+            + ["--verify_dataset_integrity"],
+            space.environment(),
+            space.log("preprocess"),
+            total=len(list((space.raw / "labelsTr").iterdir())),
+            count_done=space.count_preprocessed,
+        )
+    space.add_configuration()
+
+
+def _train(space: Workspace, trainer: str) -> None:
+    model = space.model(trainer)
+    if (model / "validation" / "summary.json").is_file():
+        return
+    resume = ["--c"] if any((model / name).is_file() for name in _CHECKPOINTS) else []
+    log = space.log(f"train_{trainer}")
+    epochs, validated = space.settings.budget.epochs or 0, _validation_cases(space)
+    done_before = _finished_epochs(model) if resume else 0
+    run_command(
+        f"Train {trainer}",
+        ["nnUNetv2_train", str(DATASET_ID), CONFIGURATION, "0", "-tr", trainer, "-device", space.settings.device]
+        + resume,
+        space.environment(),
+        log,
+        total=epochs + validated,
+        count_done=lambda: done_before + count_lines(log, " Epoch time:", " predicting "),
+    )
+
+
+def _predict(space: Workspace, trainer: str) -> None:
+    target = space.predictions(trainer)
+    cases = [file.name.replace("_0000.nii.gz", ".nii.gz") for file in sorted(space.unlabelled.iterdir())]
+    if all((target / case).is_file() for case in cases):
+        return
+    shutil.rmtree(target, ignore_errors=True)
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    run_command(
+        f"Predict {trainer}",
+        ["nnUNetv2_predict", "-i", str(space.unlabelled), "-o", str(partial), "-d", str(DATASET_ID)]
+        + ["-c", CONFIGURATION, "-f", "0", "-tr", trainer, "-device", space.settings.device, "-npp", "1", "-nps", "1"],
+        space.environment(),
+        space.log(f"predict_{trainer}"),
+        total=len(cases),
+        count_done=lambda: len(list(partial.glob("*.nii.gz"))) if partial.is_dir() else 0,
+    )
+    partial.rename(target)
+
+
+def _validation_cases(space: Workspace) -> int:
+    """Cases of fold 0, a fifth, before nnU-Net has written the split."""
+    split = space.preprocessed / "splits_final.json"
+    if split.is_file():
+        return len(json.loads(split.read_text())[0]["val"])
+    return len(list((space.raw / "labelsTr").iterdir())) // 5
+
+
+def _finished_epochs(model: Path) -> int:
+    import torch
+
+    for name in _CHECKPOINTS:
+        if (model / name).is_file():
+            return torch.load(model / name, map_location="cpu", mmap=True, weights_only=False)["current_epoch"]
+    return 0

@@ -1,0 +1,149 @@
+"""The demo's working folder: its layout, its settings, its data."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from math import ceil
+from pathlib import Path
+
+from nnunet_ext import __version__
+from nnunet_ext.installed import known_trainers, trainers_folder
+from nnunet_ext.training.budget import Budget
+
+DATASET_ID = 4
+DATASET = "Dataset004_Hippocampus"
+CONFIGURATION = "3d_demo"
+_BASE_CONFIGURATION = "3d_fullres"
+_BATCH_SIZE = 2
+_ITERATIONS_PER_EPOCH = 10
+_VAL_ITERATIONS = 2
+_MARKER = "nnunet_ext_demo.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked of the demo; a folder is resumed only with the settings it was begun with.
+
+    Attributes:
+        iterations: Training iterations of every trainer.
+        device: cpu, cuda or mps.
+    """
+
+    iterations: int
+    device: str
+
+    @property
+    def budget(self) -> Budget:
+        """Epochs of a few iterations, so that progress and curves are seen."""
+        per_epoch = min(self.iterations, _ITERATIONS_PER_EPOCH)
+        return Budget(ceil(self.iterations / per_epoch), per_epoch, _VAL_ITERATIONS)
+
+
+class Workspace:
+    """The demo's folder; creates it, or takes up one that an earlier run began.
+
+    Raises:
+        ValueError: if the folder holds something else, or a demo with other settings.
+    """
+
+    def __init__(self, folder: str | Path, settings: Settings) -> None:
+        self.root = Path(folder).resolve()
+        self.settings = settings
+        marker = self.root / _MARKER
+        wanted = asdict(settings)
+        if marker.is_file():
+            found = json.loads(marker.read_text())["settings"]
+            if found != wanted:
+                raise ValueError(
+                    f"{self.root} holds a demo with other settings ({found}, asked for: {wanted}); "
+                    "remove that folder or give another --folder"
+                )
+        elif self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+            raise ValueError(f"{self.root} is not empty and not a demo; give another --folder")
+        else:
+            self.root.mkdir(parents=True, exist_ok=True)
+            write_atomically(marker, json.dumps({"version": __version__, "settings": wanted}, indent=2))
+
+    @property
+    def raw(self) -> Path:
+        return self.root / "nnUNet_raw" / DATASET
+
+    @property
+    def preprocessed(self) -> Path:
+        return self.root / "nnUNet_preprocessed" / DATASET
+
+    @property
+    def plans(self) -> Path:
+        return self.preprocessed / "nnUNetPlans.json"
+
+    @property
+    def unlabelled(self) -> Path:
+        return self.raw / "imagesTs"
+
+    def log(self, step: str) -> Path:
+        return self.root / "logs" / f"{step}.txt"
+
+    def model(self, trainer: str) -> Path:
+        return self.root / "nnUNet_results" / DATASET / f"{trainer}__nnUNetPlans__{CONFIGURATION}" / "fold_0"
+
+    def predictions(self, trainer: str) -> Path:
+        return self.root / "predictions" / trainer
+
+    def environment(self) -> dict[str, str]:
+        """Environment of nnU-Net's commands; the user's own nnU-Net folders are left alone."""
+        folders = {name: str(self.root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+        ours = {"nnUNet_extTrainer": str(trainers_folder()), "nnUNet_compile": "f", "MPLBACKEND": "Agg"}
+        defaults = {"nnUNet_n_proc_DA": "2"}
+        return defaults | dict(os.environ) | folders | ours | self.settings.budget.environment()
+
+    def lay_out_raw(self) -> None:
+        """Copies the shipped scans to nnU-Net's raw format; files that are there already are kept."""
+        source = resources.files("nnunet_ext") / "data" / "hippocampus"
+        with resources.as_file(source) as folder:
+            for part in ("imagesTr", "labelsTr", "imagesTs"):
+                target = self.raw / part
+                target.mkdir(parents=True, exist_ok=True)
+                for file in sorted((folder / part).glob("*.nii.gz")):
+                    if not (target / file.name).is_file():
+                        partial = target / (file.name + ".partial")
+                        shutil.copyfile(file, partial)
+                        os.replace(partial, target / file.name)
+            shutil.copyfile(folder / "dataset.json", self.raw / "dataset.json")
+
+    def add_configuration(self) -> None:
+        """Adds the demo's configuration to nnU-Net's plan: 3d_fullres with a batch size that suits a CPU too."""
+        plans = json.loads(self.plans.read_text())
+        if CONFIGURATION not in plans["configurations"]:
+            plans["configurations"][CONFIGURATION] = {
+                "inherits_from": _BASE_CONFIGURATION,
+                "batch_size": _BATCH_SIZE,
+            }
+            write_atomically(self.plans, json.dumps(plans, indent=4))
+
+    def is_preprocessed(self) -> bool:
+        """Whether the plan and every case are there."""
+        cases = list((self.raw / "labelsTr").glob("*.nii.gz"))
+        return self.plans.is_file() and self.count_preprocessed() == len(cases)
+
+    def count_preprocessed(self) -> int:
+        return len(list((self.preprocessed / f"nnUNetPlans_{_BASE_CONFIGURATION}").glob("*.pkl")))
+
+
+def check_trainers(trainers: Sequence[str]) -> None:
+    """Raises ValueError, listing the known ones, for a trainer that is not ours, and for one named twice."""
+    known = known_trainers()
+    for trainer in trainers:
+        if trainer not in known:
+            raise ValueError(f"unknown trainer {trainer!r}; known: {', '.join(known)}")
+    if len(set(trainers)) < len(trainers):
+        raise ValueError(f"a trainer is named twice: {' '.join(trainers)}")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file that appears complete or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)

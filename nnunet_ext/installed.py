@@ -1,0 +1,17 @@
+"""Where the installed package keeps things."""
+
+from importlib import util
+from pathlib import Path
+
+
+def trainers_folder() -> Path:
+    """The folder for nnU-Net's `nnUNet_extTrainer`."""
+    spec = util.find_spec("nnunet_ext.trainers")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError("nnunet_ext is not installed; in a checkout run: pip install -e .")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def known_trainers() -> list[str]:
+    """Names of our trainers."""
+    return sorted(path.stem for path in trainers_folder().glob("[!_]*.py"))

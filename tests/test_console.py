@@ -1,0 +1,115 @@
+"""Real, tiny nnU-Net runs through the console commands."""
+
+import json
+
+import pytest
+import SimpleITK as sitk
+import torch
+
+BUDGET = {"NNUNET_EXT_EPOCHS": "1", "NNUNET_EXT_ITERATIONS": "2", "NNUNET_EXT_VAL_ITERATIONS": "1"}
+
+
+def train(nnunet, trainer, configuration, *options, **environment):
+    return nnunet.run(
+        "nnUNetv2_train", "4", configuration, "0", "-tr", trainer, "-device", "cpu", *options, **(BUDGET | environment)
+    )
+
+
+def predict(nnunet, trainer, configuration, target, plans="nnUNetPlans"):
+    nnunet.run(
+        "nnUNetv2_predict",
+        *("-i", str(nnunet.raw / "imagesTs"), "-o", str(target), "-d", "4", "-c", configuration, "-f", "0"),
+        *("-tr", trainer, "-p", plans, "-device", "cpu", "-npp", "1", "-nps", "1", "--disable_tta"),
+    )
+    (image,) = (nnunet.raw / "imagesTs").iterdir()
+    (mask,) = target.glob("*.nii.gz")
+    image, mask = sitk.ReadImage(str(image)), sitk.ReadImage(str(mask))
+    assert mask.GetSize() == image.GetSize()
+    assert mask.GetSpacing() == image.GetSpacing()
+    assert set(sitk.GetArrayFromImage(mask).ravel()) <= {0, 1, 2}
+
+
+def test_train_validate_predict_and_continue(nnunet, tmp_path):
+    printed = train(nnunet, "SASANTrainer", "3d_fullres_tiny")
+    assert "1 epochs, 2 training and 1 validation iterations" in printed
+    assert "SM loss raw_weights: dice 1.0000" in printed
+    assert "Peak memory: " in printed
+    model = nnunet.model("SASANTrainer", "3d_fullres_tiny")
+    summary = json.loads((model / "validation" / "summary.json").read_text())
+    assert len(summary["metric_per_case"]) == 2
+    predict(nnunet, "SASANTrainer", "3d_fullres_tiny", tmp_path)
+
+    # --c goes on from the checkpoint, with the loss weights that it holds.
+    file = model / "checkpoint_final.pth"
+    checkpoint = torch.load(file, weights_only=False)
+    checkpoint["nnunet_ext"]["loss"]["raw_weights"] = torch.tensor([1.5, 1.25, 1.125])
+    torch.save(checkpoint, file)
+    printed = train(nnunet, "SASANTrainer", "3d_fullres_tiny", "--c", NNUNET_EXT_EPOCHS="2")
+    assert "the checkpoint was trained with {'epochs': 1" in printed
+    assert "Epoch 1" in printed
+    assert "SM loss raw_weights: dice 1.5000, cross_entropy 1.2500, boundary 1.1250" in printed
+    state = torch.load(file, weights_only=False)
+    assert state["current_epoch"] == 2
+    assert state["nnunet_ext"]["loss"]["raw_weights"].tolist() == [1.5, 1.25, 1.125]
+    assert len(state["nnunet_ext"]["loss_history"]) == 2
+
+
+def test_a_wrong_budget_stops_before_anything_is_written(nnunet):
+    done = nnunet.attempt(
+        "nnUNetv2_train", "4", "2d_tiny", "0", "-tr", "SASANTrainer", "-device", "cpu", NNUNET_EXT_EPOCHS="few"
+    )
+    assert done.returncode != 0
+    assert "NNUNET_EXT_EPOCHS='few' must be a positive integer" in done.stdout
+    assert not nnunet.model("SASANTrainer", "2d_tiny").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("trainer", "configuration"),
+    [("SASANTrainer", "2d_tiny"), ("SASANTrainerDiceCE", "3d_fullres_tiny"), ("StockTrainer", "3d_fullres_tiny")],
+)
+def test_other_trainers_and_configurations(nnunet, tmp_path, trainer, configuration):
+    train(nnunet, trainer, configuration)
+    predict(nnunet, trainer, configuration, tmp_path)
+
+
+@pytest.mark.slow
+def test_stock_trainer_trains_a_plan_that_names_sasan(nnunet, tmp_path):
+    """The third way to use the network: `network_class_name` of a plan, under nnU-Net's own trainer."""
+    plans = nnunet.plans
+    configuration = plans["configurations"]["3d_fullres_tiny"]
+    arguments = configuration["architecture"]["arch_kwargs"]
+    keys = ("n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides")
+    configuration["architecture"] = {
+        "network_class_name": "nnunet_ext.networks.SASAN",
+        "arch_kwargs": {key: arguments[key] for key in keys} | {"patch_size": configuration["patch_size"]},
+        "_kw_requires_import": ["conv_op"],
+    }
+    plans["plans_name"] = "SASANPlans"
+    (nnunet.preprocessed / "SASANPlans.json").write_text(json.dumps(plans))
+    # nnU-Net's shortest own trainer: one epoch of 250 iterations would take minutes.
+    nnunet.run(
+        *("nnUNetv2_train", "4", "3d_fullres_tiny", "0", "-tr", "nnUNetTrainerBenchmark_5epochs_noDataLoading"),
+        *("-p", "SASANPlans", "-device", "cpu"),
+    )
+
+
+@pytest.mark.slow
+def test_imported_weights_are_accepted_as_pretrained(nnunet, golden, tmp_path):
+    plans = nnunet.plans
+    configuration = plans["configurations"]["3d_fullres_tiny"] | {"patch_size": [32, 32, 32]}
+    configuration["architecture"]["arch_kwargs"] |= {
+        "n_stages": 5,
+        "features_per_stage": [4, 4, 8, 8, 16],
+        "kernel_sizes": [[3, 3, 3]] * 5,
+        "strides": [[1, 1, 1]] + [[2, 2, 2]] * 4,
+    }
+    plans["configurations"]["authors"] = configuration
+    plans["plans_name"] = "AuthorsPlans"
+    (nnunet.preprocessed / "AuthorsPlans.json").write_text(json.dumps(plans))
+    torch.save(golden("sasan").state_dict, tmp_path / "authors.pth")
+    nnunet.run("nnunet_ext", "import-weights", "sasan", str(tmp_path / "authors.pth"), str(tmp_path / "ours.pth"))
+    printed = train(
+        nnunet, "SASANTrainer", "authors", "-p", "AuthorsPlans", "-pretrained_weights", str(tmp_path / "ours.pth")
+    )
+    assert "encoder.fine.0.mask shape torch.Size([1, 4, 32, 32, 32])" in printed

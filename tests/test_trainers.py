@@ -1,0 +1,209 @@
+"""Trainers as nnU-Net finds and builds them, in this process; whole runs are in test_console.py."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_ext.installed import known_trainers
+from nnunet_ext.networks import NETWORKS, SASAN
+from nnunet_ext.training import Budget
+
+SIZES = {"2d_tiny": (24, 16), "3d_fullres_tiny": (16, 24, 16)}
+
+
+@pytest.fixture
+def make_trainer(nnunet_environment, tmp_path, monkeypatch):
+    """Builds and initialises a trainer as nnUNetv2_train does, its results in a folder of the test."""
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+
+    def make(name="SASANTrainer", configuration="3d_fullres_tiny", plans=None, dataset=None):
+        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+        plans = copy.deepcopy(plans or nnunet_environment.plans) | {"continue_training": False}
+        trainer_class = recursive_find_trainer_class_by_name(name)
+        trainer = trainer_class(
+            plans, configuration, 0, dataset or nnunet_environment.dataset_json, torch.device("cpu")
+        )
+        trainer.initialize()
+        trainer.network.train()
+        return trainer
+
+    return make
+
+
+def batch(trainer, channels=1):
+    """A batch as nnU-Net's loaders give it: a target for every output."""
+    size = tuple(trainer.configuration_manager.patch_size)
+    labels = trainer.label_manager
+    target = torch.zeros(2, 1, *size, dtype=torch.int16)
+    target[..., 4:12] = 1
+    target[..., 8:12] = 2
+    if labels.ignore_label is not None:
+        target[..., -1] = labels.ignore_label
+    if labels.has_regions:
+        regions = [target == 1, target >= 1] if labels.ignore_label is None else [target == 1, target >= 1, target == 3]
+        target = torch.cat(regions, 1)
+    scales = trainer._get_deep_supervision_scales()
+    targets = [target[(slice(None), slice(None), *(slice(None, None, round(1 / s)) for s in scale))] for scale in scales]
+    return {"data": torch.randn(2, channels, *size), "target": targets}
+
+
+def run_steps(trainer, count=2):
+    trainer.on_train_epoch_start()
+    losses = [trainer.train_step(batch(trainer))["loss"] for _ in range(count)]
+    trainer.on_train_epoch_end([{"loss": np.array(loss)} for loss in losses])
+    return losses
+
+
+def test_every_trainer_is_found_by_nnunet(nnunet_environment):
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    names = known_trainers()
+    assert {"SASANTrainer", "SASANTrainerDiceCE", "StockTrainer"} <= set(names)
+    assert {trainer for info in NETWORKS.values() for trainer in info.trainers} <= set(names)
+    for name in names:
+        found = recursive_find_trainer_class_by_name(name)
+        assert found.__name__ == name
+
+
+@pytest.mark.parametrize("configuration", list(SIZES))
+@pytest.mark.parametrize("name", ["SASANTrainer", "SASANTrainerDiceCE", "StockTrainer"])
+def test_trainers_take_the_plans_topology_and_step(make_trainer, name, configuration):
+    trainer = make_trainer(name, configuration)
+    if name != "StockTrainer":
+        assert type(trainer.network) is SASAN
+        assert trainer.network.patch_size == SIZES[configuration]
+    assert np.isfinite(run_steps(trainer)).all()
+
+
+LABELS = {
+    "labels": {"background": 0, "Anterior": 1, "Posterior": 2},
+    "ignore": {"background": 0, "Anterior": 1, "Posterior": 2, "ignore": 3},
+    "regions": {"background": 0, "whole": [1, 2], "Posterior": [2]},
+    "regions and ignore": {"background": 0, "whole": [1, 2], "Posterior": [2], "ignore": 3},
+}
+
+
+@pytest.mark.parametrize("kind", list(LABELS))
+def test_regions_and_ignore_label(make_trainer, nnunet, kind):
+    dataset = nnunet.dataset_json | {"labels": LABELS[kind]}
+    if "regions" in kind:
+        dataset["regions_class_order"] = [1, 2]
+    trainer = make_trainer(dataset=dataset)
+    assert trainer.loss.regions == ("regions" in kind)
+    assert (trainer.loss.ignore_label is not None) == ("ignore" in kind)
+    before = [p.clone() for p in trainer.network.parameters()]
+    assert np.isfinite(run_steps(trainer)).all()
+    assert any(not torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True))
+    trainer.on_validation_epoch_start()
+    with torch.no_grad():
+        result = trainer.validation_step(batch(trainer))
+    assert np.isfinite(result["loss"])
+
+
+def test_two_modalities(make_trainer, nnunet):
+    dataset = nnunet.dataset_json | {"channel_names": {"0": "T1", "1": "T2"}}
+    plans = nnunet.plans
+    chosen = plans["configurations"]["3d_fullres_tiny"]
+    for key in ("normalization_schemes", "use_mask_for_norm"):
+        chosen[key] = chosen[key] * 2
+    trainer = make_trainer(plans=plans, dataset=dataset)
+    trainer.on_train_epoch_start()
+    assert np.isfinite(trainer.train_step(batch(trainer, channels=2))["loss"])
+
+
+def test_checkpoint_round_trip_with_the_loss_weights(make_trainer, tmp_path):
+    trainer = make_trainer()
+    run_steps(trainer)
+    trainer.loss.raw_weights.copy_(torch.tensor([1.1, 1.2, 1.3]))
+    file = str(tmp_path / "checkpoint.pth")
+    trainer.save_checkpoint(file)
+    assert [path.name for path in tmp_path.glob("checkpoint*")] == ["checkpoint.pth"]
+
+    restored = make_trainer()
+    restored.load_checkpoint(file)
+    assert restored.loss.raw_weights.tolist() == pytest.approx([1.1, 1.2, 1.3])
+    assert restored.loss_history == trainer.loss_history
+    for (name, a), b in zip(
+        trainer.network.state_dict().items(), restored.network.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b), name
+    same = batch(trainer)
+    # Training goes on identically: optimiser, loss weights and network are all back.
+    restored.loss.train()
+    trainer.loss.train()
+    for t in (trainer, restored):
+        t._term_sums = torch.zeros(3)
+    assert trainer.train_step(same)["loss"] == restored.train_step(same)["loss"]
+
+
+def test_validation_leaves_the_loss_weights_alone(make_trainer):
+    trainer = make_trainer()
+    trainer.loss.thresholds = (10.0, 10.0, 10.0)
+    run_steps(trainer, count=1)
+    after_training = trainer.loss.raw_weights.clone()
+    assert after_training.tolist() != [1, 1, 1]
+    trainer.on_validation_epoch_start()
+    with torch.no_grad():
+        trainer.validation_step(batch(trainer))
+    assert torch.equal(trainer.loss.raw_weights, after_training)
+
+
+def test_a_stock_checkpoint_is_noted(make_trainer, tmp_path, capsys):
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    trainer = make_trainer("StockTrainer")
+    nnUNetTrainer.save_checkpoint(trainer, str(tmp_path / "stock.pth"))
+    make_trainer("StockTrainer").load_checkpoint(str(tmp_path / "stock.pth"))
+    assert "was not written by a trainer of nnunet_ext" in capsys.readouterr().out
+
+
+def test_stock_trainer_builds_sasan_from_a_plan_that_names_it(make_trainer, nnunet):
+    plans = nnunet.plans
+    name_sasan(plans["configurations"]["3d_fullres_tiny"])
+    stock = make_trainer("nnUNetTrainer", plans=plans)
+    assert type(stock.network) is SASAN
+    assert len(stock.network(batch(stock)["data"])) == len(stock._get_deep_supervision_scales())
+    ours = make_trainer("SASANTrainer", plans=plans)
+    assert ours.network.state_dict().keys() == stock.network.state_dict().keys()
+
+
+def name_sasan(configuration):
+    """Makes a configuration's plan one for SASAN, as a user or our planner writes it."""
+    arguments = configuration["architecture"]["arch_kwargs"]
+    keys = ("n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides")
+    configuration["architecture"] = {
+        "network_class_name": "nnunet_ext.networks.SASAN",
+        "arch_kwargs": {key: arguments[key] for key in keys} | {"patch_size": configuration["patch_size"]},
+        "_kw_requires_import": ["conv_op"],
+    }
+
+
+def test_a_plan_without_topology_is_refused(make_trainer, nnunet):
+    plans = nnunet.plans
+    del plans["configurations"]["3d_fullres_tiny"]["architecture"]["arch_kwargs"]["features_per_stage"]
+    with pytest.raises(ValueError, match=r"PlainConvUNet has no features_per_stage: SASAN cannot take its topology"):
+        make_trainer(plans=plans)
+
+
+def test_budget_variables_bound_the_training(make_trainer, monkeypatch, tmp_path):
+    for name, value in Budget(7, 3, 2).environment().items():
+        monkeypatch.setenv(name, value)
+    trainer = make_trainer("StockTrainer")
+    assert trainer.budget == Budget(7, 3, 2)
+    trainer.save_checkpoint(str(tmp_path / "c.pth"))
+    state = torch.load(tmp_path / "c.pth", weights_only=False)["nnunet_ext"]
+    assert state["budget"] == {"epochs": 7, "iterations": 3, "val_iterations": 2}
+
+
+def test_without_budget_variables_nnunets_values_stay(make_trainer):
+    assert make_trainer("StockTrainer").budget == Budget(1000, 250, 50)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", "", " 3", "²"])
+@pytest.mark.parametrize("name", ["NNUNET_EXT_EPOCHS", "NNUNET_EXT_ITERATIONS", "NNUNET_EXT_VAL_ITERATIONS"])
+def test_budgets_that_are_no_positive_integers_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value!r} must be a positive integer"):
+        Budget.from_environment({name: value})

@@ -1,0 +1,71 @@
+import pickle
+
+import pytest
+import torch
+
+from nnunet_ext.cli.main import main
+from nnunet_ext.weights import from_authors, read_state_dict
+
+
+def test_missing_and_extra_keys_are_listed(golden):
+    state = dict(golden("sasan").state_dict)
+    state["stray.weight"] = state.pop("fine2.rate")
+    with pytest.raises(ValueError, match=r"1 missing: fine2\.rate; 1 extra: stray\.weight"):
+        from_authors("sasan", state)
+
+
+def test_an_empty_state_dict_lists_what_is_missing():
+    with pytest.raises(ValueError, match=r"missing: asem\.axial_attention\.axial_attentions\.0\.fn\.to_kv\.weight"):
+        from_authors("sasan", {})
+
+
+def test_unknown_names_list_the_known():
+    with pytest.raises(ValueError, match=r"unknown network 'sassan'; known: .*sasan"):
+        from_authors("sassan", {})
+
+
+def test_odd_channels_cannot_be_imported(golden):
+    state = dict(golden("sasan").state_dict)
+    state["fine1.mask"] = state["fine1.mask"][:, :3]
+    with pytest.raises(ValueError, match="a mask with 3 channels cannot be imported"):
+        from_authors("sasan", state)
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"epoch": 3, "state_dict": s}])
+def test_import_weights_writes_a_file_for_nnunet(golden, tmp_path, wrap, capsys, assert_close):
+    file = golden("sasan")
+    torch.save(wrap({f"module.{k}": v for k, v in file.state_dict.items()}), tmp_path / "authors.pth")
+    assert main(["import-weights", "sasan", str(tmp_path / "authors.pth"), str(tmp_path / "ours.pth")]) == 0
+    assert "SASAN" in capsys.readouterr().out
+    network = from_authors("sasan", file.state_dict)
+    network.load_state_dict(torch.load(tmp_path / "ours.pth", weights_only=True)["network_weights"])
+    assert_close(network(file["x"]), file["y"], 1e-4)
+    assert [p.name for p in tmp_path.glob("*.partial")] == []
+
+
+def test_import_weights_says_what_is_wrong(tmp_path, capsys):
+    assert main(["import-weights", "sasan", str(tmp_path / "none.pth"), "out"]) == 2
+    assert "no such file" in capsys.readouterr().err
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    assert main(["import-weights", "sasan", str(tmp_path / "other.pth"), "out"]) == 2
+    assert "missing" in capsys.readouterr().err
+    assert main(["import-weights", "unet", str(tmp_path / "other.pth"), "out"]) == 2
+    assert "known: " in capsys.readouterr().err
+
+
+class _Payload:
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+def test_files_that_carry_code_are_refused(tmp_path, capsys):
+    torch.save({"state_dict": _Payload()}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match="cannot be read safely"):
+        read_state_dict(tmp_path / "evil.pth")
+    assert "code ran" not in capsys.readouterr().out
+    (tmp_path / "garbage.pth").write_bytes(pickle.dumps([1, 2])[:5])
+    with pytest.raises(ValueError, match="cannot be read safely"):
+        read_state_dict(tmp_path / "garbage.pth")
+    torch.save({"epoch": 3}, tmp_path / "empty.pth")
+    with pytest.raises(ValueError, match="holds no state dict"):
+        read_state_dict(tmp_path / "empty.pth")
