@@ -59,9 +59,9 @@ def _python() -> Check:
 def _package(search_path: Sequence[str]) -> Check:
     ours = Path(nnunet_ext.__file__).resolve().parent
     others = {
-        found.resolve().parent
+        file.resolve().parent
         for entry in search_path
-        if (found := Path(entry or ".") / "nnunet_ext" / "__init__.py").is_file()
+        if (file := Path(entry or ".") / "nnunet_ext" / "__init__.py").is_file()
     } - {ours}
     found = f"{nnunet_ext.__version__} in {ours}"
     if others:

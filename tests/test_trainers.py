@@ -46,7 +46,9 @@ def batch(trainer, channels=1):
         regions = [target == 1, target >= 1] if labels.ignore_label is None else [target == 1, target >= 1, target == 3]
         target = torch.cat(regions, 1)
     scales = trainer._get_deep_supervision_scales()
-    targets = [target[(slice(None), slice(None), *(slice(None, None, round(1 / s)) for s in scale))] for scale in scales]
+    targets = [
+        target[(slice(None), slice(None), *(slice(None, None, round(1 / s)) for s in scale))] for scale in scales
+    ]
     return {"data": torch.randn(2, channels, *size), "target": targets}
 
 
@@ -126,9 +128,7 @@ def test_checkpoint_round_trip_with_the_loss_weights(make_trainer, tmp_path):
     restored.load_checkpoint(file)
     assert restored.loss.raw_weights.tolist() == pytest.approx([1.1, 1.2, 1.3])
     assert restored.loss_history == trainer.loss_history
-    for (name, a), b in zip(
-        trainer.network.state_dict().items(), restored.network.state_dict().values(), strict=True
-    ):
+    for (name, a), b in zip(trainer.network.state_dict().items(), restored.network.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     same = batch(trainer)
     # Training goes on identically: optimiser, loss weights and network are all back.

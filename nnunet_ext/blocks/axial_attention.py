@@ -4,6 +4,7 @@ Source: Huang et al., "SASAN: Spectrum-Axial Spatial Approach Networks for Medic
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -72,8 +73,7 @@ def attend(tokens: Tensor, heads: int, qkv: Tensor, out_weight: Tensor, out_bias
     projected = F.linear(tokens, qkv).view(batch, length, 3, heads, embedding // heads)
     q, k, v = projected.permute(2, 0, 3, 1, 4)
     parts = [
-        F.scaled_dot_product_attention(*part)
-        for part in zip(*(i.split(_MAX_BATCH) for i in (q, k, v)), strict=True)
+        F.scaled_dot_product_attention(*part) for part in zip(*(i.split(_MAX_BATCH) for i in (q, k, v)), strict=True)
     ]
     mixed = parts[0] if len(parts) == 1 else torch.cat(parts)
     return F.linear(mixed.transpose(1, 2).reshape(batch, length, embedding), out_weight, out_bias)
@@ -182,20 +182,19 @@ class ASEM(nn.Module):
         (B, K, *P) -> (B, K, *P)
     """
 
-    def __init__(
-        self, conv_op: type[nn.Module], channels: int, size: Sequence[int], heads: int | None = None
-    ) -> None:
+    def __init__(self, conv_op: type[nn.Module], channels: int, size: Sequence[int], heads: int | None = None) -> None:
         super().__init__()
         n = spatial_dims(conv_op)
         self.scale = 0.2
-        self.attentions = nn.ModuleList(
+        attentions = [
             AxialAttention(length, default_heads(length) if heads is None else heads)
             for length in size
             for _ in range(n)
-        )
-        self.spatial_gate = conv_op(channels, 1, kernel_size=1)
-        for attention in self.attentions:
+        ]
+        for attention in attentions:
             nn.init.constant_(attention.out.bias, 2 / (self.scale * n * n))
+        self.attentions = nn.ModuleList(attentions)
+        self.spatial_gate = conv_op(channels, 1, kernel_size=1)
 
     def axial(self, z: Tensor) -> Tensor:
         """A(z), (B, K, *P)."""
@@ -203,7 +202,7 @@ class ASEM(nn.Module):
         total: Tensor | None = None
         for a in range(n):
             maps = z.movedim(2 + a, -1)  # (B, K, other spatial axes, E)
-            attentions = list(self.attentions)[a * n : (a + 1) * n]
+            attentions = cast(list[AxialAttention], list(self.attentions)[a * n : (a + 1) * n])
             mixed = attend_axes(maps, range(1, n + 1), attentions).movedim(-1, 2 + a)
             total = mixed if total is None else total + mixed
         if total is None:

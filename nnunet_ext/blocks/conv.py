@@ -1,10 +1,13 @@
 """Convolution blocks."""
 
 from collections.abc import Sequence
+from functools import partial
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_ext.blocks.dimension import conv_function
 from nnunet_ext.blocks.instance_norm import InstanceNormLeakyReLU
 from nnunet_ext.blocks.layout import cpu_channels_last
 
@@ -39,6 +42,7 @@ class ConvNormAct(nn.Module):
         super().__init__()
         padding = tuple((k - 1) // 2 for k in kernel_size)
         self.conv = conv_op(input_channels, output_channels, tuple(kernel_size), padding=padding, bias=True)
+        self.convolve = partial(conv_function(conv_op), padding=padding)
         self.norm_act = InstanceNormLeakyReLU(output_channels, eps, slope)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,9 +50,8 @@ class ConvNormAct(nn.Module):
         if missing > 0:
             # Channels of zeros change nothing but the kernel that PyTorch chooses.
             pad = (0, 0) * (x.ndim - 2) + (0, missing)
-            x = self.conv._conv_forward(
-                cpu_channels_last(F.pad(x, pad)), F.pad(self.conv.weight, pad), self.conv.bias
-            )
+            weight = F.pad(cast(Tensor, self.conv.weight), pad)
+            x = self.convolve(cpu_channels_last(F.pad(x, pad)), weight, self.conv.bias)
         else:
             x = self.conv(x)
         return self.norm_act(cpu_channels_last(x))

@@ -6,8 +6,12 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--plans", help="a plans file with its dataset.json beside it; without it: the papers' settings")
-    parser.add_argument("--configuration", default="3d_fullres", help="configuration of the plan (default: %(default)s)")
+    parser.add_argument(
+        "--plans", help="a plans file with its dataset.json beside it; without it: the papers' settings"
+    )
+    parser.add_argument(
+        "--configuration", default="3d_fullres", help="configuration of the plan (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -26,6 +30,6 @@ def run(arguments: argparse.Namespace) -> int:
             f"  patch          {' x '.join(map(str, row['patch_size']))}, {row['input_channels']} channel(s) in, "
             f"{row['num_classes']} out\n"
             f"  parameters     {row['parameters']:,}\n"
-            f"  multiply-adds  {row['multiply_adds'] / 1e9:.1f} G (convolutions and matrix products of one forward pass)"
+            f"  multiply-adds  {row['multiply_adds'] / 1e9:.1f} G (convolutions and matrix products, one forward pass)"
         )
     return 0

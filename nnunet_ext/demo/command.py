@@ -43,7 +43,10 @@ def run_command(
         CommandFailed: if it ends with an error.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as output, tqdm(total=total, desc=title, bar_format="{desc:<28}{percentage:3.0f}%|{bar}| {elapsed}") as bar:
+    with (
+        log.open("w") as output,
+        tqdm(total=total, desc=title, bar_format="{desc:<28}{percentage:3.0f}%|{bar}| {elapsed}") as bar,
+    ):
         process = subprocess.Popen(
             [console_script(command[0]), *command[1:]],
             env={**environment, "PYTHONUNBUFFERED": "1"},

@@ -67,8 +67,10 @@ def _preprocess(space: Workspace) -> None:
     if not space.is_preprocessed():
         run_command(
             "Plan and preprocess",
-            ["nnUNetv2_plan_and_preprocess", "-d", str(DATASET_ID), "-c", "3d_fullres", "-np", "2", "-npfp", "2"]
-            + ["--verify_dataset_integrity"],
+            [
+                *("nnUNetv2_plan_and_preprocess", "-d", str(DATASET_ID), "-c", "3d_fullres"),
+                *("-np", "2", "-npfp", "2", "--verify_dataset_integrity"),
+            ],
             space.environment(),
             space.log("preprocess"),
             total=len(list((space.raw / "labelsTr").iterdir())),
@@ -87,8 +89,10 @@ def _train(space: Workspace, trainer: str) -> None:
     done_before = _finished_epochs(model) if resume else 0
     run_command(
         f"Train {trainer}",
-        ["nnUNetv2_train", str(DATASET_ID), CONFIGURATION, "0", "-tr", trainer, "-device", space.settings.device]
-        + resume,
+        [
+            *("nnUNetv2_train", str(DATASET_ID), CONFIGURATION, "0"),
+            *("-tr", trainer, "-device", space.settings.device, *resume),
+        ],
         space.environment(),
         log,
         total=epochs + validated,
@@ -106,8 +110,23 @@ def _predict(space: Workspace, trainer: str) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     run_command(
         f"Predict {trainer}",
-        ["nnUNetv2_predict", "-i", str(space.unlabelled), "-o", str(partial), "-d", str(DATASET_ID)]
-        + ["-c", CONFIGURATION, "-f", "0", "-tr", trainer, "-device", space.settings.device, "-npp", "1", "-nps", "1"],
+        [
+            *("nnUNetv2_predict", "-i", str(space.unlabelled), "-o", str(partial), "-d", str(DATASET_ID)),
+            *(
+                "-c",
+                CONFIGURATION,
+                "-f",
+                "0",
+                "-tr",
+                trainer,
+                "-device",
+                space.settings.device,
+                "-npp",
+                "1",
+                "-nps",
+                "1",
+            ),
+        ],
         space.environment(),
         space.log(f"predict_{trainer}"),
         total=len(cases),

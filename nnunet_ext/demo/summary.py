@@ -11,9 +11,9 @@ import SimpleITK as sitk
 import torch
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
-from nnunet_ext.demo.workspace import Workspace, write_atomically  # noqa: E402
+from nnunet_ext.demo.workspace import Workspace, write_atomically
 
 _COLOURS = ("tab:orange", "tab:cyan", "tab:pink", "tab:olive")
 
@@ -46,11 +46,15 @@ def write_summary(space: Workspace, trainers: Sequence[str]) -> Path:
     _plot_curves(results, space.root / "curves.png")
     overlays = [_plot_overlay(space, case, trainers, labels) for case in sorted(space.unlabelled.iterdir())]
     budget = space.settings.budget
+    setting = (
+        f"{budget.epochs} epochs of {budget.iterations} iterations, batch 2, on {space.settings.device}, the same for "
+        "every trainer. nnU-Net's default is 1000 epochs of 250 iterations: this shows that everything works and "
+        "learns; which trainer is better it cannot show."
+    )
     lines = [
         "# Demo: hippocampus, fold 0",
         "",
-        f"{budget.epochs} epochs of {budget.iterations} iterations, batch 2, on {space.settings.device}, the same for "
-        f"every trainer. nnU-Net's default is 1000 epochs of 250: this shows that it works, not which is better.",
+        setting,
         "",
         f"Dice of the {results[0].cases} validation cases:",
         "",
@@ -101,6 +105,8 @@ def _plot_curves(results: Sequence[Result], path: Path) -> None:
     loss.set(xlabel="epoch", ylabel="training loss (each trainer's own)", title="Loss")
     dice.set(xlabel="epoch", ylabel="pseudo Dice of validation patches", title="Dice", ylim=(0, 1))
     dice.legend()
+    for axis in (loss, dice):
+        axis.xaxis.get_major_locator().set_params(integer=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -96,7 +96,7 @@ class Workspace:
         """Environment of nnU-Net's commands; the user's own nnU-Net folders are left alone."""
         folders = {name: str(self.root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         ours = {"nnUNet_extTrainer": str(trainers_folder()), "nnUNet_compile": "f", "MPLBACKEND": "Agg"}
-        defaults = {"nnUNet_n_proc_DA": "2"}
+        defaults = {"nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2"}
         return defaults | dict(os.environ) | folders | ours | self.settings.budget.environment()
 
     def lay_out_raw(self) -> None:

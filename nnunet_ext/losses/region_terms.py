@@ -14,7 +14,7 @@ from torch import Tensor
 
 _SMOOTH = 1e-5
 _MAX_ALPHA = 0.8
-_CHUNK_ELEMENTS = 1 << 20
+_CHUNK_ELEMENTS = 1 << 19
 """Voxels times classes handled at a time on the CPU, so that temporaries stay in the cache."""
 
 
@@ -58,9 +58,7 @@ def region_terms(logits: Tensor, target: Tensor, valid: Tensor | None = None, re
     return Terms(dice.mean(), entropy / (voxels * (logits.shape[1] if regions else 1)), boundary.mean())
 
 
-def region_terms_reference(
-    logits: Tensor, target: Tensor, valid: Tensor | None = None, regions: bool = False
-) -> Terms:
+def region_terms_reference(logits: Tensor, target: Tensor, valid: Tensor | None = None, regions: bool = False) -> Terms:
     """Plain form of `region_terms`: loops over classes and slices, sums by autograd."""
     if logits.ndim == 4:
         logits, target = logits.unsqueeze(2), target.unsqueeze(2)
@@ -109,12 +107,13 @@ class _RegionSums(torch.autograd.Function):
         entropy = logits.new_zeros(())
         for part in _slices(logits):
             z, keep = logits[:, :, part], None if valid is None else valid[:, :, part]
-            truth = _one_hot(target[:, :, part], keep, z.shape[1], regions)
+            inside = _one_hot(target[:, :, part], keep, z.shape[1], regions)
+            truth = inside.to(z.dtype)
             p, cross_entropy = _probabilities(z, target[:, :, part], keep, regions)
             entropy += cross_entropy
-            for sums, values in ((overlap, p * truth), (mass, p), (square, p * p), (size, truth), (edge, None)):
-                values = truth & ~_interior(truth) if values is None else values
-                sums[:, :, part] = values.sum((3, 4), dtype=sums.dtype)
+            for sums, values in ((overlap, p * truth), (mass, p), (square, p * p), (size, truth)):
+                sums[:, :, part] = values.sum((3, 4))
+            edge[:, :, part] = size[:, :, part] - _interior(inside).sum((3, 4))
         ctx.mark_non_differentiable(size, edge)
         return overlap, mass, square, entropy, size, edge
 
@@ -126,17 +125,17 @@ class _RegionSums(torch.autograd.Function):
         out = torch.empty_like(logits)
         for part in _slices(logits):
             z, keep = logits[:, :, part], None if valid is None else valid[:, :, part]
-            truth = _one_hot(target[:, :, part], keep, z.shape[1], ctx.regions)
+            truth = _one_hot(target[:, :, part], keep, z.shape[1], ctx.regions).to(z.dtype)
             p, _ = _probabilities(z, None, keep, ctx.regions)
             # d/dp of the sums, then through the softmax or the sigmoid; masked voxels have p = t = 0.
             grad = torch.addcmul(g_mass[:, :, part], p, g_square[:, :, part], value=2)
-            grad += g_overlap[:, :, part] * truth
+            grad.addcmul_(g_overlap[:, :, part], truth)
             if ctx.regions:
                 grad.mul_(p * (1 - p))
             else:
                 grad -= (p * grad).sum(1, keepdim=True)
                 grad.mul_(p)
-            out[:, :, part] = grad.add_((p - truth.to(p.dtype)).mul_(g_entropy))
+            out[:, :, part] = grad.add_(p.sub_(truth).mul_(g_entropy))
         return out, None, None, None
 
 
@@ -179,7 +178,7 @@ def _probabilities(
 
 
 def _interior(truth: Tensor) -> Tensor:
-    """Voxels whose four in-plane neighbours all belong to the class; never at the image's edge."""
+    """Voxels whose four in-plane neighbours all belong to the class, never at the image's edge."""
     inside = truth.clone()
     inside[..., 1:, :] &= truth[..., :-1, :]
     inside[..., :-1, :] &= truth[..., 1:, :]

@@ -74,7 +74,7 @@ def _per_axis(name: str, value: int | Sequence[int], n: int) -> tuple[int, ...]:
 
 
 def _per_stage_and_axis(name: str, value: PerStage, n_stages: int, n: int) -> tuple[tuple[int, ...], ...]:
-    stages = (value,) * n_stages if isinstance(value, int) else tuple(value)
+    stages: tuple[int | Sequence[int], ...] = (value,) * n_stages if isinstance(value, int) else tuple(value)
     _check_length(name, stages, n_stages, "stages")
     return tuple(_per_axis(f"{name}[{i}]", stage, n) for i, stage in enumerate(stages))
 

@@ -36,9 +36,12 @@ class PluginTrainer(nnUNetTrainer):
     ) -> None:
         budget = Budget.from_environment()  # before anything is written
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs = budget.epochs or self.num_epochs
-        self.num_iterations_per_epoch = budget.iterations or self.num_iterations_per_epoch
-        self.num_val_iterations_per_epoch = budget.val_iterations or self.num_val_iterations_per_epoch
+        if budget.epochs is not None:
+            self.num_epochs = budget.epochs
+        if budget.iterations is not None:
+            self.num_iterations_per_epoch = budget.iterations
+        if budget.val_iterations is not None:
+            self.num_val_iterations_per_epoch = budget.val_iterations
         # A short training is worth resuming too.
         self.save_every = max(1, min(_MAX_EPOCHS_BETWEEN_CHECKPOINTS, self.num_epochs // 10))
 

@@ -8,5 +8,7 @@ def check_keys(network: str, given: Iterable[str], expected: Iterable[str]) -> N
     given, expected = set(given), set(expected)
     missing, extra = sorted(expected - given), sorted(given - expected)
     if missing or extra:
-        parts = [f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in (("missing", missing), ("extra", extra)) if keys]
+        parts = [
+            f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in (("missing", missing), ("extra", extra)) if keys
+        ]
         raise ValueError(f"these are not the authors' {network} weights: keys {'; '.join(parts)}")

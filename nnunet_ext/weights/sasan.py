@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -47,14 +48,20 @@ def sasan_from_authors(state_dict: Mapping[str, Tensor], heads: int | None = Non
         conv_op=nn.Conv3d if spatial_dims == 3 else nn.Conv2d,
         kernel_sizes=kernels,
         strides=[(1,) * spatial_dims]
-        + [tuple(a // b for a, b in zip(above, below, strict=True)) for above, below in zip(sizes, sizes[1:], strict=False)],
+        + [tuple(a // b for a, b in zip(above, below, strict=True)) for above, below in pairwise(sizes)],
         decoder_features=state_dict["final_conv.weight"].shape[1],
         heads=heads,
     )
     weights = {}
     for ours, theirs in names.items():
         tensors = [state_dict[k] for k in theirs]
-        weights[ours] = _mask(tensors[0], sizes[0]) if ours.endswith(".mask") else torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+        weights[ours] = (
+            _mask(tensors[0], sizes[0])
+            if ours.endswith(".mask")
+            else torch.cat(tensors)
+            if len(tensors) > 1
+            else tensors[0]
+        )
     network.load_state_dict(weights)
     return network
 

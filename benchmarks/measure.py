@@ -1,0 +1,102 @@
+"""Times side by side in one process, and peak memory in a process of its own."""
+
+import csv
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def interleaved_seconds(
+    functions: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each function, run in turn `repeats` times, so that a busy machine hits all of them alike."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for turn in range(warm_up + repeats):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            function()
+            if turn >= warm_up:
+                times[name].append(time.perf_counter() - started)
+    return times
+
+
+def median_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    """Median over the turns of slow / fast."""
+    return statistics.median(s / f for s, f in zip(slow, fast, strict=True))
+
+
+def peak_gigabytes(prepare: Callable[[], Callable[[], object]]) -> float:
+    """Peak resident memory that a call adds to what the process held before, in a fresh process.
+
+    Args:
+        prepare: A function of a module, without arguments; what it returns is measured.
+    """
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak, (prepare, torch.get_num_threads()))
+
+
+def _peak(prepare: Callable[[], Callable[[], object]], threads: int) -> float:
+    torch.set_num_threads(threads)
+    call = prepare()
+    before = _resident_bytes()
+    call()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 1e9
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def environment() -> dict[str, str]:
+    """What every row of a result carries beside its numbers."""
+    root = Path(__file__).parent.parent
+    try:
+        git = ["git", "-C", str(root)]
+        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        version = commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        version = "unknown"
+    return {
+        "device": "cpu",
+        "processor": _processor(),
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": version,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def write_rows(name: str, rows: Sequence[Mapping[str, object]]) -> Path:
+    """Prints the rows and writes them to benchmarks/results/NAME.csv."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.csv"
+    fixed = environment()
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], *fixed])
+        writer.writeheader()
+        writer.writerows({**row, **fixed} for row in rows)
+    widths = {key: max(len(str(key)), *(len(str(row[key])) for row in rows)) for key in rows[0]}
+    for row in [{key: key for key in rows[0]}, *rows]:
+        print("  ".join(str(row[key]).ljust(widths[key]) for key in widths))
+    print(f"\n{', '.join(f'{k} {v}' for k, v in fixed.items())}\nwritten: {os.path.relpath(path)}", file=sys.stderr)
+    return path

@@ -1,0 +1,62 @@
+"""SASAN as its formulas read, with the weights of a `SASAN`: what the optimised network is measured against.
+
+Every feature map is transformed, mixed in the spectrum and transformed back; attention matrices are formed and kept;
+convolutions, norms and activations are PyTorch's, on contiguous tensors.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nnunet_ext.blocks.axial_attention import attend_reference
+from nnunet_ext.blocks.fourier import unfold_mask
+from nnunet_ext.networks import SASAN
+
+
+def plain_forward(network: SASAN, image: Tensor) -> Tensor:
+    """Logits (B, K, *P) of a network with one input channel and without deep supervision."""
+    axes = tuple(range(2, image.ndim))
+    spectrum = torch.fft.fftshift(torch.fft.fftn(image, dim=axes), dim=axes)
+    encoder, decoder = network.encoder, network.decoder
+    x, skips = image, []
+    for pool, stage, fine in zip(encoder.pools, encoder.stages, encoder.fine, strict=True):
+        x = _two_convs(stage, pool(x))
+        x = _fine(fine, x, spectrum) * x
+        skips.append(x)
+    for level in reversed(range(len(decoder.stages))):
+        x = torch.cat((skips[level], decoder.upsampling[level](x)), 1)
+        x = _two_convs(decoder.stages[level], x)
+    return _asem(decoder.asem, decoder.seg_layers[0](x))
+
+
+def _two_convs(stage, x: Tensor) -> Tensor:
+    for block in stage:
+        norm = block.norm_act
+        x = F.instance_norm(block.conv(x), weight=norm.weight, bias=norm.bias, eps=norm.eps)
+        x = F.leaky_relu(x, norm.slope)
+    return x
+
+
+def _fine(fine, x: Tensor, spectrum: Tensor) -> Tensor:
+    axes = tuple(range(2, x.ndim))
+    voxels = spectrum.shape[2:].numel()
+    cropped = spectrum
+    for axis, size in zip(axes, x.shape[2:], strict=True):
+        cropped = cropped.narrow(axis, cropped.shape[axis] // 2 - size // 2, size)
+    mask = torch.fft.fftshift(unfold_mask(fine.mask), dim=axes) * (x.shape[2:].numel() / voxels)
+    own = torch.fft.fftshift(torch.fft.fftn(x, dim=axes), dim=axes)
+    mixed = fine.rate * own + (1 - fine.rate) * mask * cropped
+    return torch.fft.ifftn(torch.fft.ifftshift(mixed, dim=axes), dim=axes).real
+
+
+def _asem(asem, z: Tensor) -> Tensor:
+    attentions = iter(asem.attentions)
+    axial = torch.zeros_like(z)
+    for embedding in range(2, z.ndim):
+        for sequence in [1, *(axis for axis in range(2, z.ndim) if axis != embedding)]:
+            a = next(attentions)
+            tokens = z.movedim((sequence, embedding), (-2, -1))
+            flat = tokens.reshape(-1, *tokens.shape[-2:])
+            mixed = attend_reference(flat, a.heads, a.qkv.weight, a.out.weight, a.out.bias)
+            axial = axial + mixed.view(tokens.shape).movedim((-2, -1), (sequence, embedding))
+    return asem.scale * axial * (z * torch.sigmoid(asem.spatial_gate(z)))

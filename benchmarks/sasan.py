@@ -1,0 +1,123 @@
+"""SASAN and its loss against a plain transcription of their formulas: time and peak memory on the CPU.
+
+python -m benchmarks.sasan [--threads 2] [--repeats 5]
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import interleaved_seconds, median_ratio, peak_gigabytes, write_rows
+from benchmarks.plain_sasan import plain_forward
+from nnunet_ext.losses import SelfUpdatingLoss
+from nnunet_ext.losses.region_terms import region_terms_reference
+from nnunet_ext.networks import NETWORKS, SASAN
+
+_SETTING = "96^3, batch 1, 5 classes, features 32..512"
+_LOSS_SHAPE = (2, 5, 96, 96, 96)
+
+
+def _network_and_image() -> tuple[SASAN, Tensor]:
+    torch.manual_seed(0)
+    paper = NETWORKS["sasan"].paper
+    return SASAN(**paper), torch.randn(1, paper["input_channels"], *paper["patch_size"])
+
+
+def _backward(out: Tensor) -> None:
+    out.square().mean().backward()
+
+
+def prepare_ours() -> Callable[[], object]:
+    network, image = _network_and_image()
+    return lambda: _backward(network(image))
+
+
+def prepare_plain() -> Callable[[], object]:
+    network, image = _network_and_image()
+    return lambda: _backward(plain_forward(network, image))
+
+
+def prepare_ours_forward() -> Callable[[], object]:
+    network, image = _network_and_image()
+    return torch.no_grad()(lambda: network(image))
+
+
+def prepare_plain_forward() -> Callable[[], object]:
+    network, image = _network_and_image()
+    return torch.no_grad()(lambda: plain_forward(network, image))
+
+
+def _check_equal(network: SASAN, image: Tensor) -> None:
+    with torch.no_grad():
+        ours, plain = network(image), plain_forward(network, image)
+    error = ((ours - plain).abs().max() / plain.abs().max()).item()
+    if error > 1e-4:
+        raise RuntimeError(f"the two forms differ by {error:.1e}: nothing to compare")
+
+
+def _row(what: str, setting: str, times: dict[str, list[float]], memory: dict[str, float] | None) -> dict[str, object]:
+    ours, plain = (statistics.median(times[name]) for name in ("ours", "plain"))
+    return {
+        "what": what,
+        "setting": setting,
+        "precision": "float32",
+        "seed": 0,
+        "plain_s": f"{plain:.3f}",
+        "ours_s": f"{ours:.3f}",
+        "ours_min_s": f"{min(times['ours']):.3f}",
+        "ours_max_s": f"{max(times['ours']):.3f}",
+        "times_faster": f"{median_ratio(times['plain'], times['ours']):.2f}",
+        "plain_GB": f"{memory['plain']:.2f}" if memory else "",
+        "ours_GB": f"{memory['ours']:.2f}" if memory else "",
+        "memory_ratio": f"{memory['ours'] / memory['plain']:.2f}" if memory else "",
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+
+    memory = {
+        what: {"ours": peak_gigabytes(ours), "plain": peak_gigabytes(plain)}
+        for what, ours, plain in (
+            ("forward", prepare_ours_forward, prepare_plain_forward),
+            ("forward + backward", prepare_ours, prepare_plain),
+        )
+    }
+    network, image = _network_and_image()
+    _check_equal(network, image)
+    rows = []
+    for what, ours, plain in (
+        ("forward", prepare_ours_forward(), prepare_plain_forward()),
+        ("forward + backward", prepare_ours(), prepare_plain()),
+    ):
+        times = interleaved_seconds({"ours": ours, "plain": plain}, arguments.repeats)
+        rows.append(_row(what, _SETTING, times, memory[what]))
+
+    logits = torch.randn(_LOSS_SHAPE, requires_grad=True)
+    target = torch.randint(0, _LOSS_SHAPE[1], (_LOSS_SHAPE[0], 1, *_LOSS_SHAPE[2:]))
+    loss = SelfUpdatingLoss()
+    weights = loss.weights
+
+    def ours_loss() -> None:
+        logits.grad = None
+        loss(logits, target).backward()
+
+    def plain_loss() -> None:
+        logits.grad = None
+        terms = region_terms_reference(logits, target)
+        (torch.stack(tuple(terms)) * weights).sum().backward()
+
+    times = interleaved_seconds({"ours": ours_loss, "plain": plain_loss}, 4 * arguments.repeats, warm_up=3)
+    rows.append(_row("SM loss, forward + backward", str(_LOSS_SHAPE), times, None))
+    write_rows("sasan_cpu", rows)
+
+
+if __name__ == "__main__":
+    main()
