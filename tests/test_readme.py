@@ -1,0 +1,130 @@
+"""The README's commands and snippets, the examples and the table, run or compared."""
+
+import csv
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BUDGET = {"NNUNET_EXT_EPOCHS": "1", "NNUNET_EXT_ITERATIONS": "1", "NNUNET_EXT_VAL_ITERATIONS": "1"}
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def bash(script, environment, cwd):
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        env=environment | {"PATH": f"{Path(sys.executable).parent}:{environment['PATH']}"},
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+def test_python_snippets_run():
+    for snippet in blocks("python"):
+        exec(compile(snippet, "README.md", "exec"), {})
+
+
+def test_continuous_integration_installs_and_tests_as_the_readme_says():
+    (line,) = [block.strip() for block in blocks("bash") if "[test]" in block]
+    install, test = line.split(" && ")
+    script = (ROOT / ".ci" / "run").read_text()
+    assert install.removeprefix("pip install ") in script
+    assert f"\n{test}\n" in script
+
+
+def test_the_demo_command_is_the_one_that_is_tested():
+    (line,) = [block.strip() for block in blocks("bash") if "nnunet_ext demo" in block]
+    assert line == "pip install -e . && nnunet_ext demo"  # test_demo.py runs the second part at its defaults
+
+
+def test_import_command(golden, tmp_path):
+    import torch
+
+    torch.save(golden("sasan").state_dict, tmp_path / "AUTHORS.pth")
+    (line,) = [block for block in blocks("bash") if "import-weights" in block]
+    import os
+
+    bash(line, dict(os.environ), tmp_path)
+    assert (tmp_path / "PRETRAINED.pth").is_file()
+
+
+def test_the_table_is_the_committed_measurement():
+    with (ROOT / "benchmarks" / "results" / "sasan_cpu.csv").open() as file:
+        rows = {row["what"]: row for row in csv.DictReader(file)}
+    assert expected_table(rows) in README
+
+
+def expected_table(rows):
+    from nnunet_ext.planning.cost import network_costs
+
+    (cost,) = [row for row in network_costs(None, "") if row["name"] == "sasan"]
+    forward, step, loss = rows["forward"], rows["forward + backward"], rows["SM loss, forward + backward"]
+    lines = [
+        "| | SASAN | plain transcription | ratio |",
+        "|---|---|---|---|",
+        f"| parameters | {cost['parameters'] / 1e6:.1f} M | the same | |",
+        f"| multiply-adds | {cost['multiply_adds'] / 1e9:.0f} G | | |",
+    ]
+    for title, row in (("forward", forward), ("forward + backward", step)):
+        lines += [
+            f"| {title}, seconds | {float(row['ours_s']):.1f} | {float(row['plain_s']):.1f} | "
+            f"{float(row['times_faster']):.1f} times faster |",
+            f"| {title}, peak memory | {float(row['ours_GB']):.1f} GB | {float(row['plain_GB']):.1f} GB | "
+            f"{float(row['memory_ratio']):.2f} |",
+        ]
+    lines.append(
+        f"| SM loss on {loss['setting']}, forward + backward, seconds | {float(loss['ours_s']):.3f} | "
+        f"{float(loss['plain_s']):.3f} | {float(loss['times_faster']):.1f} times faster |"
+    )
+    return "\n".join(lines)
+
+
+@pytest.mark.slow
+def test_nnunet_commands(nnunet, tmp_path):
+    """In folders of their own, on the CPU and with the smallest budget."""
+    (script,) = [block for block in blocks("bash") if "nnUNetv2_train 4" in block]
+    folders = {name: str(tmp_path / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    for folder in folders.values():
+        Path(folder).mkdir()
+    raw = tmp_path / "nnUNet_raw" / nnunet.dataset
+    shutil.copytree(nnunet.raw, raw)
+    script = script.replace("-tr SASANTrainer", "-tr SASANTrainer -device cpu")
+    script = script.replace("INPUT", str(raw / "imagesTs")).replace("OUTPUT", str(tmp_path / "out"))
+    environment = {k: v for k, v in nnunet.environment.items() if k != "nnUNet_extTrainer"}
+    printed = bash(script, environment | folders | BUDGET, tmp_path)
+    assert "Everything needed is there." in printed
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 1
+
+
+@pytest.mark.slow
+def test_examples(nnunet, tmp_path):
+    bash(f"bash '{ROOT}/examples/demo.sh' '{tmp_path}/a b' cpu", nnunet.environment | BUDGET, tmp_path)
+    assert len(list((tmp_path / "a b" / "predictions" / "SASANTrainer").glob("*.nii.gz"))) == 4
+    model = tmp_path / "a b" / "nnUNet_results" / nnunet.dataset / "SASANTrainer__nnUNetPlans__3d_fullres"
+    scan = next((tmp_path / "a b" / "nnUNet_raw" / nnunet.dataset / "imagesTs").iterdir())
+    script = f"python '{ROOT}/examples/predict_one_scan.py' '{model}' '{scan}' mask.nii.gz --device cpu"
+    bash(script, nnunet.environment, tmp_path)
+    compare_masks(tmp_path / "mask.nii.gz", tmp_path / "a b" / "predictions" / "SASANTrainer", scan)
+
+
+def compare_masks(ours, predictions, scan):
+    """The Python example gives what nnUNetv2_predict gave for the scan."""
+    import SimpleITK as sitk
+
+    theirs = predictions / scan.name.replace("_0000.nii.gz", ".nii.gz")
+    a, b = (sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (ours, theirs))
+    assert a.shape == b.shape
+    assert (a == b).mean() > 0.999
