@@ -36,8 +36,8 @@ def median_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
     return statistics.median(s / f for s, f in zip(slow, fast, strict=True))
 
 
-def peak_gigabytes(prepare: Callable[[], Callable[[], object]]) -> float:
-    """Peak resident memory that a call adds to what the process held before, in a fresh process.
+def peak_gigabytes(prepare: Callable[[], Callable[[], object]]) -> tuple[float, float]:
+    """Peak resident memory of a call in a fresh process: what it adds to what was held before, and the whole.
 
     Args:
         prepare: A function of a module, without arguments; what it returns is measured.
@@ -46,12 +46,13 @@ def peak_gigabytes(prepare: Callable[[], Callable[[], object]]) -> float:
         return pool.apply(_peak, (prepare, torch.get_num_threads()))
 
 
-def _peak(prepare: Callable[[], Callable[[], object]], threads: int) -> float:
+def _peak(prepare: Callable[[], Callable[[], object]], threads: int) -> tuple[float, float]:
     torch.set_num_threads(threads)
     call = prepare()
     before = _resident_bytes()
     call()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return (peak - before) / 1e9, peak / 1e9
 
 
 def _resident_bytes() -> int:

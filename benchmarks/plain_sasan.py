@@ -4,29 +4,41 @@ Every feature map is transformed, mixed in the spectrum and transformed back; at
 convolutions, norms and activations are PyTorch's, on contiguous tensors.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_ext.blocks.axial_attention import attend_reference
+from nnunet_ext.blocks.axial_attention import ASEM, attend_reference
 from nnunet_ext.blocks.fourier import unfold_mask
 from nnunet_ext.networks import SASAN
 
 
-def plain_forward(network: SASAN, image: Tensor) -> Tensor:
-    """Logits (B, K, *P) of a network with one input channel and without deep supervision."""
+def plain_masks(network: SASAN) -> list[Tensor]:
+    """The network's masks as the formulas have them: in the shifted order, the amplitudes' factor folded in."""
+    masks = []
+    for fine in network.encoder.fine:
+        axes = tuple(range(2, fine.mask.ndim))
+        factor = fine.mask.shape[2:].numel() / network.encoder.fine[0].mask.shape[2:].numel()
+        masks.append(torch.fft.fftshift(unfold_mask(fine.mask), dim=axes) * factor)
+    return masks
+
+
+def plain_forward(network: SASAN, image: Tensor, masks: Sequence[Tensor]) -> Tensor:
+    """Logits (B, K, *P) of a network with one input channel and without deep supervision, masks by `plain_masks`."""
     axes = tuple(range(2, image.ndim))
     spectrum = torch.fft.fftshift(torch.fft.fftn(image, dim=axes), dim=axes)
     encoder, decoder = network.encoder, network.decoder
     x, skips = image, []
-    for pool, stage, fine in zip(encoder.pools, encoder.stages, encoder.fine, strict=True):
+    for pool, stage, fine, mask in zip(encoder.pools, encoder.stages, encoder.fine, masks, strict=True):
         x = _two_convs(stage, pool(x))
-        x = _fine(fine, x, spectrum) * x
+        x = _fine(fine.rate, mask, x, spectrum) * x
         skips.append(x)
     for level in reversed(range(len(decoder.stages))):
         x = torch.cat((skips[level], decoder.upsampling[level](x)), 1)
         x = _two_convs(decoder.stages[level], x)
-    return _asem(decoder.asem, decoder.seg_layers[0](x))
+    return plain_asem(decoder.asem, decoder.seg_layers[0](x))
 
 
 def _two_convs(stage, x: Tensor) -> Tensor:
@@ -37,19 +49,18 @@ def _two_convs(stage, x: Tensor) -> Tensor:
     return x
 
 
-def _fine(fine, x: Tensor, spectrum: Tensor) -> Tensor:
+def _fine(rate: Tensor, mask: Tensor, x: Tensor, spectrum: Tensor) -> Tensor:
     axes = tuple(range(2, x.ndim))
-    voxels = spectrum.shape[2:].numel()
     cropped = spectrum
     for axis, size in zip(axes, x.shape[2:], strict=True):
         cropped = cropped.narrow(axis, cropped.shape[axis] // 2 - size // 2, size)
-    mask = torch.fft.fftshift(unfold_mask(fine.mask), dim=axes) * (x.shape[2:].numel() / voxels)
     own = torch.fft.fftshift(torch.fft.fftn(x, dim=axes), dim=axes)
-    mixed = fine.rate * own + (1 - fine.rate) * mask * cropped
+    mixed = rate * own + (1 - rate) * mask * cropped
     return torch.fft.ifftn(torch.fft.ifftshift(mixed, dim=axes), dim=axes).real
 
 
-def _asem(asem, z: Tensor) -> Tensor:
+def plain_asem(asem: ASEM, z: Tensor) -> Tensor:
+    """A(z) * (z * sigmoid(conv(z))): one attention a pair of embedding axis (outer) and sequence axis, in order."""
     attentions = iter(asem.attentions)
     axial = torch.zeros_like(z)
     for embedding in range(2, z.ndim):
@@ -59,4 +70,4 @@ def _asem(asem, z: Tensor) -> Tensor:
             flat = tokens.reshape(-1, *tokens.shape[-2:])
             mixed = attend_reference(flat, a.heads, a.qkv.weight, a.out.weight, a.out.bias)
             axial = axial + mixed.view(tokens.shape).movedim((-2, -1), (sequence, embedding))
-    return asem.scale * axial * (z * torch.sigmoid(asem.spatial_gate(z)))
+    return asem.scale * axial * (z * torch.sigmoid(asem.seg_layers["gate"](z)))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import interleaved_seconds, median_ratio, peak_gigabytes, write_rows
-from benchmarks.plain_sasan import plain_forward
+from benchmarks.plain_sasan import plain_forward, plain_masks
 from nnunet_ext.losses import SelfUpdatingLoss
 from nnunet_ext.losses.region_terms import region_terms_reference
 from nnunet_ext.networks import NETWORKS, SASAN
@@ -37,7 +37,8 @@ def prepare_ours() -> Callable[[], object]:
 
 def prepare_plain() -> Callable[[], object]:
     network, image = _network_and_image()
-    return lambda: _backward(plain_forward(network, image))
+    masks = _leaf_masks(network)
+    return lambda: _backward(plain_forward(network, image, masks))
 
 
 def prepare_ours_forward() -> Callable[[], object]:
@@ -47,18 +48,29 @@ def prepare_ours_forward() -> Callable[[], object]:
 
 def prepare_plain_forward() -> Callable[[], object]:
     network, image = _network_and_image()
-    return torch.no_grad()(lambda: plain_forward(network, image))
+    masks = _leaf_masks(network)
+    return torch.no_grad()(lambda: plain_forward(network, image, masks))
+
+
+def _leaf_masks(network: SASAN) -> list[Tensor]:
+    """Masks of the plain form, which replace the network's as parameters."""
+    masks = [m.detach().requires_grad_() for m in plain_masks(network)]
+    for fine in network.encoder.fine:
+        del fine.mask
+    return masks
 
 
 def _check_equal(network: SASAN, image: Tensor) -> None:
     with torch.no_grad():
-        ours, plain = network(image), plain_forward(network, image)
+        ours, plain = network(image), plain_forward(network, image, plain_masks(network))
     error = ((ours - plain).abs().max() / plain.abs().max()).item()
     if error > 1e-4:
         raise RuntimeError(f"the two forms differ by {error:.1e}: nothing to compare")
 
 
-def _row(what: str, setting: str, times: dict[str, list[float]], memory: dict[str, float] | None) -> dict[str, object]:
+def _row(
+    what: str, setting: str, times: dict[str, list[float]], memory: dict[str, tuple[float, float]] | None
+) -> dict[str, object]:
     ours, plain = (statistics.median(times[name]) for name in ("ours", "plain"))
     return {
         "what": what,
@@ -70,10 +82,18 @@ def _row(what: str, setting: str, times: dict[str, list[float]], memory: dict[st
         "ours_min_s": f"{min(times['ours']):.3f}",
         "ours_max_s": f"{max(times['ours']):.3f}",
         "times_faster": f"{median_ratio(times['plain'], times['ours']):.2f}",
-        "plain_GB": f"{memory['plain']:.2f}" if memory else "",
-        "ours_GB": f"{memory['ours']:.2f}" if memory else "",
-        "memory_ratio": f"{memory['ours'] / memory['plain']:.2f}" if memory else "",
-    }
+    } | _memory_columns(memory)
+
+
+def _memory_columns(memory: dict[str, tuple[float, float]] | None) -> dict[str, str]:
+    """GB that the call adds, and GB of the whole process (Python, torch and the weights included)."""
+    columns = {}
+    for index, name in enumerate(("added", "process")):
+        plain, ours = (memory[form][index] for form in ("plain", "ours")) if memory else (None, None)
+        columns[f"plain_{name}_GB"] = "" if plain is None else f"{plain:.2f}"
+        columns[f"ours_{name}_GB"] = "" if ours is None else f"{ours:.2f}"
+        columns[f"{name}_ratio"] = "" if ours is None or plain is None else f"{ours / plain:.2f}"
+    return columns
 
 
 def main(argv: Sequence[str] | None = None) -> None:

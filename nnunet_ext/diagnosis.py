@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -93,14 +94,15 @@ def _nnunet() -> Check:
         found = metadata.version("nnunetv2")
     except metadata.PackageNotFoundError:
         return Check("nnunetv2", "missing", "not installed", remedy)
-    if tuple(int(part) for part in found.split(".")[:2]) < _MIN_NNUNET:
+    numbers = re.match(r"(\d+)\.(\d+)", found)
+    if numbers is None or tuple(map(int, numbers.groups())) < _MIN_NNUNET:
         return Check("nnunetv2", "missing", f"{found}, which cannot find external trainers", remedy)
     return Check("nnunetv2", "ok", found)
 
 
 def _folder(environment: Mapping[str, str], name: str, what: str) -> Check:
     value = environment.get(name)
-    if value is None:
+    if not value:
         return Check(name, "missing", "not set", f"export {name}=/path/to/folder  ({what})")
     if not Path(value).is_dir():
         return Check(name, "missing", f"{value} is not a folder", f"mkdir -p '{value}'")
@@ -111,7 +113,7 @@ def _trainers(environment: Mapping[str, str]) -> Check:
     name, ours = "nnUNet_extTrainer", trainers_folder()
     remedy = f'export {name}="$(nnunet_ext trainers)"'
     value = environment.get(name)
-    if value is None:
+    if not value:
         return Check(name, "missing", "not set: nnU-Net cannot find our trainers", remedy)
     if ours.resolve() not in {Path(part).resolve() for part in value.split(os.pathsep) if part.strip()}:
         return Check(name, "missing", f"{value} does not contain {ours}", remedy)

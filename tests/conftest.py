@@ -80,6 +80,7 @@ class NNUNetWorkspace:
             **{name: str(root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")},
             "nnUNet_extTrainer": str(trainers_folder()),
             "nnUNet_n_proc_DA": "1",
+            "nnUNet_def_n_proc": "2",
             "nnUNet_compile": "f",
             "MPLBACKEND": "Agg",
         }
@@ -154,3 +155,38 @@ def nnunet_environment(nnunet, monkeypatch):
         if name.startswith("nnUNet"):
             monkeypatch.setenv(name, value)
     return nnunet
+
+
+@pytest.fixture
+def name_sasan():
+    """Makes a configuration's plan one for SASAN, as a user or a planner writes it."""
+
+    def change(configuration: dict) -> None:
+        arguments = configuration["architecture"]["arch_kwargs"]
+        keys = ("n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides")
+        configuration["architecture"] = {
+            "network_class_name": "nnunet_ext.networks.SASAN",
+            "arch_kwargs": {key: arguments[key] for key in keys} | {"patch_size": configuration["patch_size"]},
+            "_kw_requires_import": ["conv_op"],
+        }
+
+    return change
+
+
+@pytest.fixture
+def authors_plan():
+    """Adds a configuration `authors` with the sizes of the golden network."""
+
+    def change(plans: dict) -> dict:
+        configuration = copy.deepcopy(plans["configurations"]["3d_fullres_tiny"]) | {"patch_size": [32, 32, 32]}
+        configuration["architecture"]["arch_kwargs"] |= {
+            "n_stages": 5,
+            "features_per_stage": [4, 4, 8, 8, 16],
+            "kernel_sizes": [[3, 3, 3]] * 5,
+            "strides": [[1, 1, 1]] + [[2, 2, 2]] * 4,
+        }
+        plans["configurations"]["authors"] = configuration
+        plans["plans_name"] = "AuthorsPlans"
+        return plans
+
+    return change

@@ -2,27 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.plain_sasan import plain_asem
 from nnunet_ext.blocks.axial_attention import ASEM, AxialAttention, attend_reference, default_heads
 
 CASES = [((2, 3, 8, 6, 5), nn.Conv3d), ((1, 5, 7, 4, 12), nn.Conv3d), ((3, 2, 10, 12), nn.Conv2d)]
-
-
-def asem_by_the_page(module: ASEM, z: torch.Tensor) -> torch.Tensor:
-    """A(z) * (z * sigmoid(conv(z))): one attention a pair of embedding axis (outer) and sequence axis, in order."""
-    axial, attentions = torch.zeros_like(z), iter(module.attentions)
-    for embedding in range(2, z.ndim):
-        for sequence in [1, *(a for a in range(2, z.ndim) if a != embedding)]:
-            attention = next(attentions)
-            tokens = z.movedim((sequence, embedding), (-2, -1))
-            mixed = attend_reference(
-                tokens.reshape(-1, *tokens.shape[-2:]),
-                attention.heads,
-                attention.qkv.weight,
-                attention.out.weight,
-                attention.out.bias,
-            )
-            axial = axial + mixed.view(tokens.shape).movedim((-2, -1), (sequence, embedding))
-    return 0.2 * axial * (z * torch.sigmoid(module.spatial_gate(z)))
 
 
 def gradients(out, inputs):
@@ -35,7 +18,7 @@ def test_asem_is_the_pages_formula_with_every_gradient(shape, conv_op, assert_cl
     module = ASEM(conv_op, shape[1], shape[2:]).double()
     z = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     leaves = [z, *module.parameters()]
-    fast, plain = module(z), asem_by_the_page(module, z)
+    fast, plain = module(z), plain_asem(module, z)
     assert_close(fast, plain, 1e-12)
     for a, b in zip(gradients(fast, leaves), gradients(plain, leaves), strict=True):
         assert_close(a, b, 1e-10)
@@ -80,7 +63,7 @@ def test_asem_agrees_with_the_authors(golden, assert_close):
         elif ".to_out." in name:
             weights[f"attentions.{name.split('.')[2]}.out.{name.split('.')[-1]}"] = value
         elif name.startswith("spatial_attention"):
-            weights["spatial_gate." + name.split(".")[-1]] = value
+            weights["seg_layers.gate." + name.split(".")[-1]] = value
     module.load_state_dict(weights)
     assert_close(module(file["x"]), file["y"], 1e-4)
 

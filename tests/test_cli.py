@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -68,6 +69,11 @@ def test_doctor_notices_folders_that_do_not_exist(environment):
     assert found["nnUNet_extTrainer"].state == "missing"
 
 
+@pytest.mark.parametrize("name", [*COMPLETE, "nnUNet_extTrainer"])
+def test_doctor_counts_an_empty_variable_as_unset(environment, name):
+    assert states(environment | {name: ""})[name].state == "missing"
+
+
 def test_doctor_takes_our_folder_among_others(environment):
     several = f"/other:{trainers_folder()}"
     assert states(environment | {"nnUNet_extTrainer": several})["nnUNet_extTrainer"].state == "ok"
@@ -120,6 +126,13 @@ def test_demo_refuses_other_settings_than_it_began_with(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "holds a demo with other settings" in error
     assert "'iterations': 10" in error
+
+
+def test_demo_refuses_a_folder_in_which_another_one_works(tmp_path, capsys):
+    space = Workspace(tmp_path, Settings(iterations=10, device="cpu"))
+    space.command_pid.write_text(str(os.getppid()))
+    assert main(["demo", "--folder", str(tmp_path), "--device", "cpu", "--iterations", "10"]) == 2
+    assert f"process {os.getppid()} is still at work" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

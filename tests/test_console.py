@@ -74,17 +74,10 @@ def test_other_trainers_and_configurations(nnunet, tmp_path, trainer, configurat
 
 
 @pytest.mark.slow
-def test_stock_trainer_trains_a_plan_that_names_sasan(nnunet, tmp_path):
+def test_stock_trainer_trains_a_plan_that_names_sasan(nnunet, name_sasan):
     """The third way to use the network: `network_class_name` of a plan, under nnU-Net's own trainer."""
     plans = nnunet.plans
-    configuration = plans["configurations"]["3d_fullres_tiny"]
-    arguments = configuration["architecture"]["arch_kwargs"]
-    keys = ("n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides")
-    configuration["architecture"] = {
-        "network_class_name": "nnunet_ext.networks.SASAN",
-        "arch_kwargs": {key: arguments[key] for key in keys} | {"patch_size": configuration["patch_size"]},
-        "_kw_requires_import": ["conv_op"],
-    }
+    name_sasan(plans["configurations"]["3d_fullres_tiny"])
     plans["plans_name"] = "SASANPlans"
     (nnunet.preprocessed / "SASANPlans.json").write_text(json.dumps(plans))
     # nnU-Net's shortest own trainer: one epoch of 250 iterations would take minutes.
@@ -95,17 +88,8 @@ def test_stock_trainer_trains_a_plan_that_names_sasan(nnunet, tmp_path):
 
 
 @pytest.mark.slow
-def test_imported_weights_are_accepted_as_pretrained(nnunet, golden, tmp_path):
-    plans = nnunet.plans
-    configuration = plans["configurations"]["3d_fullres_tiny"] | {"patch_size": [32, 32, 32]}
-    configuration["architecture"]["arch_kwargs"] |= {
-        "n_stages": 5,
-        "features_per_stage": [4, 4, 8, 8, 16],
-        "kernel_sizes": [[3, 3, 3]] * 5,
-        "strides": [[1, 1, 1]] + [[2, 2, 2]] * 4,
-    }
-    plans["configurations"]["authors"] = configuration
-    plans["plans_name"] = "AuthorsPlans"
+def test_imported_weights_are_accepted_as_pretrained(nnunet, golden, authors_plan, tmp_path):
+    plans = authors_plan(nnunet.plans)
     (nnunet.preprocessed / "AuthorsPlans.json").write_text(json.dumps(plans))
     torch.save(golden("sasan").state_dict, tmp_path / "authors.pth")
     nnunet.run("nnunet_ext", "import-weights", "sasan", str(tmp_path / "authors.pth"), str(tmp_path / "ours.pth"))

@@ -1,5 +1,7 @@
 """What every network promises; a new network joins through `nnunet_ext.networks.NETWORKS`."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -115,6 +117,24 @@ def test_layout_of_the_input_does_not_matter(name, assert_close):
         assert_close(network(strided), network(strided.contiguous()), 1e-5)
         plain = network(x)
         assert_close(network.to(memory_format=torch.channels_last_3d)(x), plain, 1e-5)
+
+
+@every_network
+def test_compiles_to_one_graph(name, assert_close):
+    """As nnU-Net compiles networks on CUDA by default; here without a code generator, which takes minutes."""
+    network = build(name, "2d", input_channels=2, deep_supervision=True)
+    x = image("2d", 2, input_channels=2)
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch's own tracer
+        compiled = torch.compile(network, fullgraph=True, backend="aot_eager")(x)
+        gradients = []
+        for outputs in (network(x), compiled):
+            network.zero_grad()
+            sum(o.square().mean() for o in outputs).backward()
+            gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
+    assert_close(compiled[0], network(x)[0], 1e-4)
+    assert_close(*gradients, 1e-4)
 
 
 @every_network

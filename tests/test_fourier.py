@@ -100,6 +100,13 @@ def test_gate_equals_its_reference_with_gradients(dtype, assert_close):
         assert_close(a, b, 1e-5)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_gate_keeps_the_memory_layout_of_the_map(layout):
+    x = torch.randn(2, 4, 3, 5, 6).contiguous(memory_format=layout)
+    low = torch.randn(2, 4, 3, 5, 6).contiguous(memory_format=torch.channels_last_3d)
+    assert gate(x, low, torch.tensor(0.5)).stride() == x.stride()
+
+
 def test_fine_agrees_with_the_authors(golden, assert_close):
     file = golden("sasan_fine")
     size = tuple(file.meta["level_shape"])

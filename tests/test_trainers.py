@@ -9,6 +9,7 @@ import torch
 from nnunet_ext.installed import known_trainers
 from nnunet_ext.networks import NETWORKS, SASAN
 from nnunet_ext.training import Budget
+from nnunet_ext.weights import from_authors, write_pretrained
 
 SIZES = {"2d_tiny": (24, 16), "3d_fullres_tiny": (16, 24, 16)}
 
@@ -160,7 +161,7 @@ def test_a_stock_checkpoint_is_noted(make_trainer, tmp_path, capsys):
     assert "was not written by a trainer of nnunet_ext" in capsys.readouterr().out
 
 
-def test_stock_trainer_builds_sasan_from_a_plan_that_names_it(make_trainer, nnunet):
+def test_stock_trainer_builds_sasan_from_a_plan_that_names_it(make_trainer, nnunet, name_sasan):
     plans = nnunet.plans
     name_sasan(plans["configurations"]["3d_fullres_tiny"])
     stock = make_trainer("nnUNetTrainer", plans=plans)
@@ -170,15 +171,32 @@ def test_stock_trainer_builds_sasan_from_a_plan_that_names_it(make_trainer, nnun
     assert ours.network.state_dict().keys() == stock.network.state_dict().keys()
 
 
-def name_sasan(configuration):
-    """Makes a configuration's plan one for SASAN, as a user or our planner writes it."""
-    arguments = configuration["architecture"]["arch_kwargs"]
-    keys = ("n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides")
-    configuration["architecture"] = {
-        "network_class_name": "nnunet_ext.networks.SASAN",
-        "arch_kwargs": {key: arguments[key] for key in keys} | {"patch_size": configuration["patch_size"]},
-        "_kw_requires_import": ["conv_op"],
-    }
+def test_a_stale_patch_in_a_plan_is_refused(make_trainer, nnunet, name_sasan):
+    plans = nnunet.plans
+    name_sasan(plans["configurations"]["3d_fullres_tiny"])
+    plans["configurations"]["3d_fullres_tiny"]["patch_size"] = [16, 32, 16]
+    with pytest.raises(ValueError, match=r"`patch_size`=\[16, 32, 16\] and `arch_kwargs` `patch_size`=\[16, 24, 16\]"):
+        make_trainer(plans=plans)
+
+
+def test_no_label_besides_background_is_refused(make_trainer, nnunet):
+    with pytest.raises(ValueError, match="no label besides background"):
+        make_trainer(dataset=nnunet.dataset_json | {"labels": {"background": 0}})
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_imported_weights_are_taken_over_by_nnunet(make_trainer, nnunet, golden, tmp_path, authors_plan, classes):
+    """By its own function, whatever the number of classes."""
+    from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+    imported = from_authors("sasan", golden("sasan").state_dict)
+    write_pretrained(imported, tmp_path / "ours.pth")
+    labels = {"background": 0, "Anterior": 1, "Posterior": 2}
+    dataset = nnunet.dataset_json | {"labels": {k: v for k, v in labels.items() if v < classes}}
+    trainer = make_trainer("SASANTrainer", "authors", authors_plan(nnunet.plans), dataset)
+    load_pretrained_weights(trainer.network, str(tmp_path / "ours.pth"))
+    for ours, theirs in zip(trainer.network.encoder.parameters(), imported.encoder.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_a_plan_without_topology_is_refused(make_trainer, nnunet):

@@ -24,6 +24,13 @@ def test_unknown_names_list_the_known():
         from_authors("sassan", {})
 
 
+def test_tensors_of_the_wrong_shape_are_listed(golden):
+    state = dict(golden("sasan").state_dict)
+    state["final_conv.bias"] = torch.zeros(7)
+    with pytest.raises(ValueError, match=r"wrong shape: decoder\.seg_layers\.0\.bias \(7,\) instead of \(3,\)"):
+        from_authors("sasan", state)
+
+
 def test_odd_channels_cannot_be_imported(golden):
     state = dict(golden("sasan").state_dict)
     state["fine1.mask"] = state["fine1.mask"][:, :3]

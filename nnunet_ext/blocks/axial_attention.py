@@ -9,6 +9,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from nnunet_ext.blocks.dimension import spatial_dims
 
@@ -56,11 +57,11 @@ class AxialAttention(nn.Module):
 def attend_reference(tokens: Tensor, heads: int, qkv: Tensor, out_weight: Tensor, out_bias: Tensor) -> Tensor:
     """Plain form of `attend`: the attention matrix is formed and kept."""
     batch, length, embedding = tokens.shape
-    q, k, v = (tokens @ w.T for w in qkv.chunk(3))
-    q, k, v = (i.view(batch, length, heads, embedding // heads).transpose(1, 2) for i in (q, k, v))
-    scores = q @ k.transpose(-1, -2) * (embedding // heads) ** -0.5
+    projected = F.linear(tokens, qkv).view(batch, length, 3, heads, embedding // heads)
+    q, k, v = projected.permute(2, 0, 3, 1, 4)
+    scores = (q * (embedding // heads) ** -0.5) @ k.transpose(-1, -2)
     mixed = scores.softmax(-1) @ v
-    return mixed.transpose(1, 2).reshape(batch, length, embedding) @ out_weight.T + out_bias
+    return F.linear(mixed.transpose(1, 2).reshape(batch, length, embedding), out_weight, out_bias)
 
 
 def attend(tokens: Tensor, heads: int, qkv: Tensor, out_weight: Tensor, out_bias: Tensor) -> Tensor:
@@ -114,11 +115,12 @@ class _ChunkedAttention(torch.autograd.Function):
         total = torch.zeros_like(maps)
         for i, (axis, h) in enumerate(zip(axes, heads, strict=True)):
             for tokens, target in _chunks(maps, total, axis, h):
-                mixed = _attend_chunk(tokens.reshape(-1, *tokens.shape[-2:]), h, *weights[3 * i : 3 * i + 3])
+                mixed = attend_reference(tokens.reshape(-1, *tokens.shape[-2:]), h, *weights[3 * i : 3 * i + 3])
                 target.add_(mixed.view(tokens.shape))
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *grads):
         maps, *weights = ctx.saved_tensors
         grad = grads[0].contiguous()
@@ -132,21 +134,12 @@ class _ChunkedAttention(torch.autograd.Function):
                 shape = (-1, *tokens.shape[-2:])
                 leaf = tokens.reshape(shape).detach().requires_grad_()
                 with torch.enable_grad():
-                    mixed = _attend_chunk(leaf, h, *own)
+                    mixed = attend_reference(leaf, h, *own)
                 grad_leaf, *parts = torch.autograd.grad(mixed, (leaf, *own), g.reshape(shape))
                 target.add_(grad_leaf.view(tokens.shape))
                 for sum_, part in zip(grad_weights[3 * i : 3 * i + 3], parts, strict=True):
                     sum_.add_(part)
         return grad_maps, None, None, *grad_weights
-
-
-def _attend_chunk(tokens: Tensor, heads: int, qkv: Tensor, out_weight: Tensor, out_bias: Tensor) -> Tensor:
-    batch, length, embedding = tokens.shape
-    projected = F.linear(tokens, qkv).view(batch, length, 3, heads, embedding // heads)
-    q, k, v = projected.permute(2, 0, 3, 1, 4)
-    scores = (q * (embedding // heads) ** -0.5) @ k.transpose(-1, -2)
-    mixed = torch.softmax(scores, -1) @ v
-    return F.linear(mixed.transpose(1, 2).reshape(batch, length, embedding), out_weight, out_bias)
 
 
 def _chunks(maps: Tensor, other: Tensor, axis: int, heads: int):
@@ -194,7 +187,9 @@ class ASEM(nn.Module):
         for attention in attentions:
             nn.init.constant_(attention.out.bias, 2 / (self.scale * n * n))
         self.attentions = nn.ModuleList(attentions)
-        self.spatial_gate = conv_op(channels, 1, kernel_size=1)
+        # nnU-Net leaves out what stands under "seg_layers" when it takes over pretrained weights, because its shape
+        # follows the number of classes; so does this one's.
+        self.seg_layers = nn.ModuleDict({"gate": conv_op(channels, 1, kernel_size=1)})
 
     def axial(self, z: Tensor) -> Tensor:
         """A(z), (B, K, *P)."""
@@ -210,4 +205,4 @@ class ASEM(nn.Module):
         return self.scale * total
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.axial(z) * (z * torch.sigmoid(self.spatial_gate(z)))
+        return self.axial(z) * (z * torch.sigmoid(self.seg_layers["gate"](z)))

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from nnunet_ext.blocks.layout import channels_last, rows, sum_of_products
 
@@ -94,8 +95,8 @@ def low_band(stored: Tensor, spectrum: Tensor, symmetric: bool) -> Tensor:
         return low_band_reference(stored, spectrum)
     half = _half(spectrum.shape[-1])
     here = spectrum[..., :half]
-    there = here if symmetric else _reflect(spectrum, _spatial(spectrum))[..., :half].conj().resolve_conj()
-    return _LowBand.apply(stored, here, there, symmetric)
+    there = None if symmetric else _reflect(spectrum, _spatial(spectrum))[..., :half].conj().resolve_conj()
+    return _LowBand.apply(stored, here, there)
 
 
 def gate_reference(x: Tensor, low: Tensor, rate: Tensor) -> Tensor:
@@ -179,31 +180,34 @@ class _LowBand(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, stored, here, there, symmetric):
+    def forward(ctx, stored, here, there):
         ctx.save_for_backward(here, there)
         ctx.last = stored.shape[-1]
         mask = stored.detach()[0].movedim(0, -1)
-        low = [
-            _inverse(_HalfSpectrum(mask, s, partner, symmetric))
-            for s, partner in zip(here.movedim(1, -1), there.movedim(1, -1), strict=True)
-        ]
+        low = [_inverse(_HalfSpectrum(mask, s, partner)) for s, partner in _samples(here, there)]
         return torch.stack(low).movedim(-1, 1) if len(low) > 1 else low[0][None].movedim(-1, 1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *grads):
-        here, there = (i.movedim(1, -1) for i in ctx.saved_tensors)
         grad = grads[0].movedim(1, -1)
         out = grad.new_zeros(*grad.shape[1:-2], ctx.last, grad.shape[-1])
-        for g, s, partner in zip(grad, here, there, strict=True):
+        for g, (s, partner) in zip(grad.unbind(0), _samples(*ctx.saved_tensors), strict=True):
             _add_mask_gradient(out, g, s, partner)
-        return out.movedim(-1, 0)[None], None, None, None
+        return out.movedim(-1, 0)[None], None, None
+
+
+def _samples(here: Tensor, there: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+    """S and S' of each sample, channels last; without S', where they are equal, S twice."""
+    own = here.movedim(1, -1).unbind(0)
+    return list(zip(own, own if there is None else there.movedim(1, -1).unbind(0), strict=True))
 
 
 class _HalfSpectrum:
     """The Hermitian part of mask times spectrum on the half spectrum, given in slabs of the second axis."""
 
-    def __init__(self, mask: Tensor, s: Tensor, partner: Tensor, symmetric: bool) -> None:
-        self.mask, self.s, self.partner, self.symmetric = mask, s, partner, symmetric
+    def __init__(self, mask: Tensor, s: Tensor, partner: Tensor) -> None:
+        self.mask, self.s, self.partner = mask, s, partner
         self.size, self.channels, self.half = mask.shape[:-1], mask.shape[-1], s.shape[-2]
         self.planes = {}
         for plane in _self_partnered(self.half, mask.shape[-2]):
@@ -219,12 +223,11 @@ class _HalfSpectrum:
         out = s.new_empty(*s.shape[:-1], self.channels)
         paired = slice(1, 1 + self.size[-1] - self.half)
         own, other = 0.5 * mask[..., paired, :], 0.5 * mask[..., self.half :, :]
-        target, here = out[..., paired, :], _per_channel(s[..., paired, :], self.channels)
-        if self.symmetric:
-            torch.mul(own.add_(other), here, out=target)
+        here = _per_channel(s[..., paired, :], self.channels)
+        if self.s is self.partner:
+            out[..., paired, :] = own.add_(other) * here
         else:
-            torch.mul(own, here, out=target)
-            target.add_(other * _per_channel(partner[..., paired, :], self.channels))
+            out[..., paired, :] = (own * here).add_(other * _per_channel(partner[..., paired, :], self.channels))
         for plane, values in self.planes.items():
             out[..., plane, :] = values[at]
         return out
@@ -294,22 +297,24 @@ class _Gate(torch.autograd.Function):
     def forward(ctx, x, low, rate):
         ctx.save_for_backward(x, low, rate)
         wide = x.to(torch.promote_types(x.dtype, low.dtype))
-        return torch.lerp(low.to(wide.dtype), wide, rate.to(wide.dtype)).mul_(wide).to(x.dtype)
+        # x comes first: results take its memory layout.
+        return torch.lerp(wide, low.to(wide.dtype), 1 - rate.to(wide.dtype)).mul_(wide).to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *grads):
         x, low, rate = ctx.saved_tensors
         dtype = torch.promote_types(x.dtype, low.dtype)
         grad, wide, r = grads[0].to(dtype), x.to(dtype), rate.to(dtype)
         product = grad * wide
         # d/dx = g (2 r x + (1 - r) low), d/dlow = (1 - r) g x, d/dr = sum g x (x - low)
-        grad_x = torch.lerp(low.to(dtype), wide, r).addcmul_(wide, r).mul_(grad)
+        grad_x = torch.lerp(wide, low.to(dtype), 1 - r).addcmul_(wide, r).mul_(grad)
         grad_rate = _total(product, wide) - _total(product, low)
         return grad_x.to(x.dtype), product.mul_(1 - r).to(low.dtype), grad_rate.to(rate.dtype)
 
 
 def _total(a: Tensor, b: Tensor) -> Tensor:
     form = channels_last(a.ndim)
-    if a.device.type == "cpu" and all(i.is_contiguous(memory_format=form) for i in (a, b)):
+    if a.device.type == "cpu" and a.is_contiguous(memory_format=form) and b.is_contiguous(memory_format=form):
         return sum_of_products(rows(a), rows(b)).sum()
     return (a * b).sum()

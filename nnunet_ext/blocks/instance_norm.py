@@ -9,6 +9,7 @@ PyTorch's own functions are used.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from nnunet_ext.blocks.layout import channels_last, rows, sum_of_products
 
@@ -76,6 +77,7 @@ class _InstanceNormLeakyReLU(torch.autograd.Function):
         return out, x
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *grads):
         if grads[0] is None:
             return (None,) * 5

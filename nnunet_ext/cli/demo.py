@@ -10,7 +10,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trainers", nargs="+", default=["SASANTrainer", "StockTrainer"], metavar="T", help="default: %(default)s"
     )
     parser.add_argument(
-        "--iterations", type=int, default=200, help="training iterations of every trainer (default: %(default)s)"
+        "--iterations",
+        type=int,
+        default=160,
+        help="training iterations of every trainer, above ten rounded up to tens (default: %(default)s)",
     )
     parser.epilog = "Run it again after an interruption: it goes on where it was."
 

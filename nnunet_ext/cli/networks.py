@@ -27,6 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(
             f"\n{row['network']} ({row['name']})\n"
             f"  trainers       {', '.join(row['trainers'])}\n"
+            f"  variants       {', '.join(row['variants']) or 'none'}\n"
             f"  patch          {' x '.join(map(str, row['patch_size']))}, {row['input_channels']} channel(s) in, "
             f"{row['num_classes']} out\n"
             f"  parameters     {row['parameters']:,}\n"

@@ -36,8 +36,11 @@ def run_command(
     log: Path,
     total: int,
     count_done: Callable[[], int],
+    pid_file: Path | None = None,
 ) -> None:
     """Runs a command to its end, its output in `log`, while a bar shows `count_done()` of `total`.
+
+    If this process is told to stop, so is the command; `pid_file` holds its process number meanwhile.
 
     Raises:
         CommandFailed: if it ends with an error.
@@ -54,6 +57,8 @@ def run_command(
             stdout=output,
             stderr=subprocess.STDOUT,
         )
+        if pid_file is not None:
+            pid_file.write_text(str(process.pid))
         try:
             while True:
                 try:
@@ -66,6 +71,8 @@ def run_command(
             if process.poll() is None:
                 process.terminate()
                 process.wait()
+            if pid_file is not None:
+                pid_file.unlink(missing_ok=True)
         if code == 0:
             bar.n = total
             bar.refresh()
@@ -74,9 +81,9 @@ def run_command(
         raise CommandFailed(f"{' '.join(command)} failed with exit code {code}; the end of {log}:\n{tail}")
 
 
-def count_lines(path: Path, *starts: str) -> int:
-    """Number of lines of a text file that start with one of `starts`; 0 if there is no file."""
+def count_lines(path: Path, *parts: str) -> int:
+    """Number of lines of a log that have one of `parts` near their start, behind a time; 0 if there is no file."""
     if not path.is_file():
         return 0
     with path.open(errors="replace") as lines:
-        return sum(any(part in line[:60] for part in starts) for line in lines)
+        return sum(any(part in line[:60] for part in parts) for line in lines)

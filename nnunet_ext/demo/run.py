@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -32,8 +33,14 @@ def run_demo(folder: str | Path, trainers: Sequence[str], iterations: int, devic
         raise ValueError(f"--iterations {iterations} must be at least 1")
     check_trainers(trainers)
     space = Workspace(folder, Settings(iterations, _device(device)))
+    space.claim()
+    signal.signal(signal.SIGTERM, _stop)
     started = time.monotonic()
-    print(f"Demo in {space.root} on {space.settings.device}, {iterations} iterations each for {', '.join(trainers)}")
+    budget = space.settings.budget
+    print(
+        f"Demo in {space.root} on {space.settings.device}: {', '.join(trainers)}, "
+        f"{budget.epochs} epochs of {budget.iterations} iterations each"
+    )
     try:
         space.lay_out_raw()
         _preprocess(space)
@@ -52,6 +59,11 @@ def run_demo(folder: str | Path, trainers: Sequence[str], iterations: int, devic
     return 0
 
 
+def _stop(*_: object) -> None:
+    """Ends the demo as Ctrl-C does, so that the running command is ended too."""
+    raise KeyboardInterrupt
+
+
 def _device(wanted: str) -> str:
     import torch
 
@@ -64,7 +76,7 @@ def _device(wanted: str) -> str:
 
 
 def _preprocess(space: Workspace) -> None:
-    if not space.is_preprocessed():
+    if not space.preprocessing_done.is_file():
         run_command(
             "Plan and preprocess",
             [
@@ -75,7 +87,9 @@ def _preprocess(space: Workspace) -> None:
             space.log("preprocess"),
             total=len(list((space.raw / "labelsTr").iterdir())),
             count_done=space.count_preprocessed,
+            pid_file=space.command_pid,
         )
+        space.preprocessing_done.touch()
     space.add_configuration()
 
 
@@ -97,6 +111,7 @@ def _train(space: Workspace, trainer: str) -> None:
         log,
         total=epochs + validated,
         count_done=lambda: done_before + count_lines(log, " Epoch time:", " predicting "),
+        pid_file=space.command_pid,
     )
 
 
@@ -131,6 +146,7 @@ def _predict(space: Workspace, trainer: str) -> None:
         space.log(f"predict_{trainer}"),
         total=len(cases),
         count_done=lambda: len(list(partial.glob("*.nii.gz"))) if partial.is_dir() else 0,
+        pid_file=space.command_pid,
     )
     partial.rename(target)
 

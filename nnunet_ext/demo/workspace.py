@@ -28,7 +28,7 @@ class Settings:
     """What was asked of the demo; a folder is resumed only with the settings it was begun with.
 
     Attributes:
-        iterations: Training iterations of every trainer.
+        iterations: Training iterations of every trainer, above ten rounded up to tens.
         device: cpu, cuda or mps.
     """
 
@@ -113,6 +113,22 @@ class Workspace:
                         os.replace(partial, target / file.name)
             shutil.copyfile(folder / "dataset.json", self.raw / "dataset.json")
 
+    def claim(self) -> None:
+        """Notes this process as the one that works in the folder.
+
+        Raises:
+            ValueError: if another one does, or a command that a killed demo left behind.
+        """
+        for file in (self.root / "demo.pid", self.command_pid):
+            if file.is_file() and _is_running(pid := int(file.read_text() or 0)) and pid != os.getpid():
+                raise ValueError(f"process {pid} is still at work in {self.root}: wait for it or stop it")
+        write_atomically(self.root / "demo.pid", str(os.getpid()))
+
+    @property
+    def command_pid(self) -> Path:
+        """Holds the process number of the running command of nnU-Net."""
+        return self.root / "command.pid"
+
     def add_configuration(self) -> None:
         """Adds the demo's configuration to nnU-Net's plan: 3d_fullres with a batch size that suits a CPU too."""
         plans = json.loads(self.plans.read_text())
@@ -123,13 +139,25 @@ class Workspace:
             }
             write_atomically(self.plans, json.dumps(plans, indent=4))
 
-    def is_preprocessed(self) -> bool:
-        """Whether the plan and every case are there."""
-        cases = list((self.raw / "labelsTr").glob("*.nii.gz"))
-        return self.plans.is_file() and self.count_preprocessed() == len(cases)
+    @property
+    def preprocessing_done(self) -> Path:
+        """A file that exists once nnU-Net's preprocessing has ended well."""
+        return self.root / "preprocessed.done"
 
     def count_preprocessed(self) -> int:
         return len(list((self.preprocessed / f"nnUNetPlans_{_BASE_CONFIGURATION}").glob("*.pkl")))
+
+
+def _is_running(pid: int) -> bool:
+    if os.name == "nt" or pid <= 0:  # a signal of 0 would end a process on Windows
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def check_trainers(trainers: Sequence[str]) -> None:

@@ -1,5 +1,5 @@
 """Losses; they know nothing of nnU-Net, but take its targets as they come."""
 
-from nnunet_ext.losses.self_updating import SelfUpdatingLoss
+from nnunet_ext.losses.self_updating import SelfUpdatingLoss, output_weights
 
-__all__ = ["SelfUpdatingLoss"]
+__all__ = ["SelfUpdatingLoss", "output_weights"]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _SMOOTH = 1e-5
 _MAX_ALPHA = 0.8
@@ -118,6 +119,7 @@ class _RegionSums(torch.autograd.Function):
         return overlap, mass, square, entropy, size, edge
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *grads):
         logits, target, valid = ctx.saved_tensors
         g_overlap, g_mass, g_square = (g[..., None, None] for g in grads[:3])

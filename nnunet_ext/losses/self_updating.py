@@ -18,6 +18,14 @@ _FACTORS = (
 _OTHERS = ((1, 2), (0, 2), (1, 0))
 
 
+def output_weights(count: int, lowest: float = 0.0) -> list[float]:
+    """nnU-Net's weights of `count` outputs: 1, 1/2, 1/4, ..., the last one `lowest`, divided by their sum."""
+    weights = [0.5**i for i in range(count)]
+    if count > 1:
+        weights[-1] = lowest
+    return [w / sum(weights) for w in weights]
+
+
 class SelfUpdatingLoss(nn.Module):
     """L = sum_i softplus(u_i) / sum_j softplus(u_j) * term_i over Dice, cross-entropy and boundary terms.
 
@@ -51,6 +59,8 @@ class SelfUpdatingLoss(nn.Module):
     """
 
     raw_weights: Tensor
+    _factors: Tensor
+    _others: Tensor
 
     def __init__(
         self,
@@ -67,6 +77,8 @@ class SelfUpdatingLoss(nn.Module):
         self.deep_supervision_weights = deep_supervision_weights
         self.thresholds = (dice_threshold, ce_threshold, boundary_threshold)
         self.register_buffer("raw_weights", torch.ones(3))
+        self.register_buffer("_factors", torch.tensor(_FACTORS).flatten(0, 1), persistent=False)
+        self.register_buffer("_others", torch.tensor(_OTHERS), persistent=False)
         self.last_terms: Terms | None = None
         """Terms of the last call at full resolution, detached."""
 
@@ -108,10 +120,7 @@ class SelfUpdatingLoss(nn.Module):
                     f"`deep_supervision_weights` has {len(self.deep_supervision_weights)} entries for {count} outputs"
                 )
             return self.deep_supervision_weights
-        weights = [0.5**i for i in range(count)]
-        if count > 1:
-            weights[-1] = 0.0
-        return [w / sum(weights) for w in weights]
+        return output_weights(count)
 
     def _terms(self, logits: Tensor, target: Tensor) -> Terms:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -132,8 +141,9 @@ class SelfUpdatingLoss(nn.Module):
             dist.all_reduce(terms)
             terms = terms / dist.get_world_size()
         # Without branches on values, so that nothing waits for the GPU.
-        largest = terms.argmax()
-        first, second = terms.new_tensor(_OTHERS, dtype=torch.long)[largest]
-        factors = self.raw_weights.new_tensor(_FACTORS)[largest, (terms[first] > terms[second]).long()]
-        open_gate = (terms < terms.new_tensor(self.thresholds)).all()
+        terms = terms.to(self.raw_weights.dtype)
+        largest = terms.argmax(keepdim=True)
+        first, second = terms.gather(0, self._others.index_select(0, largest)[0]).unbind(0)
+        factors = self._factors.index_select(0, 2 * largest + (first > second))[0]
+        open_gate = torch.stack([term < limit for term, limit in zip(terms, self.thresholds, strict=True)]).all()
         self.raw_weights.mul_(torch.where(open_gate, factors, 1.0))

@@ -15,6 +15,7 @@ class NetworkInfo:
         name: Short name, as in `nnunet_ext.weights.from_authors`.
         network: The class.
         trainers: Trainers that build it.
+        variants: Names of its variants, in the paper's letters; empty if there is one form only.
         paper: The paper's setting: constructor arguments at which parameters are reported.
     """
 
@@ -22,6 +23,7 @@ class NetworkInfo:
     network: type[nn.Module]
     trainers: tuple[str, ...]
     paper: dict
+    variants: tuple[str, ...] = ()
 
 
 _INFOS = (

@@ -30,7 +30,7 @@ def multiply_adds(network: nn.Module, input_channels: int, patch_size: tuple[int
 
 
 def network_costs(plans: Path | None, configuration: str) -> list[dict[str, Any]]:
-    """One row a network: name, trainers, sizes, parameters, multiply-adds.
+    """One row a network: name, trainers, variants, sizes, parameters, multiply-adds.
 
     Args:
         plans: nnU-Net's plans file, with dataset.json in the same folder; None: every paper's own setting.
@@ -56,6 +56,7 @@ def network_costs(plans: Path | None, configuration: str) -> list[dict[str, Any]
                     "name": info.name,
                     "network": info.network.__name__,
                     "trainers": list(info.trainers),
+                    "variants": list(info.variants),
                     "patch_size": list(patch),
                     "input_channels": channels,
                     "num_classes": classes,

@@ -34,7 +34,14 @@ def network_from_plan(
     for key in configuration.network_arch_init_kwargs_req_import:
         if isinstance(arguments.get(key), str):
             arguments[key] = pydoc.locate(arguments[key])
-    if configuration.network_arch_class_name.rsplit(".", 1)[-1] != network.__name__:
+    if pydoc.locate(configuration.network_arch_class_name) is network:
+        own, planned = list(arguments.get("patch_size", ())), list(configuration.patch_size)
+        if own != planned:
+            raise ValueError(
+                f"the plan's `patch_size`={planned} and `arch_kwargs` `patch_size`={own} differ: the weights of "
+                f"{network.__name__} are tied to the patch size, make them equal"
+            )
+    else:
         missing = [key for key in _TOPOLOGY if key not in arguments]
         if missing:
             raise ValueError(

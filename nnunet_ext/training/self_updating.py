@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from nnunet_ext.losses import SelfUpdatingLoss
+from nnunet_ext.losses import SelfUpdatingLoss, output_weights
 from nnunet_ext.losses.region_terms import Terms
 from nnunet_ext.training.trainer import PluginTrainer
 
@@ -22,11 +23,9 @@ class SelfUpdatingLossTrainer(PluginTrainer):
     def _build_loss(self) -> SelfUpdatingLoss:
         weights = None
         if self.enable_deep_supervision:
-            weights = [0.5**i for i in range(len(self._get_deep_supervision_scales()))]
-            if len(weights) > 1:
-                # As nnU-Net: the lowest output does not count, but DDP must see a gradient for its weights.
-                weights[-1] = 1e-6 if self.is_ddp and not self._do_i_compile() else 0.0
-            weights = [w / sum(weights) for w in weights]
+            # As nnU-Net: the lowest output does not count, but DDP must see a gradient for its weights.
+            lowest = 1e-6 if self.is_ddp and not self._do_i_compile() else 0.0
+            weights = output_weights(len(self._get_deep_supervision_scales()), lowest)
         return SelfUpdatingLoss(
             regions=self.label_manager.has_regions,
             ignore_label=self.label_manager.ignore_label,
@@ -46,8 +45,12 @@ class SelfUpdatingLossTrainer(PluginTrainer):
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         super().on_train_epoch_end(train_outputs)
+        terms = self._term_sums / len(train_outputs)
+        if self.is_ddp:
+            dist.all_reduce(terms)
+            terms /= dist.get_world_size()
         entry = {
-            "terms": (self._term_sums / len(train_outputs)).tolist(),
+            "terms": terms.tolist(),
             "raw_weights": self.loss.raw_weights.tolist(),
             "weights": self.loss.weights.tolist(),
         }

@@ -45,6 +45,11 @@ class PluginTrainer(nnUNetTrainer):
         # A short training is worth resuming too.
         self.save_every = max(1, min(_MAX_EPOCHS_BETWEEN_CHECKPOINTS, self.num_epochs // 10))
 
+    def initialize(self) -> None:
+        if not self.label_manager.foreground_labels and not self.label_manager.has_regions:
+            raise ValueError("dataset.json names no label besides background: there is nothing to segment")
+        super().initialize()
+
     @classmethod
     def build_network_architecture(
         cls,
@@ -100,6 +105,7 @@ class PluginTrainer(nnUNetTrainer):
         checkpoint = torch.load(base, map_location="cpu", mmap=True, weights_only=False)
         checkpoint[_CHECKPOINT_KEY] = self.extra_state()
         torch.save(checkpoint, complete)
+        del checkpoint  # it maps the file that is removed below
         os.replace(complete, filename)
         os.remove(base)
 

@@ -1,6 +1,8 @@
-"""Checks of a state dict's keys."""
+"""Checks of a state dict's keys and shapes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
 
 
 def check_keys(network: str, given: Iterable[str], expected: Iterable[str]) -> None:
@@ -12,3 +14,16 @@ def check_keys(network: str, given: Iterable[str], expected: Iterable[str]) -> N
             f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in (("missing", missing), ("extra", extra)) if keys
         ]
         raise ValueError(f"these are not the authors' {network} weights: keys {'; '.join(parts)}")
+
+
+def load_checked(name: str, network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Loads weights; raises ValueError, listing them, if shapes differ."""
+    expected = network.state_dict()
+    wrong = [
+        f"{key} {tuple(value.shape)} instead of {tuple(expected[key].shape)}"
+        for key, value in weights.items()
+        if key in expected and value.shape != expected[key].shape
+    ]
+    if wrong:
+        raise ValueError(f"these are not the authors' {name} weights: tensors of the wrong shape: {', '.join(wrong)}")
+    network.load_state_dict(weights)

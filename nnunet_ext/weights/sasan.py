@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nnunet_ext.blocks.fourier import fold_mask
 from nnunet_ext.networks.sasan import SASAN
-from nnunet_ext.weights.keys import check_keys
+from nnunet_ext.weights.keys import check_keys, load_checked
 
 _AUTHORS_LEVELS = 5
 
@@ -27,8 +27,8 @@ def sasan_from_authors(state_dict: Mapping[str, Tensor], heads: int | None = Non
         heads: Heads of ASEM's attentions; None: the largest divisor of the axis length up to 16.
 
     Raises:
-        ValueError: for missing or left-over keys, or an odd number of channels at a level (the authors' shift over
-            channels has no counterpart then).
+        ValueError: for missing or left-over keys, tensors of the wrong shape, or an odd number of channels at a
+            level (the authors' shift over channels has no counterpart then).
     """
     found = [int(m[1]) for k in state_dict if (m := re.match(r"down_(\d+)\.", k))]
     levels = max(found) + 1 if found else _AUTHORS_LEVELS
@@ -62,7 +62,7 @@ def sasan_from_authors(state_dict: Mapping[str, Tensor], heads: int | None = Non
             if len(tensors) > 1
             else tensors[0]
         )
-    network.load_state_dict(weights)
+    load_checked("SASAN", network, weights)
     return network
 
 
@@ -94,7 +94,7 @@ def _names(levels: int, attentions: int) -> dict[str, list[str]]:
         theirs = f"asem.axial_attention.axial_attentions.{i}.fn"
         names[f"decoder.asem.attentions.{i}.qkv.weight"] = [f"{theirs}.to_q.weight", f"{theirs}.to_kv.weight"]
         add(f"decoder.asem.attentions.{i}.out", f"{theirs}.to_out", "weight", "bias")
-    add("decoder.asem.spatial_gate", "asem.spatial_attention.conv", "weight", "bias")
+    add("decoder.asem.seg_layers.gate", "asem.spatial_attention.conv", "weight", "bias")
     return names
 
 
