@@ -63,6 +63,13 @@ def test_a_wrong_budget_stops_before_anything_is_written(nnunet):
     assert not nnunet.model("SASANTrainer", "2d_tiny").exists()
 
 
+def test_unset_folders_are_named(nnunet, monkeypatch):
+    monkeypatch.delitem(nnunet.environment, "nnUNet_preprocessed")
+    done = nnunet.attempt("nnUNetv2_train", "4", "2d_tiny", "0", "-tr", "SASANTrainer", "-device", "cpu")
+    assert done.returncode != 0
+    assert "nnUNet_preprocessed is not defined" in done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainer", "configuration"),
