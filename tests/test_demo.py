@@ -46,6 +46,21 @@ def test_an_unknown_command_is_named(tmp_path):
         run_command("Train", ["nnUNetv9_train"], dict(os.environ), tmp_path / "log.txt", 1, lambda: 0)
 
 
+def test_stopping_the_demo_stops_its_command(tmp_path):
+    pid_file, seen = tmp_path / "pid", []
+
+    def interrupt():
+        seen.append(int(pid_file.read_text()))
+        raise KeyboardInterrupt
+
+    command = ["python", "-c", "import time; time.sleep(300)"]
+    with pytest.raises(KeyboardInterrupt):
+        run_command("Sleep", command, dict(os.environ), tmp_path / "log.txt", 1, interrupt, pid_file)
+    with pytest.raises(ProcessLookupError):
+        os.kill(seen[0], 0)
+    assert not pid_file.exists()
+
+
 def test_progress_is_counted_from_the_log(tmp_path):
     log = tmp_path / "log.txt"
     assert count_lines(log, "Epoch time") == 0

@@ -1,6 +1,7 @@
 """Train and compare on real hippocampus scans: plan, preprocess, train, predict, evaluate, summarise."""
 
 import argparse
+import signal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,4 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.demo.run import run_demo
 
+    signal.signal(signal.SIGTERM, _stop)
     return run_demo(arguments.folder, arguments.trainers, arguments.iterations, arguments.device)
+
+
+def _stop(*_: object) -> None:
+    """Ends the demo as Ctrl-C does, so that the running command of nnU-Net is ended too."""
+    raise KeyboardInterrupt

@@ -1,6 +1,8 @@
 """Runs one of nnU-Net's console commands with a progress bar."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 _POLL_SECONDS = 0.5
+_STOP_SECONDS = 20
 _TAIL_LINES = 15
 
 
@@ -69,8 +72,7 @@ def run_command(
                     bar.refresh()
         finally:
             if process.poll() is None:
-                process.terminate()
-                process.wait()
+                _stop(process)
             if pid_file is not None:
                 pid_file.unlink(missing_ok=True)
         if code == 0:
@@ -79,6 +81,19 @@ def run_command(
     if code != 0:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
         raise CommandFailed(f"{' '.join(command)} failed with exit code {code}; the end of {log}:\n{tail}")
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """Interrupts a command, so that it ends its own workers; kills it if it does not listen."""
+    if os.name == "nt":
+        process.terminate()
+    else:
+        process.send_signal(signal.SIGINT)
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def count_lines(path: Path, *parts: str) -> int:

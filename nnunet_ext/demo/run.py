@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -34,7 +33,6 @@ def run_demo(folder: str | Path, trainers: Sequence[str], iterations: int, devic
     check_trainers(trainers)
     space = Workspace(folder, Settings(iterations, _device(device)))
     space.claim()
-    signal.signal(signal.SIGTERM, _stop)
     started = time.monotonic()
     budget = space.settings.budget
     print(
@@ -59,11 +57,6 @@ def run_demo(folder: str | Path, trainers: Sequence[str], iterations: int, devic
     return 0
 
 
-def _stop(*_: object) -> None:
-    """Ends the demo as Ctrl-C does, so that the running command is ended too."""
-    raise KeyboardInterrupt
-
-
 def _device(wanted: str) -> str:
     import torch
 
@@ -80,8 +73,8 @@ def _preprocess(space: Workspace) -> None:
         run_command(
             "Plan and preprocess",
             [
-                *("nnUNetv2_plan_and_preprocess", "-d", str(DATASET_ID), "-c", "3d_fullres"),
-                *("-np", "2", "-npfp", "2", "--verify_dataset_integrity"),
+                *f"nnUNetv2_plan_and_preprocess -d {DATASET_ID} -c 3d_fullres -np 2 -npfp 2".split(),
+                "--verify_dataset_integrity",
             ],
             space.environment(),
             space.log("preprocess"),
@@ -104,8 +97,8 @@ def _train(space: Workspace, trainer: str) -> None:
     run_command(
         f"Train {trainer}",
         [
-            *("nnUNetv2_train", str(DATASET_ID), CONFIGURATION, "0"),
-            *("-tr", trainer, "-device", space.settings.device, *resume),
+            *f"nnUNetv2_train {DATASET_ID} {CONFIGURATION} 0 -tr {trainer} -device {space.settings.device}".split(),
+            *resume,
         ],
         space.environment(),
         log,
@@ -126,21 +119,9 @@ def _predict(space: Workspace, trainer: str) -> None:
     run_command(
         f"Predict {trainer}",
         [
-            *("nnUNetv2_predict", "-i", str(space.unlabelled), "-o", str(partial), "-d", str(DATASET_ID)),
-            *(
-                "-c",
-                CONFIGURATION,
-                "-f",
-                "0",
-                "-tr",
-                trainer,
-                "-device",
-                space.settings.device,
-                "-npp",
-                "1",
-                "-nps",
-                "1",
-            ),
+            *("nnUNetv2_predict", "-i", str(space.unlabelled), "-o", str(partial)),
+            *f"-d {DATASET_ID} -c {CONFIGURATION} -f 0 -tr {trainer}".split(),
+            *f"-device {space.settings.device} -npp 1 -nps 1".split(),
         ],
         space.environment(),
         space.log(f"predict_{trainer}"),

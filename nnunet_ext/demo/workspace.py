@@ -121,7 +121,10 @@ class Workspace:
         """
         for file in (self.root / "demo.pid", self.command_pid):
             if file.is_file() and _is_running(pid := int(file.read_text() or 0)) and pid != os.getpid():
-                raise ValueError(f"process {pid} is still at work in {self.root}: wait for it or stop it")
+                raise ValueError(
+                    f"process {pid} is still at work in {self.root}: wait for it or stop it (or, if it is another "
+                    f"program by now, remove {file})"
+                )
         write_atomically(self.root / "demo.pid", str(os.getpid()))
 
     @property

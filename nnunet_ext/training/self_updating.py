@@ -68,5 +68,8 @@ class SelfUpdatingLossTrainer(PluginTrainer):
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         super().load_extra_state(state)
+        if "loss" not in state:
+            self.print_to_log_file("Note: the checkpoint was trained with another loss; the SM loss starts anew.")
+            return
         self.loss.load_state_dict(state["loss"])
         self.loss_history = list(state["loss_history"])
