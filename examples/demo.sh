@@ -15,7 +15,7 @@ export nnUNet_preprocessed="$folder/nnUNet_preprocessed"
 export nnUNet_results="$folder/nnUNet_results"
 nnUNet_extTrainer="$(nnunet_ext trainers)"
 export nnUNet_extTrainer
-export NNUNET_EXT_EPOCHS=${NNUNET_EXT_EPOCHS:-16}
+export NNUNET_EXT_EPOCHS=${NNUNET_EXT_EPOCHS:-20}
 export NNUNET_EXT_ITERATIONS=${NNUNET_EXT_ITERATIONS:-10}
 export NNUNET_EXT_VAL_ITERATIONS=${NNUNET_EXT_VAL_ITERATIONS:-2}
 mkdir -p "$nnUNet_raw/Dataset004_Hippocampus" "$nnUNet_preprocessed" "$nnUNet_results"

@@ -81,17 +81,16 @@ def test_other_trainers_and_configurations(nnunet, tmp_path, trainer, configurat
 
 
 @pytest.mark.slow
-def test_stock_trainer_trains_a_plan_that_names_sasan(nnunet, name_sasan):
+def test_stock_trainer_trains_a_plan_that_names_sasan(nnunet, name_sasan, tmp_path):
     """The third way to use the network: `network_class_name` of a plan, under nnU-Net's own trainer."""
     plans = nnunet.plans
     name_sasan(plans["configurations"]["3d_fullres_tiny"])
     plans["plans_name"] = "SASANPlans"
     (nnunet.preprocessed / "SASANPlans.json").write_text(json.dumps(plans))
-    # nnU-Net's shortest own trainer: one epoch of 250 iterations would take minutes.
-    nnunet.run(
-        *("nnUNetv2_train", "4", "3d_fullres_tiny", "0", "-tr", "nnUNetTrainerBenchmark_5epochs_noDataLoading"),
-        *("-p", "SASANPlans", "-device", "cpu"),
-    )
+    # nnU-Net's own trainer for one epoch of 250 iterations; our budget variables do not bind it.
+    trainer = "nnUNetTrainer_1epoch"
+    train(nnunet, trainer, "3d_fullres_tiny", "-p", "SASANPlans")
+    predict(nnunet, trainer, "3d_fullres_tiny", tmp_path, "SASANPlans")
 
 
 @pytest.mark.slow
