@@ -160,7 +160,10 @@ def _is_running(pid: int) -> bool:
         return False
     except PermissionError:
         pass
-    return True
+    try:  # where the kernel tells: one that has ended and is only waiting to be collected does not count
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return True
 
 
 def check_trainers(trainers: Sequence[str]) -> None:
