@@ -15,7 +15,7 @@ export nnUNet_preprocessed="$folder/nnUNet_preprocessed"
 export nnUNet_results="$folder/nnUNet_results"
 nnUNet_extTrainer="$(nnunet_ext trainers)"
 export nnUNet_extTrainer
-export NNUNET_EXT_EPOCHS=${NNUNET_EXT_EPOCHS:-20}
+export NNUNET_EXT_EPOCHS=${NNUNET_EXT_EPOCHS:-40}
 export NNUNET_EXT_ITERATIONS=${NNUNET_EXT_ITERATIONS:-10}
 export NNUNET_EXT_VAL_ITERATIONS=${NNUNET_EXT_VAL_ITERATIONS:-2}
 mkdir -p "$nnUNet_raw/Dataset004_Hippocampus" "$nnUNet_preprocessed" "$nnUNet_results"
@@ -27,12 +27,15 @@ cp -r "$scans"/{dataset.json,imagesTr,labelsTr,imagesTs} "$nnUNet_raw/Dataset004
 
 nnUNetv2_plan_and_preprocess -d 4 -c 3d_fullres -np 2 --verify_dataset_integrity
 
-# A configuration of its own in nnU-Net's plan: 3d_fullres with a batch size that suits a CPU too.
+# A configuration of its own in nnU-Net's plan: 3d_fullres, batch 2 and half as wide, to suit a CPU too.
 python - "$nnUNet_preprocessed/Dataset004_Hippocampus/nnUNetPlans.json" <<'PYTHON'
-import json, pathlib, sys
+import copy, json, pathlib, sys
 file = pathlib.Path(sys.argv[1])
 plans = json.loads(file.read_text())
-plans["configurations"]["3d_demo"] = {"inherits_from": "3d_fullres", "batch_size": 2}
+architecture = copy.deepcopy(plans["configurations"]["3d_fullres"]["architecture"])
+arguments = architecture["arch_kwargs"]
+arguments["features_per_stage"] = [features // 2 for features in arguments["features_per_stage"]]
+plans["configurations"]["3d_demo"] = {"inherits_from": "3d_fullres", "batch_size": 2, "architecture": architecture}
 file.write_text(json.dumps(plans, indent=4))
 PYTHON
 

@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--iterations",
         type=int,
-        default=200,
+        default=400,
         help="training iterations of every trainer, above ten rounded up to tens (default: %(default)s)",
     )
     parser.epilog = "Run it again after an interruption: it goes on where it was."

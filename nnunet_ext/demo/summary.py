@@ -47,7 +47,8 @@ def write_summary(space: Workspace, trainers: Sequence[str]) -> Path:
     overlays = [_plot_overlay(space, case, trainers, labels) for case in sorted(space.unlabelled.iterdir())]
     budget = space.settings.budget
     setting = (
-        f"{budget.epochs} epochs of {budget.iterations} iterations, batch 2, on {space.settings.device}, the same for "
+        f"{budget.epochs} epochs of {budget.iterations} iterations, batch 2, half the plan's widths, on "
+        f"{space.settings.device}, the same for "
         "every trainer. nnU-Net's default is 1000 epochs of 250 iterations: this shows that everything works and "
         "learns; which trainer is better it cannot show."
     )

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from importlib import resources
 from math import ceil
@@ -133,12 +134,16 @@ class Workspace:
         return self.root / "command.pid"
 
     def add_configuration(self) -> None:
-        """Adds the demo's configuration to nnU-Net's plan: 3d_fullres with a batch size that suits a CPU too."""
+        """Adds the demo's configuration to nnU-Net's plan: 3d_fullres, batch 2 and half as wide, to suit a CPU too."""
         plans = json.loads(self.plans.read_text())
         if CONFIGURATION not in plans["configurations"]:
+            architecture = deepcopy(plans["configurations"][_BASE_CONFIGURATION]["architecture"])
+            arguments = architecture["arch_kwargs"]
+            arguments["features_per_stage"] = [features // 2 for features in arguments["features_per_stage"]]
             plans["configurations"][CONFIGURATION] = {
                 "inherits_from": _BASE_CONFIGURATION,
                 "batch_size": _BATCH_SIZE,
+                "architecture": architecture,
             }
             write_atomically(self.plans, json.dumps(plans, indent=4))
 
