@@ -48,9 +48,8 @@ def write_summary(space: Workspace, trainers: Sequence[str]) -> Path:
     budget = space.settings.budget
     setting = (
         f"{budget.epochs} epochs of {budget.iterations} iterations, batch 2, half the plan's widths, on "
-        f"{space.settings.device}, the same for "
-        "every trainer. nnU-Net's default is 1000 epochs of 250 iterations: this shows that everything works and "
-        "learns; which trainer is better it cannot show."
+        f"{space.settings.device}, the same for every trainer. nnU-Net's default is 1000 epochs of 250 iterations: "
+        "this shows that everything works and learns; which trainer is better it cannot show."
     )
     lines = [
         "# Demo: hippocampus, fold 0",
