@@ -1,17 +1,82 @@
 """Package definition; build system and tools are configured in pyproject.toml."""
 
 import re
+import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, LinkError
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "nnunet_ext" / "__init__.py").read_text()).group(1)
 
+# The optional C kernels of nnunet_ext.ops; see nnunet_ext/ops/native.py.
+KERNELS = Path("nnunet_ext/ops/csrc")
+SOURCES = ("selective_scan.c", "causal_conv1d.c")
+# Not -ffast-math: it would undo the rounding by which exp2 splits its argument.
+FLAGS = [
+    *("-std=c11", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"),
+    "-ffp-contract=fast",
+]
+INSTRUCTION_SETS = {
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"],
+    "avx2": ["-mavx2", "-mfma"],
+    "baseline": [],
+}
+OPENMP = "-fopenmp"
+
+
+def kernels() -> list[Extension]:
+    """One library for each instruction set; each is left out if the compiler cannot build it."""
+    if sys.platform == "win32":  # Microsoft's compiler has no vector extensions
+        return []
+    return [
+        Extension(
+            f"nnunet_ext.ops.csrc.{name}",
+            sources=[str(KERNELS / source) for source in SOURCES],
+            depends=[str(KERNELS / header) for header in ("tile.h", "vector.h")],
+            extra_compile_args=[*FLAGS, *flags],
+            optional=True,
+        )
+        for name, flags in INSTRUCTION_SETS.items()
+    ]
+
+
+class BuildNative(build_ext):
+    """Builds plain shared libraries, for ctypes: they serve every version of Python."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split(".")).with_suffix(".so"))
+
+    def build_extension(self, ext: Extension) -> None:
+        # The same sources, compiled with other flags.
+        shared, self.build_temp = self.build_temp, str(Path(self.build_temp) / ext.name)
+        plain = list(ext.extra_compile_args)
+        try:
+            ext.extra_compile_args, ext.extra_link_args = [*plain, OPENMP], [OPENMP]
+            super().build_extension(ext)
+        except (CompileError, LinkError):  # Apple's clang comes without OpenMP
+            ext.extra_compile_args, ext.extra_link_args = plain, []
+            super().build_extension(ext)
+        finally:
+            self.build_temp = shared
+
+
+class TagWheel(bdist_wheel):
+    """Tags the wheel for every Python 3, and for every platform if nothing was compiled."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        platform = super().get_tag()[2]
+        built = any(Path(file).is_file() for file in self.get_finalized_command("build_ext").get_outputs())
+        return "py3", "none", platform if built else "any"
+
+
 setup(
     name="nnunet_ext",
     version=VERSION,
-    description="SASAN and other published segmentation networks as trainers for nnU-Net v2",
+    description="SASAN, EM-Net and other published segmentation networks as trainers for nnU-Net v2",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -25,6 +90,9 @@ setup(
         "nnunet_ext": ["py.typed"],
         "nnunet_ext.data.hippocampus": ["*.md", "*.json", "*/*.nii.gz"],
     },
+    # Optional: where no compiler is, PyTorch does the work.
+    ext_modules=kernels(),
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": TagWheel},
     entry_points={"console_scripts": ["nnunet_ext = nnunet_ext.cli.main:main"]},
     install_requires=[
         "nnunetv2>=2.8",  # first with nnUNet_extTrainer
@@ -39,6 +107,7 @@ setup(
     extras_require={
         "mamba": ["mamba-ssm", "causal-conv1d"],
         "surface": ["surface-distance"],
+        "bench": ["mambapy"],  # what the scan is compared with
         "test": [
             "pytest>=8.0",  # strict configuration
             "hypothesis>=6.100",  # property-based tests

@@ -46,6 +46,7 @@ def diagnose(environment: Mapping[str, str] = os.environ, search_path: Sequence[
         _nnunet(),
         *(_folder(environment, name, what) for name, what in _FOLDERS.items()),
         _trainers(environment),
+        *_selective_scan(),
         *(_optional(name, remedy) for name, remedy in _OPTIONAL.items()),
     ]
 
@@ -118,6 +119,27 @@ def _trainers(environment: Mapping[str, str]) -> Check:
     if ours.resolve() not in {Path(part).resolve() for part in value.split(os.pathsep) if part.strip()}:
         return Check(name, "missing", f"{value} does not contain {ours}", remedy)
     return Check(name, "ok", value)
+
+
+def _selective_scan() -> list[Check]:
+    """What EM-Net's scan runs on: on the device that training takes, and on the CPU."""
+    try:
+        import torch
+
+        from nnunet_ext.ops import describe_backend
+        from nnunet_ext.ops.native import native_library
+    except ImportError:
+        return []  # said of torch already
+    kinds = ["cpu"]
+    if torch.cuda.is_available():
+        kinds.insert(0, "cuda")
+    elif torch.backends.mps.is_available():
+        kinds.insert(0, "mps")
+    checks = [Check(f"selective scan on {kind}", "ok", describe_backend(kind)) for kind in kinds]
+    if native_library() is None:
+        remedy = "install a C compiler and reinstall nnunet_ext: EM-Net is then several times faster on the CPU"
+        checks[-1] = Check(checks[-1].name, "optional", checks[-1].found, remedy)
+    return checks
 
 
 def _optional(name: str, remedy: str) -> Check:

@@ -1,6 +1,7 @@
 import copy
 import json
 import os
+import pydoc
 import shutil
 import subprocess
 from importlib import resources
@@ -12,6 +13,7 @@ import torch
 
 from nnunet_ext.demo.command import console_script
 from nnunet_ext.installed import trainers_folder
+from nnunet_ext.networks import EMNet
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -158,15 +160,19 @@ def nnunet_environment(nnunet, monkeypatch):
 
 
 @pytest.fixture
-def name_sasan():
-    """Makes a configuration's plan one for SASAN, as a user or a planner writes it."""
+def name_network():
+    """Makes a configuration's plan one for a network of ours, as a user or a planner writes it."""
 
-    def change(configuration: dict) -> None:
+    def change(name: str, configuration: dict) -> None:
         arguments = configuration["architecture"]["arch_kwargs"]
         keys = ("n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides")
+        topology = {key: arguments[key] for key in keys} | {"patch_size": configuration["patch_size"]}
+        if name == "EMNet":
+            conv_op = topology["conv_op"]
+            topology = EMNet.adapt_topology(**topology | {"conv_op": pydoc.locate(conv_op)}) | {"conv_op": conv_op}
         configuration["architecture"] = {
-            "network_class_name": "nnunet_ext.networks.SASAN",
-            "arch_kwargs": {key: arguments[key] for key in keys} | {"patch_size": configuration["patch_size"]},
+            "network_class_name": f"nnunet_ext.networks.{name}",
+            "arch_kwargs": topology,
             "_kw_requires_import": ["conv_op"],
         }
 

@@ -138,7 +138,7 @@ def test_demo_refuses_a_folder_in_which_another_one_works(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--trainers", "SASANTrainer", "UNetTrainer"], "unknown trainer 'UNetTrainer'; known: SASANTrainer"),
+        (["--trainers", "SASANTrainer", "UNetTrainer"], "unknown trainer 'UNetTrainer'; known: EMNetATrainer"),
         (["--trainers", "SASANTrainer", "SASANTrainer"], "named twice"),
         (["--iterations", "0"], "--iterations 0 must be at least 1"),
     ],

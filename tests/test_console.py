@@ -1,6 +1,7 @@
 """Real, tiny nnU-Net runs through the console commands."""
 
 import json
+import re
 
 import pytest
 import SimpleITK as sitk
@@ -54,6 +55,14 @@ def test_train_validate_predict_and_continue(nnunet, tmp_path):
     assert len(state["nnunet_ext"]["loss_history"]) == 2
 
 
+def test_em_net_trains_validates_predicts_and_names_its_backend(nnunet, tmp_path):
+    printed = train(nnunet, "EMNetTrainer", "3d_fullres_tiny")
+    assert re.search(r"Selective scan on cpu: (cpu \(C extension|torch \(segments)", printed)
+    (log,) = nnunet.model("EMNetTrainer", "3d_fullres_tiny").glob("training_log_*.txt")
+    assert "Selective scan on cpu: " in log.read_text()
+    predict(nnunet, "EMNetTrainer", "3d_fullres_tiny", tmp_path)
+
+
 def test_a_wrong_budget_stops_before_anything_is_written(nnunet):
     done = nnunet.attempt(
         "nnUNetv2_train", "4", "2d_tiny", "0", "-tr", "SASANTrainer", "-device", "cpu", NNUNET_EXT_EPOCHS="few"
@@ -73,7 +82,17 @@ def test_unset_folders_are_named(nnunet, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainer", "configuration"),
-    [("SASANTrainer", "2d_tiny"), ("SASANTrainerDiceCE", "3d_fullres_tiny"), ("StockTrainer", "3d_fullres_tiny")],
+    [
+        ("SASANTrainer", "2d_tiny"),
+        ("SASANTrainerDiceCE", "3d_fullres_tiny"),
+        ("StockTrainer", "3d_fullres_tiny"),
+        ("EMNetTrainer", "2d"),
+        ("EMNetAuthorsTrainer", "3d_fullres"),
+        ("EMNetATrainer", "3d_fullres_tiny"),
+        ("EMNetBTrainer", "3d_fullres_tiny"),
+        ("EMNetCTrainer", "2d_tiny"),
+        ("EMNetNoMambaTrainer", "3d_fullres_tiny"),
+    ],
 )
 def test_other_trainers_and_configurations(nnunet, tmp_path, trainer, configuration):
     train(nnunet, trainer, configuration)
@@ -81,16 +100,17 @@ def test_other_trainers_and_configurations(nnunet, tmp_path, trainer, configurat
 
 
 @pytest.mark.slow
-def test_stock_trainer_trains_a_plan_that_names_sasan(nnunet, name_sasan, tmp_path):
-    """The third way to use the network: `network_class_name` of a plan, under nnU-Net's own trainer."""
+@pytest.mark.parametrize("name", ["SASAN", "EMNet"])
+def test_stock_trainer_trains_a_plan_that_names_our_network(nnunet, name_network, name, tmp_path):
+    """The third way to use a network: `network_class_name` of a plan, under nnU-Net's own trainer."""
     plans = nnunet.plans
-    name_sasan(plans["configurations"]["3d_fullres_tiny"])
-    plans["plans_name"] = "SASANPlans"
-    (nnunet.preprocessed / "SASANPlans.json").write_text(json.dumps(plans))
+    name_network(name, plans["configurations"]["3d_fullres_tiny"])
+    plans["plans_name"] = f"{name}Plans"
+    (nnunet.preprocessed / f"{name}Plans.json").write_text(json.dumps(plans))
     # nnU-Net's own trainer for one epoch of 250 iterations; our budget variables do not bind it.
     trainer = "nnUNetTrainer_1epoch"
-    train(nnunet, trainer, "3d_fullres_tiny", "-p", "SASANPlans")
-    predict(nnunet, trainer, "3d_fullres_tiny", tmp_path, "SASANPlans")
+    train(nnunet, trainer, "3d_fullres_tiny", "-p", f"{name}Plans")
+    predict(nnunet, trainer, "3d_fullres_tiny", tmp_path, f"{name}Plans")
 
 
 @pytest.mark.slow

@@ -123,6 +123,9 @@ def test_layout_of_the_input_does_not_matter(name, assert_close):
 def test_compiles_to_one_graph(name, assert_close):
     """As nnU-Net compiles networks on CUDA by default; here without a code generator, which takes minutes."""
     network = build(name, "2d", input_channels=2, deep_supervision=True)
+    for module in network.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0  # each run would drop other channels
     x = image("2d", 2, input_channels=2)
     torch._dynamo.reset()
     with warnings.catch_warnings():

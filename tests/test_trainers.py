@@ -1,13 +1,15 @@
 """Trainers as nnU-Net finds and builds them, in this process; whole runs are in test_console.py."""
 
 import copy
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
+from nnunet_ext.blocks.efl import EFL
 from nnunet_ext.installed import known_trainers
-from nnunet_ext.networks import NETWORKS, SASAN
+from nnunet_ext.networks import NETWORKS, EMNet
 from nnunet_ext.training import Budget
 from nnunet_ext.weights import from_authors, write_pretrained
 
@@ -72,12 +74,16 @@ def test_every_trainer_is_found_by_nnunet(nnunet_environment):
 
 
 @pytest.mark.parametrize("configuration", list(SIZES))
-@pytest.mark.parametrize("name", ["SASANTrainer", "SASANTrainerDiceCE", "StockTrainer"])
+@pytest.mark.parametrize("name", known_trainers())
 def test_trainers_take_the_plans_topology_and_step(make_trainer, name, configuration):
     trainer = make_trainer(name, configuration)
-    if name != "StockTrainer":
-        assert type(trainer.network) is SASAN
-        assert trainer.network.patch_size == SIZES[configuration]
+    for info in NETWORKS.values():
+        if name in info.trainers:
+            assert type(trainer.network) is info.network
+            assert trainer.network.patch_size == SIZES[configuration]
+    with torch.no_grad():
+        outputs = trainer.network(batch(trainer)["data"])
+    assert [o.shape[2:] for o in outputs] == [t.shape[2:] for t in batch(trainer)["target"]]
     assert np.isfinite(run_steps(trainer)).all()
 
 
@@ -161,22 +167,101 @@ def test_a_stock_checkpoint_is_noted(make_trainer, tmp_path, capsys):
     assert "was not written by a trainer of nnunet_ext" in capsys.readouterr().out
 
 
-def test_stock_trainer_builds_sasan_from_a_plan_that_names_it(make_trainer, nnunet, name_sasan):
+@pytest.mark.parametrize(("name", "trainer"), [("SASAN", "SASANTrainer"), ("EMNet", "EMNetTrainer")])
+def test_stock_trainer_builds_a_network_from_a_plan_that_names_it(make_trainer, nnunet, name_network, name, trainer):
     plans = nnunet.plans
-    name_sasan(plans["configurations"]["3d_fullres_tiny"])
+    name_network(name, plans["configurations"]["3d_fullres_tiny"])
     stock = make_trainer("nnUNetTrainer", plans=plans)
-    assert type(stock.network) is SASAN
-    assert len(stock.network(batch(stock)["data"])) == len(stock._get_deep_supervision_scales())
-    ours = make_trainer("SASANTrainer", plans=plans)
+    assert type(stock.network).__name__ == name
+    with torch.no_grad():
+        outputs = stock.network(batch(stock)["data"])
+    assert [o.shape[2:] for o in outputs] == [t.shape[2:] for t in batch(stock)["target"]]
+    ours = make_trainer(trainer, plans=plans)
     assert ours.network.state_dict().keys() == stock.network.state_dict().keys()
+    assert ours._get_deep_supervision_scales() == stock._get_deep_supervision_scales()
 
 
-def test_a_stale_patch_in_a_plan_is_refused(make_trainer, nnunet, name_sasan):
+def test_a_stale_patch_in_a_plan_is_refused(make_trainer, nnunet, name_network):
     plans = nnunet.plans
-    name_sasan(plans["configurations"]["3d_fullres_tiny"])
+    name_network("SASAN", plans["configurations"]["3d_fullres_tiny"])
     plans["configurations"]["3d_fullres_tiny"]["patch_size"] = [16, 32, 16]
     with pytest.raises(ValueError, match=r"`patch_size`=\[16, 32, 16\] and `arch_kwargs` `patch_size`=\[16, 24, 16\]"):
         make_trainer(plans=plans)
+
+
+EM_NET_VARIANTS = {
+    "EMNetTrainer": ("EM-Net", "spatial"),
+    "EMNetAuthorsTrainer": ("EM-Net", "authors"),
+    "EMNetATrainer": ("A", "spatial"),
+    "EMNetBTrainer": ("B", "spatial"),
+    "EMNetCTrainer": ("C", "spatial"),
+    "EMNetNoMambaTrainer": ("no_mamba", "spatial"),
+}
+
+
+@pytest.mark.parametrize("name", list(EM_NET_VARIANTS))
+def test_em_net_trainers_build_their_variant(make_trainer, name):
+    network = make_trainer(name).network
+    variant, layout = EM_NET_VARIANTS[name]
+    planned = EMNet.adapt_topology((16, 24, 16), 4, 8, torch.nn.Conv3d, 3, 2)
+    expected = EMNet(1, 3, **planned, variant=variant, efl_layout=layout, deep_supervision=True)
+    assert {k: v.shape for k, v in network.state_dict().items()} == {
+        k: v.shape for k, v in expected.state_dict().items()
+    }
+    layouts = {m.spatial for m in network.modules() if isinstance(m, EFL)}
+    assert layouts == (set() if variant == "A" else {layout == "spatial"})
+    assert any("mamba" in k for k in network.state_dict()) == (variant != "no_mamba")
+
+
+def test_em_net_is_optimised_as_by_its_authors(make_trainer, monkeypatch):
+    monkeypatch.setenv("NNUNET_EXT_EPOCHS", "400")
+    trainer = make_trainer("EMNetTrainer")
+    (group,) = trainer.optimizer.param_groups
+    assert type(trainer.optimizer) is torch.optim.SGD
+    assert (group["momentum"], group["weight_decay"], trainer.initial_lr) == (0.99, 3e-5, 0.01)
+    rates = []
+    for epoch in range(400):
+        trainer.lr_scheduler.step(epoch)
+        rates.append(group["lr"])
+    # 10 of 1000 epochs of warm-up, here 4 of 400, then half a cosine.
+    assert rates[:5] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
+    assert rates[202] == pytest.approx(0.005)
+    assert rates[399] < 1e-6
+    assert all(a >= b for a, b in pairwise(rates[4:]))
+    trainer.lr_scheduler.step(202)  # as a resumed training starts
+    assert group["lr"] == pytest.approx(0.005)
+
+
+@pytest.mark.parametrize(("epochs", "warm_up"), [(1, 1), (30, 1), (200, 2), (1000, 10), (4000, 10)])
+def test_a_shorter_training_warms_up_for_less(make_trainer, monkeypatch, epochs, warm_up):
+    monkeypatch.setenv("NNUNET_EXT_EPOCHS", str(epochs))
+    assert make_trainer("EMNetTrainer", "2d_tiny").lr_scheduler.warm_up == warm_up
+
+
+@pytest.mark.parametrize(
+    ("strides", "expected"),
+    [
+        ([2] * 2, [1, 2, 2]),
+        ([2] * 3, [1, 4, 2]),
+        ([2] * 5, [1, 4, 2, 2, 2]),
+        ([2] * 6, [1, 4, 2, 2, 2]),
+        ([(1, 2, 2)] * 2 + [2] * 3, [1, (1, 4, 4), 2, 2, 2]),
+        ([(1, 2, 2), 2, (2, 2, 1)], [1, (2, 4, 4), (2, 2, 1)]),
+    ],
+)
+def test_em_net_takes_the_poolings_of_any_plan(strides, expected):
+    def per_axis(values):
+        return [(v,) * 3 if isinstance(v, int) else v for v in values]
+
+    planned = EMNet.adapt_topology((64, 128, 128), len(strides) + 1, 32, torch.nn.Conv3d, 3, [1, *strides])
+    assert planned["strides"] == per_axis(expected)
+    assert planned["features_per_stage"] == (48, 48, 96, 192, 384)[: len(expected)]
+    assert planned["n_stages"] == len(expected)
+
+
+def test_em_net_needs_two_poolings():
+    with pytest.raises(ValueError, match=r"needs at least 2 poolings, the plan has 1: `strides`="):
+        EMNet.adapt_topology((32, 32), 2, 32, torch.nn.Conv2d, 3, 2)
 
 
 def test_no_label_besides_background_is_refused(make_trainer, nnunet):

@@ -16,7 +16,7 @@ _MIN_CPU_CHANNELS = 3
 
 
 class ConvNormAct(nn.Module):
-    """Convolution (bias, same padding), instance norm, leaky ReLU.
+    """Convolution (same padding), instance norm, leaky ReLU.
 
     Args:
         conv_op: ``torch.nn.Conv2d`` or ``torch.nn.Conv3d``.
@@ -24,7 +24,9 @@ class ConvNormAct(nn.Module):
         output_channels: Channels of the output.
         kernel_size: Odd size per axis, in voxels.
         eps: Of the norm.
-        slope: Of the leaky ReLU.
+        slope: Of the leaky ReLU; 1 leaves it out.
+        bias: Whether the convolution has a bias.
+        affine: Whether the norm has a learnt scale and shift.
 
     Shape:
         (B, input_channels, *P) -> (B, output_channels, *P)
@@ -38,14 +40,20 @@ class ConvNormAct(nn.Module):
         kernel_size: Sequence[int],
         eps: float = 1e-5,
         slope: float = 0.1,
+        bias: bool = True,
+        affine: bool = True,
     ) -> None:
         super().__init__()
         padding = tuple((k - 1) // 2 for k in kernel_size)
-        self.conv = conv_op(input_channels, output_channels, tuple(kernel_size), padding=padding, bias=True)
+        self.conv = conv_op(input_channels, output_channels, tuple(kernel_size), padding=padding, bias=bias)
         self.convolve = partial(conv_function(conv_op), padding=padding)
-        self.norm_act = InstanceNormLeakyReLU(output_channels, eps, slope)
+        self.pointwise = all(k == 1 for k in kernel_size)
+        self.norm_act = InstanceNormLeakyReLU(output_channels, eps, slope, affine)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.pointwise and x.device.type == "cpu":
+            # A copy, as the norm writes into what it gets, which must be no view.
+            return self.norm_act(conv_1x1(self.conv, x).clone())
         missing = _MIN_CPU_CHANNELS - x.shape[1] if x.device.type == "cpu" else 0
         if missing > 0:
             # Channels of zeros change nothing but the kernel that PyTorch chooses.
@@ -55,6 +63,18 @@ class ConvNormAct(nn.Module):
         else:
             x = self.conv(x)
         return self.norm_act(cpu_channels_last(x))
+
+
+def conv_1x1(conv: nn.Module, x: Tensor) -> Tensor:
+    """A 1x1 convolution; on the CPU a matrix product, as PyTorch's kernel is slow there and loses channels-last.
+
+    Shape:
+        (B, C, *P) -> (B, C', *P)
+    """
+    if x.device.type != "cpu":
+        return conv(x)
+    weight, bias = cast(Tensor, conv.weight), cast(Tensor | None, conv.bias)
+    return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
 
 
 def two_conv(

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 _BY_CONVOLUTION: dict[type[nn.Module], int] = {nn.Conv2d: 2, nn.Conv3d: 3}
 _TRANSPOSED: dict[int, type[nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _MAX_POOL: dict[int, type[nn.Module]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+_BATCH_NORM: dict[int, type[nn.Module]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_DROPOUT: dict[int, type[nn.Module]] = {2: nn.Dropout2d, 3: nn.Dropout3d}
 _FUNCTION: dict[int, Callable[..., Tensor]] = {2: F.conv2d, 3: F.conv3d}
 
 
@@ -38,3 +40,13 @@ def conv_transpose_op(conv_op: type[nn.Module]) -> type[nn.Module]:
 def max_pool_op(conv_op: type[nn.Module]) -> type[nn.Module]:
     """The max-pooling class that belongs to `conv_op`."""
     return _MAX_POOL[spatial_dims(conv_op)]
+
+
+def batch_norm_op(conv_op: type[nn.Module]) -> type[nn.Module]:
+    """The batch norm class that belongs to `conv_op`."""
+    return _BATCH_NORM[spatial_dims(conv_op)]
+
+
+def dropout_op(conv_op: type[nn.Module]) -> type[nn.Module]:
+    """The class of dropout of whole channels that belongs to `conv_op`."""
+    return _DROPOUT[spatial_dims(conv_op)]

@@ -14,39 +14,46 @@ from torch.autograd.function import once_differentiable
 from nnunet_ext.blocks.layout import channels_last, rows, sum_of_products
 
 
-def instance_norm_leaky_relu_reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Tensor:
+def instance_norm_leaky_relu_reference(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, slope: float
+) -> Tensor:
     """Plain form of `instance_norm_leaky_relu`: PyTorch's two functions."""
     return F.leaky_relu(F.instance_norm(x, weight=weight, bias=bias, eps=eps), slope)
 
 
-def instance_norm_leaky_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Tensor:
+def instance_norm_leaky_relu(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, slope: float) -> Tensor:
     """LeakyReLU(weight * (x - mean) / sqrt(var + eps) + bias), mean and variance over space per sample and channel.
 
     The memory of `x` may be overwritten: call it on a fresh result that nothing else needs, as a convolution's is.
 
     Args:
         x: Map to normalise.
-        weight: Scale per channel.
+        weight: Scale per channel; None, with no bias either: 1.
         bias: Shift per channel.
         eps: Added to the (biased) variance.
-        slope: Slope of the leaky ReLU for negative values, above 0.
+        slope: Slope of the leaky ReLU for negative values, above 0; 1 leaves the activation out.
 
     Shape:
         x and result (B, C, *P); weight and bias (C,).
     """
     if not _fast_path_applies(x, weight):
-        return F.leaky_relu_(F.instance_norm(x, weight=weight, bias=bias, eps=eps), slope)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad):
+        return _leaky_relu_(F.instance_norm(x, weight=weight, bias=bias, eps=eps), slope)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         return _InstanceNormLeakyReLU.apply(x, weight, bias, eps, slope)[0]
     normalised, _ = _normalise_(rows(x), eps)
-    normalised.mul_(weight).add_(bias)
-    return F.leaky_relu_(x, slope)
+    if weight is not None and bias is not None:
+        normalised.mul_(weight).add_(bias)
+    return _leaky_relu_(x, slope)
 
 
-def _fast_path_applies(x: Tensor, weight: Tensor) -> bool:
+def _leaky_relu_(x: Tensor, slope: float) -> Tensor:
+    return x if slope == 1 else F.leaky_relu_(x, slope)
+
+
+def _fast_path_applies(x: Tensor, weight: Tensor | None) -> bool:
     return (
         x.device.type == "cpu"
-        and x.dtype == weight.dtype
+        and (weight is None or x.dtype == weight.dtype)
         and x.dtype in (torch.float32, torch.float64)
         and x.is_contiguous(memory_format=channels_last(x.ndim))
         and not (x.is_leaf and x.requires_grad)
@@ -67,11 +74,15 @@ class _InstanceNormLeakyReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, eps, slope):
         normalised, scale = _normalise_(rows(x), eps)
-        out = torch.empty_like(x, memory_format=channels_last(x.ndim))
-        torch.addcmul(bias, normalised, weight, out=rows(out))
-        F.leaky_relu_(out, slope)
+        if weight is None:
+            out = F.leaky_relu(x, slope)
+        else:
+            out = torch.empty_like(x, memory_format=channels_last(x.ndim))
+            torch.addcmul(bias, normalised, weight, out=rows(out))
+            _leaky_relu_(out, slope)
         ctx.mark_dirty(x)
-        ctx.save_for_backward(x, out, weight, scale)
+        # Of the output only the sign counts, which without a weight is that of the normalised map.
+        ctx.save_for_backward(x, x if weight is None else out, weight, scale)
         ctx.slope = slope
         ctx.set_materialize_grads(False)
         return out, x
@@ -88,23 +99,29 @@ class _InstanceNormLeakyReLU(torch.autograd.Function):
         sum_grad = g.sum(1, keepdim=True)
         sum_product = sum_of_products(g, normalised)
         voxels = g.shape[1]
-        g.sub_(sum_grad / voxels).addcmul_(normalised, sum_product, value=-1.0 / voxels).mul_(scale * weight)
+        g.sub_(sum_grad / voxels).addcmul_(normalised, sum_product, value=-1.0 / voxels)
+        if weight is None:
+            g.mul_(scale)
+            return grad, None, None, None, None
+        g.mul_(scale * weight)
         return grad, sum_product.sum((0, 1)), sum_grad.sum((0, 1)), None, None
 
 
 class InstanceNormLeakyReLU(nn.Module):
-    """Affine instance norm and leaky ReLU; see `instance_norm_leaky_relu`.
+    """Instance norm and leaky ReLU; see `instance_norm_leaky_relu`.
 
     Args:
         channels: C.
         eps: Added to the variance.
-        slope: Slope of the leaky ReLU.
+        slope: Slope of the leaky ReLU; 1 leaves the activation out.
+        affine: Whether there are a learnt scale and shift.
     """
 
-    def __init__(self, channels: int, eps: float = 1e-5, slope: float = 0.1) -> None:
+    def __init__(self, channels: int, eps: float = 1e-5, slope: float = 0.1, affine: bool = True) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
+        self.channels = channels
+        self.weight = nn.Parameter(torch.ones(channels)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
         self.eps = eps
         self.slope = slope
 
@@ -112,4 +129,4 @@ class InstanceNormLeakyReLU(nn.Module):
         return instance_norm_leaky_relu(x, self.weight, self.bias, self.eps, self.slope)
 
     def extra_repr(self) -> str:
-        return f"{self.weight.shape[0]}, eps={self.eps}, slope={self.slope}"
+        return f"{self.channels}, eps={self.eps}, slope={self.slope}, affine={self.weight is not None}"

@@ -8,6 +8,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", help="the authors' checkpoint (a state dict saved by torch)")
     parser.add_argument("output", help="file to write")
     parser.add_argument("--heads", type=int, help="attention heads, where tensors do not show them (sasan)")
+    parser.add_argument(
+        "--patch-size", type=int, nargs="+", help="voxels per axis, where tensors do not show it (em_net)"
+    )
+    parser.add_argument("--efl-layout", help="authors or spatial (em_net; default: authors)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -15,7 +19,8 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.weights import from_authors, read_state_dict, write_pretrained
 
     network_info(arguments.network)
-    settings = {} if arguments.heads is None else {"heads": arguments.heads}
+    given = {name: getattr(arguments, name) for name in ("heads", "patch_size", "efl_layout")}
+    settings = {name: value for name, value in given.items() if value is not None}
     network = from_authors(arguments.network, read_state_dict(arguments.input), **settings)
     write_pretrained(network, arguments.output)
     parameters = sum(p.numel() for p in network.parameters())

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from nnunet_ext.networks.em_net import VARIANTS as EM_NET_VARIANTS
+from nnunet_ext.networks.em_net import EMNet
 from nnunet_ext.networks.sasan import SASAN
 
 
@@ -40,6 +42,29 @@ _INFOS = (
             "conv_op": nn.Conv3d,
             "kernel_sizes": 3,
             "strides": 2,
+        },
+    ),
+    NetworkInfo(
+        name="em_net",
+        network=EMNet,
+        trainers=(
+            "EMNetTrainer",
+            "EMNetAuthorsTrainer",
+            "EMNetATrainer",
+            "EMNetBTrainer",
+            "EMNetCTrainer",
+            "EMNetNoMambaTrainer",
+        ),
+        variants=tuple(EM_NET_VARIANTS),
+        paper={
+            "input_channels": 1,
+            "num_classes": 9,
+            "patch_size": (128, 128, 128),
+            "n_stages": 5,
+            "features_per_stage": (48, 48, 96, 192, 384),
+            "conv_op": nn.Conv3d,
+            "kernel_sizes": 3,
+            "strides": (1, 4, 2, 2, 2),
         },
     ),
 )

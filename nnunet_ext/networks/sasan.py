@@ -20,6 +20,7 @@ from nnunet_ext.blocks.dimension import conv_transpose_op, max_pool_op
 from nnunet_ext.blocks.fourier import FINE, image_spectrum
 from nnunet_ext.blocks.layout import cpu_channels_last
 from nnunet_ext.networks.checks import check_input, check_widths
+from nnunet_ext.networks.heads import check_heads, drop_unused_heads
 from nnunet_ext.networks.topology import PerStage, Topology
 
 
@@ -130,11 +131,11 @@ class _Decoder(nn.Module):
             if level == 0 or deep_supervision:
                 self.seg_layers.append(conv_op(widths[level], num_classes, kernel_size=1))
         self.asem = ASEM(conv_op, num_classes, topology.patch_size, heads)
-        self.register_load_state_dict_pre_hook(_drop_unused_heads)
+        self.register_load_state_dict_pre_hook(drop_unused_heads)
 
     def forward(self, skips: list[Tensor]) -> Tensor | list[Tensor]:
-        if self.deep_supervision and len(self.seg_layers) == 1 < len(self.stages):
-            raise ValueError("this network was built with `deep_supervision=False`: it has no lower heads to return")
+        if self.deep_supervision:
+            check_heads(self.seg_layers, len(self.stages))
         x, outputs = skips[-1], []
         for level in reversed(range(len(self.stages))):
             x = torch.cat((skips[level], cpu_channels_last(self.upsampling[level](x))), 1)
@@ -144,12 +145,3 @@ class _Decoder(nn.Module):
             elif self.deep_supervision:
                 outputs.append(self.seg_layers[level](x))
         return outputs[::-1] if self.deep_supervision else outputs[0]
-
-
-def _drop_unused_heads(module: nn.Module, state_dict: dict, prefix: str, *_: object) -> None:
-    """Weights trained with deep supervision load into a network for prediction, which has head 0 only."""
-    kept = len(module.get_submodule("seg_layers"))  # type: ignore[arg-type]
-    start = f"{prefix}seg_layers."
-    for key in [k for k in state_dict if k.startswith(start)]:
-        if int(key[len(start) :].split(".")[0]) >= kept:
-            del state_dict[key]

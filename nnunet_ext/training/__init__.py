@@ -1,8 +1,9 @@
 """What all trainers share; thin trainer classes on it stand in the folder `trainers`."""
 
 from nnunet_ext.training.budget import Budget
+from nnunet_ext.training.em_net import EMNetBaseTrainer
 from nnunet_ext.training.from_plan import network_from_plan
 from nnunet_ext.training.self_updating import SelfUpdatingLossTrainer
 from nnunet_ext.training.trainer import PluginTrainer
 
-__all__ = ["Budget", "PluginTrainer", "SelfUpdatingLossTrainer", "network_from_plan"]
+__all__ = ["Budget", "EMNetBaseTrainer", "PluginTrainer", "SelfUpdatingLossTrainer", "network_from_plan"]

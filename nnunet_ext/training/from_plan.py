@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from nnunet_ext.networks.topology import Topology
+
 _TOPOLOGY = ("n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides")
 
 
@@ -14,11 +16,9 @@ def network_from_plan(
     input_channels: int,
     num_classes: int,
     deep_supervision: bool,
+    **settings: Any,
 ) -> nn.Module:
     """Builds `network` with the topology of a plan's configuration.
-
-    A plan made for this very network gives all its arguments; from a plan for another one (nnU-Net's own) the
-    topology is taken: stages, features, kernels, strides, 2D or 3D, and the patch size.
 
     Args:
         network: The class, with nnU-Net's constructor vocabulary.
@@ -26,9 +26,21 @@ def network_from_plan(
         input_channels: Channels of the input.
         num_classes: Number of logits.
         deep_supervision: Whether the network returns outputs of lower levels too.
+        **settings: Further arguments of the network; they win over the plan's.
 
     Raises:
-        ValueError: if the plan lacks a part of the topology.
+        ValueError: if the plan lacks a part of the topology, or names another patch size for the network.
+    """
+    arguments = planned_arguments(network, configuration) | settings | {"deep_supervision": deep_supervision}
+    return network(input_channels=input_channels, num_classes=num_classes, **arguments)
+
+
+def planned_arguments(network: type[nn.Module], configuration: Any) -> dict[str, Any]:
+    """The arguments that a plan's configuration has for `network`.
+
+    A plan made for this very network gives all its arguments; from a plan for another one (nnU-Net's own) the
+    topology is taken: stages, features, kernels, strides, 2D or 3D, and the patch size. A network that lays its
+    stages out in its own way has a class method `adapt_topology`, which gets these and returns its own.
     """
     arguments = dict(configuration.network_arch_init_kwargs)
     for key in configuration.network_arch_init_kwargs_req_import:
@@ -41,13 +53,25 @@ def network_from_plan(
                 f"the plan's `patch_size`={planned} and `arch_kwargs` `patch_size`={own} differ: the weights of "
                 f"{network.__name__} are tied to the patch size, make them equal"
             )
-    else:
-        missing = [key for key in _TOPOLOGY if key not in arguments]
-        if missing:
-            raise ValueError(
-                f"the plan's network {configuration.network_arch_class_name} has no {', '.join(missing)}: "
-                f"{network.__name__} cannot take its topology from it; plan with nnU-Net's default planner"
-            )
-        arguments = {key: arguments[key] for key in _TOPOLOGY} | {"patch_size": configuration.patch_size}
-    arguments["deep_supervision"] = deep_supervision
-    return network(input_channels=input_channels, num_classes=num_classes, **arguments)
+        return arguments
+    missing = [key for key in _TOPOLOGY if key not in arguments]
+    if missing:
+        raise ValueError(
+            f"the plan's network {configuration.network_arch_class_name} has no {', '.join(missing)}: "
+            f"{network.__name__} cannot take its topology from it; plan with nnU-Net's default planner"
+        )
+    topology = {key: arguments[key] for key in _TOPOLOGY} | {"patch_size": configuration.patch_size}
+    adapt = getattr(network, "adapt_topology", None)
+    return topology if adapt is None else adapt(**topology)
+
+
+def output_scales(network: type[nn.Module], configuration: Any) -> list[list[float]]:
+    """Sizes of a network's outputs under deep supervision relative to the patch, per output and axis.
+
+    There is one output a stage, full resolution first, but none for the lowest stage.
+    """
+    arguments = planned_arguments(network, configuration)
+    topology = Topology.create(**{key: arguments[key] for key in (*_TOPOLOGY, "patch_size")})
+    return [
+        [size / full for size, full in zip(sizes, topology.patch_size, strict=True)] for sizes in topology.sizes[:-1]
+    ]

@@ -22,10 +22,11 @@ class SelfUpdatingLossTrainer(PluginTrainer):
 
     def _build_loss(self) -> SelfUpdatingLoss:
         weights = None
-        if self.enable_deep_supervision:
+        scales = self._get_deep_supervision_scales()
+        if scales is not None:
             # As nnU-Net: the lowest output does not count, but DDP must see a gradient for its weights.
             lowest = 1e-6 if self.is_ddp and not self._do_i_compile() else 0.0
-            weights = output_weights(len(self._get_deep_supervision_scales()), lowest)
+            weights = output_weights(len(scales), lowest)
         return SelfUpdatingLoss(
             regions=self.label_manager.has_regions,
             ignore_label=self.label_manager.ignore_label,

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 
 from nnunet_ext import __version__
 from nnunet_ext.training.budget import Budget
-from nnunet_ext.training.from_plan import network_from_plan
+from nnunet_ext.training.from_plan import network_from_plan, output_scales
 
 _CHECKPOINT_KEY = "nnunet_ext"
 _MAX_EPOCHS_BETWEEN_CHECKPOINTS = 50
@@ -19,11 +21,12 @@ _MAX_EPOCHS_BETWEEN_CHECKPOINTS = 50
 class PluginTrainer(nnUNetTrainer):
     """nnU-Net's trainer with a network class, the budget of the environment and extra state in the checkpoint.
 
-    Subclasses set `network_class` (None: the plan's own network) and may extend `extra_state` and
-    `load_extra_state`.
+    Subclasses set `network_class` (None: the plan's own network) and `network_settings`, further arguments of it,
+    and may extend `extra_state` and `load_extra_state`.
     """
 
     network_class: type[nn.Module] | None = None
+    network_settings: Mapping[str, Any] = MappingProxyType({})
 
     # nnU-Net reads this signature by name: it must be exactly its own.
     def __init__(
@@ -65,8 +68,19 @@ class PluginTrainer(nnUNetTrainer):
                 plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
             )
         return network_from_plan(
-            cls.network_class, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+            cls.network_class,
+            configuration_manager,
+            num_input_channels,
+            num_output_channels,
+            enable_deep_supervision,
+            **cls.network_settings,
         )
+
+    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
+        """The true sizes of the network's outputs, which nnU-Net would read off the plan's strides."""
+        if self.network_class is None or not self.enable_deep_supervision:
+            return super()._get_deep_supervision_scales()
+        return output_scales(self.network_class, self.configuration_manager)
 
     @property
     def budget(self) -> Budget:

@@ -1,13 +1,15 @@
 """One entry for the authors' weights of every network."""
 
 from collections.abc import Callable, Mapping
+from inspect import signature
 
 from torch import Tensor, nn
 
 from nnunet_ext.networks import network_info
+from nnunet_ext.weights.em_net import em_net_from_authors
 from nnunet_ext.weights.sasan import sasan_from_authors
 
-_IMPORTERS: dict[str, Callable[..., nn.Module]] = {"sasan": sasan_from_authors}
+_IMPORTERS: dict[str, Callable[..., nn.Module]] = {"em_net": em_net_from_authors, "sasan": sasan_from_authors}
 
 
 def from_authors(name: str, state_dict: Mapping[str, Tensor], **settings: object) -> nn.Module:
@@ -17,6 +19,8 @@ def from_authors(name: str, state_dict: Mapping[str, Tensor], **settings: object
 
     * ``sasan``: `heads` of ASEM's attentions (default: the largest divisor of the axis length up to 16, the
       authors' 16 at 96).
+    * ``em_net``: `patch_size`, for variant A only, whose tensors show no more than the number of voxels (default: a
+      cube); `efl_layout` (default: ``"authors"``, the one the weights were trained with).
 
     Args:
         name: Short name of the network, as in `nnunet_ext.networks.NETWORKS`.
@@ -24,6 +28,12 @@ def from_authors(name: str, state_dict: Mapping[str, Tensor], **settings: object
         **settings: See above.
 
     Raises:
-        ValueError: for an unknown name (lists the known ones), or for missing or left-over keys (lists them).
+        ValueError: for an unknown name or setting (lists the known ones), or for missing or left-over keys (lists
+            them).
     """
-    return _IMPORTERS[network_info(name).name](state_dict, **settings).eval()
+    importer = _IMPORTERS[network_info(name).name]
+    _, *known = signature(importer).parameters
+    unknown = sorted(settings.keys() - set(known))
+    if unknown:
+        raise ValueError(f"{name} has no setting {', '.join(unknown)}; its settings: {', '.join(known)}")
+    return importer(state_dict, **settings).eval()

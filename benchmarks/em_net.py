@@ -1,0 +1,89 @@
+"""EM-Net on the CPU, and the part of its scan: against the same network with a multiplication in the scan's place.
+
+python -m benchmarks.em_net [--threads 2] [--repeats 7]
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import interleaved_seconds, median_ratio, peak_gigabytes, write_rows
+from nnunet_ext.networks import NETWORKS, EMNet
+from nnunet_ext.ops import describe_backend
+
+_PATCH = (64, 64, 64)
+
+
+@contextmanager
+def scan_as(form: str) -> Iterator[None]:
+    """Within: EM-Net's scan is ours by the backend of that name, or ("multiplication") u * delta."""
+    from nnunet_ext.blocks import mamba
+
+    if form == "multiplication":
+        with patch.object(mamba, "selective_scan", lambda u, delta, *_, **__: u * delta):
+            yield
+    else:
+        with patch.object(mamba, "selective_scan", partial(mamba.selective_scan, backend=form)):
+            yield
+
+
+def prepare(form: str, backward: bool) -> Callable[[], object]:
+    """A forward pass, or one with backward, of the paper's network on a smaller patch."""
+    torch.manual_seed(0)
+    network = EMNet(**(NETWORKS["em_net"].paper | {"patch_size": _PATCH}))
+    image = torch.randn(1, 1, *_PATCH)
+
+    def forward() -> Tensor:
+        with scan_as(form), torch.no_grad():
+            return network(image)
+
+    def step() -> None:
+        with scan_as(form):
+            network(image).square().mean().backward()
+
+    return step if backward else forward
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=7)
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    forms = {"cpu": describe_backend("cpu"), "torch": "segments in plain PyTorch", "multiplication": "u * delta"}
+    modes = {"forward": False, "forward + backward": True}
+    memory = {
+        (what, form): peak_gigabytes(partial(prepare, form, backward))[0]
+        for what, backward in modes.items()
+        for form in forms
+    }
+    rows = []
+    for what, backward in modes.items():
+        times = interleaved_seconds({form: prepare(form, backward) for form in forms}, arguments.repeats)
+        rows += [
+            {
+                "what": what,
+                "scan": form,
+                "scan_runs_on": described,
+                "setting": "64^3, batch 1, 1 channel, 9 classes, features 48..384",
+                "precision": "float32",
+                "seed": 0,
+                "seconds": f"{statistics.median(times[form]):.3f}",
+                "min_s": f"{min(times[form]):.3f}",
+                "max_s": f"{max(times[form]):.3f}",
+                "of_multiplication": f"{median_ratio(times[form], times['multiplication']):.2f}",
+                "added_GB": f"{memory[what, form]:.2f}",
+            }
+            for form, described in forms.items()
+        ]
+    write_rows("em_net_cpu", rows)
+
+
+if __name__ == "__main__":
+    main()

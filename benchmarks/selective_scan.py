@@ -1,0 +1,135 @@
+"""The selective scan on the CPU against the parallel scan of the package mambapy: time and memory.
+
+pip install mambapy
+python -m benchmarks.selective_scan [--threads 2] [--repeats 5]
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.measure import interleaved_seconds, median_ratio, peak_gigabytes, write_rows
+from nnunet_ext.ops import selective_scan
+from nnunet_ext.ops.native import native_library
+
+_SHAPE = (2, 96, 16, 32768)
+_METHODS = ("mambapy", "extension", "segments")
+
+
+def scan_inputs(b: int, d: int, n: int, length: int) -> list[Tensor]:
+    """u, delta, A, B, C, D, z and delta_bias as a Mamba block starts with them, rows contiguous in time."""
+    torch.manual_seed(0)
+    bias = torch.empty(d).uniform_(-6.9, -2.3).exp().expm1().log()
+    rates = -torch.arange(1, n + 1.0) * (1 + 0.1 * torch.rand(d, n))
+    sequences = [torch.randn(b, size, length) for size in (d, d, n, n, d)]
+    tensors = [sequences[0], 0.5 * sequences[1], rates, *sequences[2:4], torch.ones(d), sequences[4], bias]
+    return [t.requires_grad_() for t in tensors]
+
+
+def mambapy_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
+) -> Tensor:
+    """The scan as mambapy's Mamba block computes it."""
+    from mambapy.pscan import pscan
+
+    delta = F.softplus(delta + delta_bias[:, None]).transpose(1, 2)
+    x = u.transpose(1, 2)
+    decay = torch.exp(delta[..., None] * A)
+    drive = delta[..., None] * B.transpose(1, 2)[:, :, None] * x[..., None]
+    states = pscan(decay, drive)
+    y = (states @ C.transpose(1, 2)[..., None])[..., 0] + D * x
+    return y.transpose(1, 2) * F.silu(z)
+
+
+def extension_scan(*tensors: Tensor) -> Tensor:
+    """Ours with the C extension."""
+    return selective_scan(*tensors, delta_softplus=True, backend="cpu")
+
+
+def segment_scan(*tensors: Tensor) -> Tensor:
+    """Ours as it is where the extension was not built."""
+    return selective_scan(*tensors, delta_softplus=True, backend="torch")
+
+
+def _prepare(method: str, backward: bool, shape: tuple[int, ...]) -> Callable[[], object]:
+    scan = {"mambapy": mambapy_scan, "extension": extension_scan, "segments": segment_scan}[method]
+    tensors = scan_inputs(*shape)
+    gradient = torch.randn_like(tensors[0])
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return scan(*tensors)
+
+    def step() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(scan(*tensors), tensors, gradient)
+
+    return step if backward else forward
+
+
+def prepare_warm(method: str, backward: bool) -> Callable[[], object]:
+    """The call at full size, after one at a small size has loaded what stays in memory."""
+    small = (1, 16, 16, 64)
+    _prepare(method, backward, small)()
+    return _prepare(method, backward, _SHAPE)
+
+
+def _check_equal() -> None:
+    shape = (*_SHAPE[:3], 2048)
+    with torch.no_grad():
+        expected, *others = (_prepare(method, False, shape)() for method in _METHODS)
+    for other in others:
+        error = ((other - expected).abs().max() / expected.abs().max()).item()
+        if error > 1e-4:
+            raise RuntimeError(f"the scans differ by {error:.1e}: nothing to compare")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    library = native_library()
+    if library is None:
+        sys.exit("the C extension was not built: install a C compiler and reinstall nnunet_ext")
+    size_u = 4 * _SHAPE[0] * _SHAPE[1] * _SHAPE[3] / 1e9
+    modes = {"forward": False, "forward + backward": True}
+    # First, while this process is small: a new process inherits the peak of the one that starts it.
+    memory = {
+        (what, method): peak_gigabytes(partial(prepare_warm, method, backward))[0]
+        for what, backward in modes.items()
+        for method in _METHODS
+    }
+    _check_equal()
+    rows = []
+    for what, backward in modes.items():
+        times = interleaved_seconds(
+            {method: _prepare(method, backward, _SHAPE) for method in _METHODS}, arguments.repeats
+        )
+        for method in _METHODS:
+            rows.append(
+                {
+                    "what": what,
+                    "method": method,
+                    "kernel": library.instruction_set if method == "extension" else "PyTorch",
+                    "b_d_n_l": " ".join(map(str, _SHAPE)),
+                    "precision": "float32",
+                    "seed": 0,
+                    "milliseconds": f"{1e3 * statistics.median(times[method]):.1f}",
+                    "min_ms": f"{1e3 * min(times[method]):.1f}",
+                    "max_ms": f"{1e3 * max(times[method]):.1f}",
+                    "times_faster_than_mambapy": f"{median_ratio(times['mambapy'], times[method]):.1f}",
+                    "extra_memory_in_sizes_of_u": f"{memory[what, method] / size_u:.1f}",
+                }
+            )
+    write_rows("selective_scan_cpu", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Bidirectional Mamba: a selective state space model that reads a sequence forwards and backwards.
+
+Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (arXiv 2312.00752); in both
+directions: Zhu et al., "Vision Mamba" (arXiv 2401.09417), as EM-Net uses it ("v2").
+"""
+
+from math import ceil, log
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunet_ext.blocks.channelwise import at_least_float32
+from nnunet_ext.ops import causal_conv1d, selective_scan
+
+_TIME_STEPS = (0.001, 0.1)
+"""Range of the initial time steps delta."""
+
+
+class BidirectionalMamba(nn.Module):
+    """Mamba with one input and output projection and a selective scan per direction.
+
+    x, z = in_proj(t); y = scan_forward(x, z) + scan_backward(x, z); result = out_proj(y)
+
+    In float32 at least, whatever autocast says: the exponentials of a float16 scan give NaN.
+
+    Args:
+        channels: C.
+        state: N, the states per inner channel.
+        kernel: Width of the causal convolution, in tokens.
+        expand: Inner channels D = expand * C.
+
+    Shape:
+        (B, L, C) -> (B, L, C)
+    """
+
+    def __init__(self, channels: int, state: int = 16, kernel: int = 4, expand: int = 2) -> None:
+        super().__init__()
+        inner, rank = expand * channels, ceil(channels / 16)
+        self.in_proj = nn.Linear(channels, 2 * inner, bias=False)
+        self.directions = nn.ModuleList(Direction(inner, rank, state, kernel, reverse) for reverse in (False, True))
+        self.out_proj = nn.Linear(inner, channels, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        with torch.autocast(tokens.device.type, enabled=False):
+            x, z = self.in_proj(at_least_float32(tokens)).transpose(1, 2).chunk(2, 1)  # views (B, D, L)
+            forwards, backwards = self.directions
+            return self.out_proj((forwards(x, z) + backwards(x, z)).transpose(1, 2))
+
+
+class Direction(nn.Module):
+    """One direction: short convolution, and a selective scan whose delta, B and C follow from its result.
+
+        u = SiLU(conv1d(x));  dt, B, C = x_proj(u);  delta = softplus(dt_proj(dt))
+        h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t;  y_t = (C_t . h_t + D u_t) SiLU(z_t);  A = -exp(A_log)
+
+    Backwards, t - 1 reads t + 1 and the convolution reads ahead instead of back: the same as reversing x and z, and
+    reversing the result, without the copies. Weights of the convolution are in the causal order in both directions.
+
+    Args:
+        channels: D, the inner channels.
+        rank: Width of dt.
+        state: N, the states per channel.
+        kernel: Width of the convolution, in tokens.
+        reverse: Whether to read backwards.
+
+    Shape:
+        x and z (B, D, L) -> (B, D, L)
+    """
+
+    def __init__(self, channels: int, rank: int, state: int, kernel: int, reverse: bool) -> None:
+        super().__init__()
+        self.reverse = reverse
+        self.split = [rank, state, state]
+        self.conv1d = nn.Conv1d(channels, channels, kernel, groups=channels)
+        self.x_proj = nn.Linear(channels, rank + 2 * state, bias=False)
+        self.dt_proj = nn.Linear(rank, channels)
+        self.A_log = nn.Parameter(torch.arange(1, state + 1, dtype=torch.float32).log().repeat(channels, 1))
+        self.D = nn.Parameter(torch.ones(channels))
+        nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
+        with torch.no_grad():
+            low, high = _TIME_STEPS
+            delta = torch.empty(channels).uniform_(log(low), log(high)).exp()
+            self.dt_proj.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # softplus(bias) = delta
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
+        u = causal_conv1d(x, weight, bias, activation="silu", reverse=self.reverse)
+        dt, b, c = self.x_proj(u.transpose(1, 2)).split(self.split, -1)
+        y = selective_scan(
+            u,
+            F.linear(dt, self.dt_proj.weight).transpose(1, 2),
+            -torch.exp(self.A_log),
+            b.transpose(1, 2),
+            c.transpose(1, 2),
+            self.D,
+            z,
+            delta_bias=self.dt_proj.bias,
+            delta_softplus=True,
+            reverse=self.reverse,
+        )
+        return cast(Tensor, y)  # not the pair with the last state

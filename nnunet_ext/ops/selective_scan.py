@@ -1,0 +1,186 @@
+"""The selective scan of Mamba: the public function, its checks, and the choice of a backend."""
+
+import os
+from importlib import metadata
+
+import torch
+from torch import Tensor
+
+from nnunet_ext.ops import mamba_ssm_scan
+from nnunet_ext.ops.native import native_library
+from nnunet_ext.ops.scan_operator import selective_scan_operator
+
+BACKENDS = ("mamba_ssm", "triton", "cpu", "torch")
+
+_MIN_TRITON = (3, 3)
+"""The first whose kernels take tuples."""
+
+
+def _why_no_triton() -> str | None:
+    try:
+        found = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return "the package triton is not installed"
+    if tuple(map(int, found.split(".")[:2])) < _MIN_TRITON:
+        return f"triton {found} is too old, {'.'.join(map(str, _MIN_TRITON))} is needed"
+    return None
+
+
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether Triton runs its kernels step by step in Python, on any tensors: for tests where there is no GPU."""
+_NO_TRITON = _why_no_triton()  # found once: torch.compile must not trace the search
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    reverse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Linear recurrence over time with input-dependent coefficients.
+
+    delta <- softplus(delta + delta_bias), h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t, y_t = C_t . h_t + D u_t,
+    y <- y * silu(z).
+
+    Computed in float32 whatever the inputs (in float64 if u is), with gradients for every tensor and in O(b d l)
+    memory: states are recomputed backwards. Without gradients nothing is saved. Fastest where channels lie beside
+    each other in memory, that is on views ``x.transpose(1, 2)`` of (b, l, d) tensors.
+
+    Args:
+        u: Input.
+        delta: Step sizes, before bias and softplus.
+        A: Rates, real; usually negative.
+        B: Input weights of the states, for all channels or per group of neighbouring channels.
+        C: Output weights of the states, likewise.
+        D: Weight of the direct path.
+        z: Gate.
+        delta_bias: Added to delta.
+        delta_softplus: Whether delta passes softplus.
+        return_last_state: Whether to return the state after the last step too.
+        reverse: Scans from the last position to the first; the last state is then that after position 0.
+        backend: None chooses by device and by what is installed: on CUDA `mamba_ssm` (its own kernels, no gradient
+            for the last state), else `triton`; on the CPU `cpu` (the C extension, or `torch` where it was not
+            built); elsewhere and in double precision `torch` (segments in plain PyTorch).
+
+    Shape:
+        u, delta, z (b, d, l); A (d, n); B, C (b, n, l) or (b, g, n, l); D, delta_bias (d,); result (b, d, l) in the
+        type of u, last state (b, d, n).
+
+    Raises:
+        ValueError: for shapes that do not fit together, or complex numbers.
+        RuntimeError: for an unknown or unusable backend; the message says what is missing and what is available.
+
+    Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023; signature and
+    meaning of mamba_ssm's `selective_scan_fn`.
+    """
+    _check(u, delta, A, B, C, D, z, delta_bias)
+    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    chosen = _choose(backend, u.device.type, dtype, torch.compiler.is_compiling())
+    tensors = [None if x is None else x.to(dtype) for x in (u, delta, A, _grouped(B), _grouped(C), D, z, delta_bias)]
+    if chosen == "mamba_ssm":
+        y, state = mamba_ssm_scan.scan(tensors, delta_softplus, reverse)
+    else:
+        save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+        y, state, _ = selective_scan_operator(*tensors, delta_softplus, reverse, save, chosen)
+    y = y.to(u.dtype)
+    return (y, state) if return_last_state else y
+
+
+def describe_backend(device_type: str, compiled: bool = False) -> str:
+    """What float32 scans on a device run on, in words, in eager mode or under torch.compile; for logs."""
+    chosen = _choose(None, device_type, torch.float32, compiled)
+    if chosen == "mamba_ssm":
+        return "mamba_ssm (its CUDA kernels)"
+    if chosen == "triton":
+        return "triton (compiled at first use)"
+    library = native_library() if chosen == "cpu" else None
+    if library is not None:
+        threads = f"{torch.get_num_threads()} threads" if library.openmp else "one thread, built without OpenMP"
+        return f"cpu (C extension, {library.instruction_set}, {threads})"
+    return "torch (segments in plain PyTorch" + (
+        "; the C extension was not built)" if device_type == "cpu" else "; slow: no kernel for this device)"
+    )
+
+
+def _grouped(x: Tensor) -> Tensor:
+    return x if x.ndim == 4 else x[:, None]
+
+
+def _choose(backend: str | None, device_type: str, dtype: torch.dtype, compiled: bool) -> str:
+    if backend is not None:
+        reason = _why_unusable(backend, device_type, dtype)
+        if reason is not None:
+            usable = [name for name in BACKENDS if _why_unusable(name, device_type, dtype) is None]
+            raise RuntimeError(f"backend {backend!r} cannot be used here: {reason}; available: {', '.join(usable)}")
+        return backend
+    if dtype == torch.float64:
+        return "torch"
+    if device_type == "cuda":
+        # torch.compile cannot look into mamba_ssm's kernels.
+        if not compiled and mamba_ssm_scan.why_unusable() is None:
+            return "mamba_ssm"
+        return "triton" if _NO_TRITON is None else "torch"
+    return "cpu" if device_type == "cpu" else "torch"
+
+
+def _why_unusable(backend: str, device_type: str, dtype: torch.dtype) -> str | None:
+    if backend not in BACKENDS:
+        return f"it is unknown (known: {', '.join(BACKENDS)})"
+    if backend in ("mamba_ssm", "triton"):
+        if device_type != "cuda" and not (backend == "triton" and _INTERPRETED):
+            return f"it needs CUDA tensors, these are on {device_type}"
+        if dtype == torch.float64:
+            return "it computes in single precision, these tensors are float64"
+        if backend == "mamba_ssm":
+            return mamba_ssm_scan.why_unusable()
+        return _NO_TRITON
+    if backend == "cpu" and device_type != "cpu":
+        return f"it needs tensors on the CPU, these are on {device_type}"
+    return None
+
+
+def _check(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+) -> None:
+    if u.ndim != 3:
+        raise ValueError(f"`u` must have the shape (b, d, l), got {tuple(u.shape)}")
+    b, d, length = u.shape
+    if A.ndim != 2 or A.shape[0] != d:
+        raise ValueError(f"`A` must have the shape (d, n) with d={d} as in `u`, got {tuple(A.shape)}")
+    n = A.shape[1]
+    if 0 in (b, d, length, n):
+        raise ValueError(f"`u` {tuple(u.shape)} and `A` {tuple(A.shape)} must not be empty")
+    for name, x in (("delta", delta), ("z", z)):
+        if x is not None and x.shape != u.shape:
+            raise ValueError(f"`{name}` must have the shape of `u`, {tuple(u.shape)}, got {tuple(x.shape)}")
+    for name, x in (("D", D), ("delta_bias", delta_bias)):
+        if x is not None and x.shape != (d,):
+            raise ValueError(f"`{name}` must have the shape ({d},), got {tuple(x.shape)}")
+    for name, x in (("B", B), ("C", C)):
+        if x.ndim not in (3, 4) or (x.shape[0], *x.shape[-2:]) != (b, n, length) or d % _grouped(x).shape[1]:
+            raise ValueError(
+                f"`{name}` must have the shape ({b}, {n}, {length}) or ({b}, g, {n}, {length}) with g dividing {d}, "
+                f"got {tuple(x.shape)}"
+            )
+    if _grouped(B).shape[1] != _grouped(C).shape[1]:
+        raise ValueError(f"`B` {tuple(B.shape)} and `C` {tuple(C.shape)} must have the same number of groups")
+    if any(x is not None and x.is_complex() for x in (u, delta, A, B, C, D, z, delta_bias)):
+        raise ValueError("complex numbers are not supported: `A` and the other tensors must be real")
+    devices = {x.device for x in (u, delta, A, B, C, D, z, delta_bias) if x is not None}
+    if len(devices) > 1:
+        raise ValueError(f"all tensors must be on one device, got {', '.join(sorted(map(str, devices)))}")

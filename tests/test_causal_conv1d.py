@@ -1,0 +1,83 @@
+import sys
+
+import pytest
+import torch
+
+from nnunet_ext.ops import causal_conv1d, causal_conv1d_reference, native
+
+
+@pytest.fixture(params=["extension", "PyTorch"])
+def variant(request, monkeypatch):
+    if request.param == "PyTorch":
+        monkeypatch.setattr(sys.modules["nnunet_ext.ops.causal_conv1d"], "native_library", lambda: None)
+    elif native.native_library() is None:
+        pytest.skip("the C extension was not built")
+    return request.param
+
+
+def leaves(b, length, d, width, layout, dtype=torch.float32):
+    if layout == "channels last":
+        x = torch.randn(b, length, d, dtype=dtype).transpose(1, 2)
+    elif layout == "slice":
+        x = torch.randn(b, length, 2 * d + 3, dtype=dtype)[..., 3 : d + 3].transpose(1, 2)
+    else:
+        x = torch.randn(b, d, length, dtype=dtype)
+    weight, bias = torch.randn(d, width, dtype=dtype), torch.randn(d, dtype=dtype)
+    return [t.requires_grad_() for t in (x, weight, bias)]
+
+
+def results(function, tensors, *options):
+    y = function(*tensors, *options)
+    grad = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view(y.shape)
+    given = [t for t in tensors if t is not None]
+    return y.detach(), *torch.autograd.grad((y * grad).sum(), given)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("activation", ["silu", None])
+@pytest.mark.parametrize("layout", ["channels last", "channels first", "slice"])
+@pytest.mark.parametrize("length", [1, 2, 3, 63, 128, 300])
+def test_equals_the_reference(variant, length, layout, activation, reverse, assert_close):
+    tensors = leaves(2, length, 20, 4, layout)
+    fast, plain = (results(f, tensors, activation, reverse) for f in (causal_conv1d, causal_conv1d_reference))
+    for a, b in zip(fast, plain, strict=True):
+        assert_close(a, b, 1e-5)
+
+
+@pytest.mark.parametrize(("d", "width"), [(1, 1), (33, 2), (8, 7)])
+def test_any_width_without_bias(variant, d, width, assert_close):
+    x, weight, _ = leaves(3, 40, d, width, "channels last")
+    for reverse in (False, True):
+        fast, plain = (results(f, (x, weight, None), "silu", reverse) for f in (causal_conv1d, causal_conv1d_reference))
+        for a, b in zip(fast, plain, strict=True):
+            assert_close(a, b, 1e-5)
+
+
+def test_reverse_is_the_reversed_sequence():
+    x, weight, bias = leaves(2, 30, 5, 4, "channels first", torch.float64)
+    expected = causal_conv1d(x.flip(-1), weight, bias, "silu").flip(-1)
+    torch.testing.assert_close(causal_conv1d(x, weight, bias, "silu", reverse=True), expected, rtol=0, atol=1e-14)
+
+
+def test_gradients_in_double_precision():
+    tensors = leaves(2, 7, 3, 4, "channels last", torch.float64)
+    for reverse in (False, True):
+        assert torch.autograd.gradcheck(lambda *t, r=reverse: causal_conv1d(*t, "silu", r), tensors)
+
+
+def test_compiles_to_one_graph(assert_close):
+    tensors = leaves(2, 50, 20, 4, "channels last")
+    torch._dynamo.reset()
+    compiled = torch.compile(causal_conv1d, fullgraph=True, backend="aot_eager")
+    for a, b in zip(results(compiled, tensors, "silu"), results(causal_conv1d, tensors, "silu"), strict=True):
+        assert_close(a, b, 1e-6)
+
+
+def test_wrong_inputs_are_named():
+    x, weight, bias = leaves(1, 5, 3, 4, "channels first")
+    with pytest.raises(ValueError, match="`activation`='relu' is unknown; known: 'silu', None"):
+        causal_conv1d(x, weight, bias, "relu")
+    with pytest.raises(ValueError, match=r"`weight` must have the shape \(d, k\)"):
+        causal_conv1d(x, weight[:2], bias)
+    with pytest.raises(ValueError, match=r"`bias` must have the shape \(3,\), got \(2,\)"):
+        causal_conv1d(x, weight, bias[:2])

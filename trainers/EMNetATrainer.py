@@ -1,0 +1,7 @@
+from nnunet_ext.training import EMNetBaseTrainer
+
+
+class EMNetATrainer(EMNetBaseTrainer):
+    """The paper's variant A: no frequency layers."""
+
+    network_settings = {"variant": "A"}
