@@ -4,7 +4,6 @@ import csv
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -49,14 +48,18 @@ def peak_gigabytes(prepare: Callable[[], Callable[[], object]]) -> tuple[float, 
 def _peak(prepare: Callable[[], Callable[[], object]], threads: int) -> tuple[float, float]:
     torch.set_num_threads(threads)
     call = prepare()
-    before = _resident_bytes()
+    # Forgets the peak so far, that of the process which started this one included.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident_bytes("VmRSS")
     call()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = _resident_bytes("VmHWM")
     return (peak - before) / 1e9, peak / 1e9
 
 
-def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+def _resident_bytes(kind: str) -> int:
+    """Resident memory now ("VmRSS") or at its peak ("VmHWM"), as Linux counts it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(f"{kind}:")).split()[1])
 
 
 def environment() -> dict[str, str]:

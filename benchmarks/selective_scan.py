@@ -100,7 +100,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit("the C extension was not built: install a C compiler and reinstall nnunet_ext")
     size_u = 4 * _SHAPE[0] * _SHAPE[1] * _SHAPE[3] / 1e9
     modes = {"forward": False, "forward + backward": True}
-    # First, while this process is small: a new process inherits the peak of the one that starts it.
     memory = {
         (what, method): peak_gigabytes(partial(prepare_warm, method, backward))[0]
         for what, backward in modes.items()
