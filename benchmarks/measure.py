@@ -1,6 +1,7 @@
 """Times side by side in one process, and peak memory in a process of its own."""
 
 import csv
+import ctypes
 import multiprocessing
 import os
 import platform
@@ -48,7 +49,9 @@ def peak_gigabytes(prepare: Callable[[], Callable[[], object]]) -> tuple[float, 
 def _peak(prepare: Callable[[], Callable[[], object]], threads: int) -> tuple[float, float]:
     torch.set_num_threads(threads)
     call = prepare()
-    # Forgets the peak so far, that of the process which started this one included.
+    # What preparing freed goes back to the system, or the call would have its memory for nothing; and the peak so far,
+    # that of the process which started this one included, is forgotten.
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = _resident_bytes("VmRSS")
     call()

@@ -60,23 +60,33 @@ def test_import_command(golden, tmp_path):
     assert (tmp_path / "PRETRAINED.pth").is_file()
 
 
-def test_the_table_is_the_committed_measurement():
-    with (ROOT / "benchmarks" / "results" / "sasan_cpu.csv").open() as file:
-        rows = {row["what"]: row for row in csv.DictReader(file)}
-    assert expected_table(rows) in README
+def measured(name, *keys):
+    """Rows of a committed measurement by the values of columns."""
+    with (ROOT / "benchmarks" / "results" / f"{name}.csv").open() as file:
+        return {tuple(row[key] for key in keys): row for row in csv.DictReader(file)}
 
 
-def expected_table(rows):
+def test_the_tables_are_the_committed_measurements():
+    assert sasan_table(measured("sasan_cpu", "what")) in README
+    assert em_net_table(measured("em_net_cpu", "what", "scan")) in README
+    assert scan_table(measured("selective_scan_cpu", "what", "method")) in README
+
+
+def test_sizes_are_those_of_the_networks_command():
     from nnunet_ext.planning.cost import network_costs
 
-    (cost,) = [row for row in network_costs(None, "") if row["name"] == "sasan"]
-    forward, step, loss = rows["forward"], rows["forward + backward"], rows["SM loss, forward + backward"]
-    lines = [
-        "| | SASAN | plain transcription | ratio |",
-        "|---|---|---|---|",
-        f"| parameters | {cost['parameters'] / 1e6:.1f} M | the same | |",
-        f"| multiply-adds | {cost['multiply_adds'] / 1e9:.0f} G | | |",
-    ]
+    costs = {row["name"]: row for row in network_costs(None, "")}
+    sasan, em_net = costs["sasan"], costs["em_net"]
+    assert f"| parameters | {sasan['parameters'] / 1e6:.1f} M | the same | |" in README
+    assert f"| multiply-adds | {sasan['multiply_adds'] / 1e9:.0f} G | | |" in README
+    assert (
+        f"{em_net['parameters'] / 1e6:.1f} M parameters, {em_net['multiply_adds'] / 1e9:.0f} G multiply-adds" in README
+    )
+
+
+def sasan_table(rows):
+    forward, step, loss = (rows[(what,)] for what in ("forward", "forward + backward", "SM loss, forward + backward"))
+    lines = []
     for title, row in (("forward", forward), ("forward + backward", step)):
         ours, plain, times = (float(row[key]) for key in ("ours_s", "plain_s", "times_faster"))
         lines.append(f"| {title}, seconds | {ours:.1f} | {plain:.1f} | {times:.1f} times faster |")
@@ -86,6 +96,27 @@ def expected_table(rows):
         f"| SM loss on {loss['setting']}, forward + backward, seconds | {float(loss['ours_s']):.3f} | "
         f"{float(loss['plain_s']):.3f} | {float(loss['times_faster']):.1f} times faster |"
     )
+    return "\n".join(lines)
+
+
+def em_net_table(rows):
+    titles = {"cpu": "C extension", "torch": "plain PyTorch", "multiplication": "multiplication"}
+    lines = ["| | scan | seconds | of the multiplication's | peak memory |", "|---|---|---|---|---|"]
+    for (what, scan), row in rows.items():
+        seconds, part, memory = (float(row[key]) for key in ("seconds", "of_multiplication", "added_GB"))
+        lines.append(f"| {what} | {titles[scan]} | {seconds:.2f} | {part:.2f} | {memory:.1f} GB |")
+    return "\n".join(lines)
+
+
+def scan_table(rows):
+    titles = {"mambapy": "mambapy", "extension": "C extension", "segments": "plain PyTorch"}
+    lines = ["| | scan | milliseconds | against mambapy | extra memory, in sizes of u |", "|---|---|---|---|---|"]
+    for (what, method), row in rows.items():
+        time, times, memory = (
+            float(row[key]) for key in ("milliseconds", "times_faster_than_mambapy", "extra_memory_in_sizes_of_u")
+        )
+        ratio = "" if method == "mambapy" else f"{times:.0f} times faster"
+        lines.append(f"| {what} | {titles[method]} | {time:.0f} | {ratio} | {memory:.0f} |")
     return "\n".join(lines)
 
 
