@@ -93,11 +93,11 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def write_rows(name: str, rows: Sequence[Mapping[str, object]]) -> Path:
-    """Prints the rows and writes them to benchmarks/results/NAME.csv."""
+def write_rows(name: str, rows: Sequence[Mapping[str, object]], where: Mapping[str, str] | None = None) -> Path:
+    """Prints the rows and writes them to benchmarks/results/NAME.csv, each with `where` (None: `environment()`)."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.csv"
-    fixed = environment()
+    fixed = environment() if where is None else where
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0], *fixed])
         writer.writeheader()

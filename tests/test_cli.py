@@ -46,6 +46,21 @@ def test_doctor_is_content_with_a_complete_installation(environment, monkeypatch
     assert nnunet_ext.__version__ in out
 
 
+@pytest.mark.parametrize("built", [True, False])
+def test_doctor_says_what_the_scan_runs_on(environment, monkeypatch, built):
+    from nnunet_ext.ops import native
+
+    if built and native.native_library() is None:
+        pytest.skip("the C extension was not built")
+    if not built:
+        for module in ("native", "selective_scan"):
+            monkeypatch.setattr(sys.modules[f"nnunet_ext.ops.{module}"], "native_library", lambda: None)
+    check = states(environment)["selective scan on cpu"]
+    assert check.found.startswith("cpu (C extension, " if built else "torch (segments in plain PyTorch")
+    assert check.state == ("ok" if built else "optional")
+    assert ("install a C compiler" in check.remedy) != built
+
+
 @pytest.mark.parametrize("name", [*COMPLETE, "nnUNet_extTrainer"])
 def test_doctor_says_what_is_missing_and_what_to_do(environment, monkeypatch, capsys, name):
     for key, value in environment.items():
