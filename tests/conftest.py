@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_ext import networks
 from nnunet_ext.demo.command import console_script
 from nnunet_ext.installed import trainers_folder
-from nnunet_ext.networks import EMNet
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -167,9 +167,10 @@ def name_network():
         arguments = configuration["architecture"]["arch_kwargs"]
         keys = ("n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides")
         topology = {key: arguments[key] for key in keys} | {"patch_size": configuration["patch_size"]}
-        if name == "EMNet":
+        adapt = getattr(getattr(networks, name), "adapt_topology", None)
+        if adapt is not None:
             conv_op = topology["conv_op"]
-            topology = EMNet.adapt_topology(**topology | {"conv_op": pydoc.locate(conv_op)}) | {"conv_op": conv_op}
+            topology = adapt(**topology | {"conv_op": pydoc.locate(conv_op)}) | {"conv_op": conv_op}
         configuration["architecture"] = {
             "network_class_name": f"nnunet_ext.networks.{name}",
             "arch_kwargs": topology,

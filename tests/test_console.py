@@ -92,6 +92,9 @@ def test_unset_folders_are_named(nnunet, monkeypatch):
         ("EMNetBTrainer", "3d_fullres_tiny"),
         ("EMNetCTrainer", "2d_tiny"),
         ("EMNetNoMambaTrainer", "3d_fullres_tiny"),
+        ("LSTMSATrainer", "2d"),
+        ("LSTMSATrainer", "3d_fullres"),
+        ("SALSTMTrainer", "3d_fullres_tiny"),
     ],
 )
 def test_other_trainers_and_configurations(nnunet, tmp_path, trainer, configuration):
@@ -100,7 +103,7 @@ def test_other_trainers_and_configurations(nnunet, tmp_path, trainer, configurat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SASAN", "EMNet"])
+@pytest.mark.parametrize("name", ["SASAN", "EMNet", "LSTMSA"])
 def test_stock_trainer_trains_a_plan_that_names_our_network(nnunet, name_network, name, tmp_path):
     """The third way to use a network: `network_class_name` of a plan, under nnU-Net's own trainer."""
     plans = nnunet.plans

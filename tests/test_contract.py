@@ -116,7 +116,10 @@ def test_layout_of_the_input_does_not_matter(name, assert_close):
         assert_close(network(x.to(memory_format=torch.channels_last_3d)), network(x), 1e-5)
         assert_close(network(strided), network(strided.contiguous()), 1e-5)
         plain = network(x)
-        assert_close(network.to(memory_format=torch.channels_last_3d)(x), plain, 1e-5)
+        # Networks that work on slices have 2D convolutions for 3D images.
+        flat = any(p.ndim == 4 for p in network.parameters())
+        memory_format = torch.channels_last if flat else torch.channels_last_3d
+        assert_close(network.to(memory_format=memory_format)(x), plain, 1e-5)
 
 
 @every_network

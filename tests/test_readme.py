@@ -70,18 +70,20 @@ def test_the_tables_are_the_committed_measurements():
     assert sasan_table(measured("sasan_cpu", "what")) in README
     assert em_net_table(measured("em_net_cpu", "what", "scan")) in README
     assert scan_table(measured("selective_scan_cpu", "what", "method")) in README
+    assert lstm_table(measured("lstm_sa_cpu", "what")) in README
+    assert gaussian_table(measured("gaussian_attention_cpu", "positions", "what", "method")) in README
 
 
 def test_sizes_are_those_of_the_networks_command():
     from nnunet_ext.planning.cost import network_costs
 
     costs = {row["name"]: row for row in network_costs(None, "")}
-    sasan, em_net = costs["sasan"], costs["em_net"]
+    sasan = costs["sasan"]
     assert f"| parameters | {sasan['parameters'] / 1e6:.1f} M | the same | |" in README
     assert f"| multiply-adds | {sasan['multiply_adds'] / 1e9:.0f} G | | |" in README
-    assert (
-        f"{em_net['parameters'] / 1e6:.1f} M parameters, {em_net['multiply_adds'] / 1e9:.0f} G multiply-adds" in README
-    )
+    for name in ("em_net", "lstmsa"):
+        sizes = f"{costs[name]['parameters'] / 1e6:.1f} M parameters, {costs[name]['multiply_adds'] / 1e9:.0f} G"
+        assert f"{sizes} multiply-adds" in README
 
 
 def sasan_table(rows):
@@ -117,6 +119,27 @@ def scan_table(rows):
         )
         ratio = "" if method == "mambapy" else f"{times:.0f} times faster"
         lines.append(f"| {what} | {titles[method]} | {time:.0f} | {ratio} | {memory:.0f} |")
+    return "\n".join(lines)
+
+
+def lstm_table(rows):
+    lines = ["| | setting | seconds | slice by slice | | peak memory |", "|---|---|---|---|---|---|"]
+    for (what,), row in rows.items():
+        slices = f"{float(row['slices_s']):.2f}" if row["slices_s"] else ""
+        ratio = f"{float(row['times_faster']):.1f} times faster" if row["times_faster"] else ""
+        memory = f"{float(row['added_GB']):.1f} GB" if row["added_GB"] else ""
+        lines.append(f"| {what} | {row['setting']} | {float(row['volume_s']):.2f} | {slices} | {ratio} | {memory} |")
+    return "\n".join(lines)
+
+
+def gaussian_table(rows):
+    lines = ["| positions | | loop, ms | vectorised, ms | |", "|---|---|---|---|---|"]
+    for (positions, what, method), row in rows.items():
+        if method == "vectorised":
+            loop = float(rows[positions, what, "loop"]["milliseconds"])
+            times = float(row["times_faster_than_loop"])
+            milliseconds = float(row["milliseconds"])
+            lines.append(f"| {positions} | {what} | {loop:.1f} | {milliseconds:.2f} | {times:.0f} times faster |")
     return "\n".join(lines)
 
 

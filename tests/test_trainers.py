@@ -48,11 +48,14 @@ def batch(trainer, channels=1):
     if labels.has_regions:
         regions = [target == 1, target >= 1] if labels.ignore_label is None else [target == 1, target >= 1, target == 3]
         target = torch.cat(regions, 1)
+    data = torch.randn(2, channels, *size)
     scales = trainer._get_deep_supervision_scales()
+    if scales is None:
+        return {"data": data, "target": target}
     targets = [
         target[(slice(None), slice(None), *(slice(None, None, round(1 / s)) for s in scale))] for scale in scales
     ]
-    return {"data": torch.randn(2, channels, *size), "target": targets}
+    return {"data": data, "target": targets}
 
 
 def run_steps(trainer, count=2):
@@ -74,7 +77,7 @@ def test_every_trainer_is_found_by_nnunet(nnunet_environment):
 
 
 @pytest.mark.parametrize("configuration", list(SIZES))
-@pytest.mark.parametrize("name", known_trainers())
+@pytest.mark.parametrize("name", [name for name in known_trainers() if "MTUNet" not in name])
 def test_trainers_take_the_plans_topology_and_step(make_trainer, name, configuration):
     trainer = make_trainer(name, configuration)
     for info in NETWORKS.values():
@@ -85,6 +88,37 @@ def test_trainers_take_the_plans_topology_and_step(make_trainer, name, configura
         outputs = trainer.network(batch(trainer)["data"])
     assert [o.shape[2:] for o in outputs] == [t.shape[2:] for t in batch(trainer)["target"]]
     assert np.isfinite(run_steps(trainer)).all()
+
+
+@pytest.mark.parametrize("name", ["SALSTMMTUNetTrainer", "LSTMSAMTUNetTrainer"])
+def test_trainers_on_mt_unet_need_patches_that_32_divides(make_trainer, nnunet, name):
+    with pytest.raises(ValueError, match=r"`patch_size\[0\]`=24 must be divisible by 32; nearest: 32"):
+        make_trainer(name, "2d_tiny")
+    plans = nnunet.plans
+    plans["configurations"]["2d_tiny"]["patch_size"] = [32, 64]
+    trainer = make_trainer(name, "2d_tiny", plans)
+    assert type(trainer.network.backbone).__name__ == "MTUNet"
+    before = [p.clone() for p in trainer.network.parameters()]
+    losses = run_steps(trainer)
+    assert np.isfinite(losses).all()
+    assert min(losses) > 0
+    changed = [not torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True)]
+    trained = [p.requires_grad for p in trainer.network.parameters()]
+    assert sum(changed) > 0.95 * sum(trained)
+
+
+@pytest.mark.parametrize("configuration", list(SIZES))
+@pytest.mark.parametrize("name", ["SALSTMTrainer", "LSTMSATrainer"])
+def test_lstm_sa_is_optimised_as_by_its_authors(make_trainer, name, configuration):
+    trainer = make_trainer(name, configuration)
+    assert type(trainer.optimizer) is torch.optim.Adam
+    (group,) = trainer.optimizer.param_groups
+    trainer.lr_scheduler.step(trainer.num_epochs // 2)
+    assert group["lr"] == pytest.approx(1e-4 * 0.5**0.9)
+    assert group["weight_decay"] == 1e-4
+    assert (trainer.loss.loss.weight_dice, trainer.loss.loss.weight_ce) == (0.5, 0.5)
+    if configuration.startswith("3d"):
+        assert {scale[0] for scale in trainer._get_deep_supervision_scales()} == {1.0}
 
 
 LABELS = {
@@ -167,7 +201,9 @@ def test_a_stock_checkpoint_is_noted(make_trainer, tmp_path, capsys):
     assert "was not written by a trainer of nnunet_ext" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "trainer"), [("SASAN", "SASANTrainer"), ("EMNet", "EMNetTrainer")])
+@pytest.mark.parametrize(
+    ("name", "trainer"), [("SASAN", "SASANTrainer"), ("EMNet", "EMNetTrainer"), ("LSTMSA", "LSTMSATrainer")]
+)
 def test_stock_trainer_builds_a_network_from_a_plan_that_names_it(make_trainer, nnunet, name_network, name, trainer):
     plans = nnunet.plans
     name_network(name, plans["configurations"]["3d_fullres_tiny"])
@@ -176,7 +212,7 @@ def test_stock_trainer_builds_a_network_from_a_plan_that_names_it(make_trainer, 
     with torch.no_grad():
         outputs = stock.network(batch(stock)["data"])
     assert [o.shape[2:] for o in outputs] == [t.shape[2:] for t in batch(stock)["target"]]
-    ours = make_trainer(trainer, plans=plans)
+    ours = make_trainer(f"{name}Trainer", plans=plans)
     assert ours.network.state_dict().keys() == stock.network.state_dict().keys()
     assert ours._get_deep_supervision_scales() == stock._get_deep_supervision_scales()
 

@@ -27,9 +27,10 @@ class ConvNormAct(nn.Module):
         slope: Of the leaky ReLU; 1 leaves it out.
         bias: Whether the convolution has a bias.
         affine: Whether the norm has a learnt scale and shift.
+        stride: Per axis; None: 1.
 
     Shape:
-        (B, input_channels, *P) -> (B, output_channels, *P)
+        (B, input_channels, *P) -> (B, output_channels, *P / stride)
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class ConvNormAct(nn.Module):
         slope: float = 0.1,
         bias: bool = True,
         affine: bool = True,
+        stride: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         padding = tuple((k - 1) // 2 for k in kernel_size)
-        self.conv = conv_op(input_channels, output_channels, tuple(kernel_size), padding=padding, bias=bias)
-        self.convolve = partial(conv_function(conv_op), padding=padding)
-        self.pointwise = all(k == 1 for k in kernel_size)
+        steps = (1,) * len(padding) if stride is None else tuple(stride)
+        self.conv = conv_op(input_channels, output_channels, tuple(kernel_size), steps, padding, bias=bias)
+        self.convolve = partial(conv_function(conv_op), stride=steps, padding=padding)
+        self.pointwise = all(k == 1 for k in kernel_size) and all(s == 1 for s in steps)
         self.norm_act = InstanceNormLeakyReLU(output_channels, eps, slope, affine)
 
     def forward(self, x: Tensor) -> Tensor:

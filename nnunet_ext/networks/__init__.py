@@ -1,7 +1,10 @@
 """The networks, with nnU-Net's constructor vocabulary; usable without nnU-Net."""
 
 from nnunet_ext.networks.em_net import EMNet
+from nnunet_ext.networks.faf_net import FAFNet
+from nnunet_ext.networks.lstm_sa import LSTMSA, SALSTM
+from nnunet_ext.networks.mt_unet import MTUNet
 from nnunet_ext.networks.registry import NETWORKS, NetworkInfo, network_info
 from nnunet_ext.networks.sasan import SASAN
 
-__all__ = ["NETWORKS", "SASAN", "EMNet", "NetworkInfo", "network_info"]
+__all__ = ["LSTMSA", "NETWORKS", "SALSTM", "SASAN", "EMNet", "FAFNet", "MTUNet", "NetworkInfo", "network_info"]

@@ -6,6 +6,7 @@ from torch import nn
 
 from nnunet_ext.networks.em_net import VARIANTS as EM_NET_VARIANTS
 from nnunet_ext.networks.em_net import EMNet
+from nnunet_ext.networks.lstm_sa import LSTMSA, MT_UNET, SALSTM
 from nnunet_ext.networks.sasan import SASAN
 
 
@@ -27,6 +28,8 @@ class NetworkInfo:
     paper: dict
     variants: tuple[str, ...] = ()
 
+
+_LSTM_SA_PAPER = {"input_channels": 1, "num_classes": 4, "patch_size": (224, 224), "backbone": MT_UNET}
 
 _INFOS = (
     NetworkInfo(
@@ -67,6 +70,8 @@ _INFOS = (
             "strides": (1, 4, 2, 2, 2),
         },
     ),
+    NetworkInfo(name="salstm", network=SALSTM, trainers=("SALSTMTrainer", "SALSTMMTUNetTrainer"), paper=_LSTM_SA_PAPER),
+    NetworkInfo(name="lstmsa", network=LSTMSA, trainers=("LSTMSATrainer", "LSTMSAMTUNetTrainer"), paper=_LSTM_SA_PAPER),
 )
 
 NETWORKS: dict[str, NetworkInfo] = {info.name: info for info in _INFOS}

@@ -3,7 +3,15 @@
 from nnunet_ext.training.budget import Budget
 from nnunet_ext.training.em_net import EMNetBaseTrainer
 from nnunet_ext.training.from_plan import network_from_plan
+from nnunet_ext.training.lstm_sa import SliceNetworkTrainer
 from nnunet_ext.training.self_updating import SelfUpdatingLossTrainer
 from nnunet_ext.training.trainer import PluginTrainer
 
-__all__ = ["Budget", "EMNetBaseTrainer", "PluginTrainer", "SelfUpdatingLossTrainer", "network_from_plan"]
+__all__ = [
+    "Budget",
+    "EMNetBaseTrainer",
+    "PluginTrainer",
+    "SelfUpdatingLossTrainer",
+    "SliceNetworkTrainer",
+    "network_from_plan",
+]

@@ -21,12 +21,14 @@ _MAX_EPOCHS_BETWEEN_CHECKPOINTS = 50
 class PluginTrainer(nnUNetTrainer):
     """nnU-Net's trainer with a network class, the budget of the environment and extra state in the checkpoint.
 
-    Subclasses set `network_class` (None: the plan's own network) and `network_settings`, further arguments of it,
-    and may extend `extra_state` and `load_extra_state`.
+    Subclasses set `network_class` (None: the plan's own network), `network_settings`, further arguments of it, and
+    `has_lower_outputs`, whether it has outputs for deep supervision, and may extend `extra_state` and
+    `load_extra_state`.
     """
 
     network_class: type[nn.Module] | None = None
     network_settings: Mapping[str, Any] = MappingProxyType({})
+    has_lower_outputs = True
 
     # nnU-Net reads this signature by name: it must be exactly its own.
     def __init__(
@@ -39,6 +41,8 @@ class PluginTrainer(nnUNetTrainer):
     ) -> None:
         budget = Budget.from_environment()  # before anything is written
         super().__init__(plans, configuration, fold, dataset_json, device)
+        if not self.has_lower_outputs:
+            self.enable_deep_supervision = False  # nnU-Net gives the lowest output the weight 0
         if budget.epochs is not None:
             self.num_epochs = budget.epochs
         if budget.iterations is not None:

@@ -5,11 +5,26 @@ from inspect import signature
 
 from torch import Tensor, nn
 
-from nnunet_ext.networks import network_info
 from nnunet_ext.weights.em_net import em_net_from_authors
+from nnunet_ext.weights.faf_net import faf_net_from_authors
+from nnunet_ext.weights.lstm_sa import lstmsa_from_authors, salstm_from_authors
+from nnunet_ext.weights.mt_unet import mt_unet_from_authors
 from nnunet_ext.weights.sasan import sasan_from_authors
 
-_IMPORTERS: dict[str, Callable[..., nn.Module]] = {"em_net": em_net_from_authors, "sasan": sasan_from_authors}
+_IMPORTERS: dict[str, Callable[..., nn.Module]] = {
+    "em_net": em_net_from_authors,
+    "faf_net": faf_net_from_authors,
+    "lstmsa": lstmsa_from_authors,
+    "mt_unet": mt_unet_from_authors,
+    "salstm": salstm_from_authors,
+    "sasan": sasan_from_authors,
+}
+
+
+def check_importable(name: str) -> None:
+    """Raises ValueError, listing the known ones, for the name of a network whose weights cannot be imported."""
+    if name not in _IMPORTERS:
+        raise ValueError(f"unknown network {name!r}; known: {', '.join(sorted(_IMPORTERS))}")
 
 
 def from_authors(name: str, state_dict: Mapping[str, Tensor], **settings: object) -> nn.Module:
@@ -21,9 +36,15 @@ def from_authors(name: str, state_dict: Mapping[str, Tensor], **settings: object
       authors' 16 at 96).
     * ``em_net``: `patch_size`, for variant A only, whose tensors show no more than the number of voxels (default: a
       cube); `efl_layout` (default: ``"authors"``, the one the weights were trained with).
+    * ``salstm``, ``lstmsa``: `backbone`, a module whose weights stand under ``encoder.`` (default: MT-UNet);
+      `attention_size` (default: the published checkpoints' 7744); `patch_size` (default: what MT-UNet shows).
+    * ``faf_net``: `patch_size` (default: 4 (h - 1) + 1 for a filter grid of h), `input_channels` (default: 1),
+      `num_classes` (default: 2, background and a class); `filter_grid` (default: as the tensors show it). Without an
+      encoder among the weights it is the network after its encoder, which has `segment_features`.
+    * ``mt_unet``: `patch_size`, of which tensors show no more than the number of tokens (default: a square).
 
     Args:
-        name: Short name of the network, as in `nnunet_ext.networks.NETWORKS`.
+        name: Short name of the network.
         state_dict: The authors' parameter names and values.
         **settings: See above.
 
@@ -31,7 +52,8 @@ def from_authors(name: str, state_dict: Mapping[str, Tensor], **settings: object
         ValueError: for an unknown name or setting (lists the known ones), or for missing or left-over keys (lists
             them).
     """
-    importer = _IMPORTERS[network_info(name).name]
+    check_importable(name)
+    importer = _IMPORTERS[name]
     _, *known = signature(importer).parameters
     unknown = sorted(settings.keys() - set(known))
     if unknown:

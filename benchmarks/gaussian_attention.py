@@ -1,0 +1,90 @@
+"""MT-UNet's Gaussian axial attention on all positions at once against the loop over positions, on the CPU.
+
+28 x 28 is the grid of MT-UNet's first level at 224 pixels; of that level's windows the attention sees one token each,
+7 x 7.
+
+python -m benchmarks.gaussian_attention [--threads 2] [--repeats 15]
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import interleaved_seconds, median_ratio, write_rows
+from nnunet_ext.blocks.gaussian_attention import gaussian_attention, gaussian_attention_reference
+
+_BATCH, _CHANNELS = 1, 256
+_SIDES = (28, 7)
+_METHODS = ("loop", "vectorised")
+
+
+def attention_inputs(side: int) -> list[Tensor]:
+    """q, k, v and the shift s; q and k as small as a projection of normalised tokens leaves them."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(_BATCH, side, side, _CHANNELS) for _ in range(3))
+    return [t.requires_grad_() for t in (_CHANNELS**-0.25 * q, _CHANNELS**-0.25 * k, v, torch.tensor([0.1]))]
+
+
+def loop(q: Tensor, k: Tensor, v: Tensor, shift: Tensor) -> Tensor:
+    """Every position by itself, as the authors' code goes."""
+    return gaussian_attention_reference(q, k, v, shift, torch.zeros(1))
+
+
+def _prepare(method: str, backward: bool, side: int) -> Callable[[], object]:
+    attention = {"loop": loop, "vectorised": gaussian_attention}[method]
+    tensors = attention_inputs(side)
+    gradient = torch.randn_like(tensors[0])
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return attention(*tensors)
+
+    def step() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(attention(*tensors), tensors, gradient)
+
+    return step if backward else forward
+
+
+def _check_equal(side: int) -> None:
+    expected, actual = (attention(*attention_inputs(side)) for attention in (loop, gaussian_attention))
+    error = ((actual - expected).abs().max() / expected.abs().max()).item()
+    if error > 1e-5:
+        raise RuntimeError(f"the attentions differ by {error:.1e}: nothing to compare")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=15)
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    rows = []
+    for side in _SIDES:
+        _check_equal(side)
+        for what, backward in {"forward": False, "forward + backward": True}.items():
+            times = interleaved_seconds(
+                {method: _prepare(method, backward, side) for method in _METHODS}, arguments.repeats
+            )
+            for method in _METHODS:
+                rows.append(
+                    {
+                        "what": what,
+                        "method": method,
+                        "positions": f"{side} x {side}",
+                        "b_c": f"{_BATCH} {_CHANNELS}",
+                        "precision": "float32",
+                        "seed": 0,
+                        "milliseconds": f"{1e3 * statistics.median(times[method]):.2f}",
+                        "min_ms": f"{1e3 * min(times[method]):.2f}",
+                        "max_ms": f"{1e3 * max(times[method]):.2f}",
+                        "times_faster_than_loop": f"{median_ratio(times['loop'], times[method]):.1f}",
+                    }
+                )
+    write_rows("gaussian_attention_cpu", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""AFF (adaptive frequency filter) of FAF-Net: an attention map's spectrum, filtered by what the image's features say.
+
+Source: Cheng et al., "FAF-Net" (few-shot medical image segmentation).
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunet_ext.blocks.channelwise import at_least_float32
+
+
+class AFF(nn.Module):
+    """Filters amplitude and phase of (h, w) maps, one pair of filters a head, made from a feature map.
+
+        r1 = conv1x1(F);  r2 = conv3x3(ReLU(r1)) + r1;  r3 = ReLU(conv1x1(ReLU(r2)));  f = W r3 + b
+        Z = rfft2(A);  A' = irfft(ifft(|Z| f_amplitude exp(i arg(Z) f_phase)))
+
+    W ties the filters to a grid. On features of another size r3 is resized to the grid and the filters back, with
+    corners aligned, or the zero frequency would move. The product is no spectrum of a real map, and irfft2 takes
+    such a one differently on CPU and CUDA; hence the inverse in two steps.
+
+    Args:
+        channels: C, channels of the features.
+        heads: m, filters of each kind.
+        grid: (h, w) of the features that the filters are made for.
+
+    Shape:
+        `filters`: (B, C, h', w') -> twice (B, m, h', w' // 2 + 1); `forward`: (..., h', w') and filters that broadcast
+        with its spectrum -> (..., h', w')
+    """
+
+    def __init__(self, channels: int, heads: int, grid: Sequence[int]) -> None:
+        super().__init__()
+        self.amplitude, self.phase = (FilterBranch(channels, heads, grid) for _ in range(2))
+
+    def filters(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Filters of amplitude and phase for these features, in float32 at least."""
+        return self.amplitude(features), self.phase(features)
+
+    def forward(self, maps: Tensor, amplitude: Tensor, phase: Tensor) -> Tensor:
+        # In half precision cuFFT takes powers of two only.
+        with torch.autocast(maps.device.type, enabled=False):
+            spectrum = torch.fft.rfft2(at_least_float32(maps))
+            modulus, angle = spectrum.abs() * amplitude, spectrum.angle() * phase
+            # Not torch.polar, whose gradient is wrong for a negative modulus, which filters may give.
+            filtered = torch.complex(modulus * angle.cos(), modulus * angle.sin())
+            return torch.fft.irfft(torch.fft.ifft(filtered, dim=-2), n=maps.shape[-1], dim=-1)
+
+
+class FilterBranch(nn.Module):
+    """Features to one kind of filters; arguments as `AFF`.
+
+    Shape:
+        (B, C, h', w') -> (B, m, h', w' // 2 + 1)
+    """
+
+    def __init__(self, channels: int, heads: int, grid: Sequence[int]) -> None:
+        super().__init__()
+        height, width = grid
+        self.grid = (height, width)
+        self.res1 = nn.Conv2d(channels, channels, 1, bias=False)
+        self.res2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.res3 = nn.Conv2d(channels, heads, 1, bias=False)
+        self.down = nn.Linear(height * width, height * (width // 2 + 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        r1 = self.res1(features)
+        r2 = self.res2(F.relu(r1)) + r1
+        r3 = F.relu(self.res3(F.relu(r2)))
+        with torch.autocast(features.device.type, enabled=False):
+            height, width = features.shape[-2:]
+            responses = resize(at_least_float32(r3), self.grid)
+            filters = self.down(responses.flatten(2)).unflatten(-1, (self.grid[0], self.grid[1] // 2 + 1))
+            return resize(filters, (height, width // 2 + 1))
+
+    def extra_repr(self) -> str:
+        return f"grid={self.grid}"
+
+
+def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, C, h, w) -> (B, C, *size), bilinearly with corners aligned; the map itself if it has that size."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=True)

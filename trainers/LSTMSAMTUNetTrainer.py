@@ -1,0 +1,10 @@
+from nnunet_ext.networks import LSTMSA
+from nnunet_ext.training import SliceNetworkTrainer
+
+
+class LSTMSAMTUNetTrainer(SliceNetworkTrainer):
+    """LSTMSA on MT-UNet, the authors' baseline; for patches that 32 divides."""
+
+    network_class = LSTMSA
+    network_settings = {"backbone": "mt_unet"}
+    has_lower_outputs = False

@@ -1,0 +1,10 @@
+from nnunet_ext.networks import SALSTM
+from nnunet_ext.training import SliceNetworkTrainer
+
+
+class SALSTMMTUNetTrainer(SliceNetworkTrainer):
+    """SALSTM on MT-UNet, the authors' baseline; for patches that 32 divides."""
+
+    network_class = SALSTM
+    network_settings = {"backbone": "mt_unet"}
+    has_lower_outputs = False
