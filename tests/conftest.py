@@ -197,3 +197,23 @@ def authors_plan():
         return plans
 
     return change
+
+
+@pytest.fixture
+def make_trainer(nnunet_environment, tmp_path, monkeypatch):
+    """Builds and initialises a trainer as nnUNetv2_train does, its results in a folder of the test."""
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+
+    def make(name="SASANTrainer", configuration="3d_fullres_tiny", plans=None, dataset=None):
+        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+        plans = copy.deepcopy(plans or nnunet_environment.plans) | {"continue_training": False}
+        trainer_class = recursive_find_trainer_class_by_name(name)
+        trainer = trainer_class(
+            plans, configuration, 0, dataset or nnunet_environment.dataset_json, torch.device("cpu")
+        )
+        trainer.initialize()
+        trainer.network.train()
+        return trainer
+
+    return make

@@ -95,6 +95,8 @@ def test_unset_folders_are_named(nnunet, monkeypatch):
         ("LSTMSATrainer", "2d"),
         ("LSTMSATrainer", "3d_fullres"),
         ("SALSTMTrainer", "3d_fullres_tiny"),
+        ("FAFNetTrainer", "2d"),
+        ("FAFNetTrainer", "3d_fullres_tiny"),
     ],
 )
 def test_other_trainers_and_configurations(nnunet, tmp_path, trainer, configuration):

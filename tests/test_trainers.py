@@ -1,6 +1,5 @@
 """Trainers as nnU-Net finds and builds them, in this process; whole runs are in test_console.py."""
 
-import copy
 from itertools import pairwise
 
 import numpy as np
@@ -14,26 +13,6 @@ from nnunet_ext.training import Budget
 from nnunet_ext.weights import from_authors, write_pretrained
 
 SIZES = {"2d_tiny": (24, 16), "3d_fullres_tiny": (16, 24, 16)}
-
-
-@pytest.fixture
-def make_trainer(nnunet_environment, tmp_path, monkeypatch):
-    """Builds and initialises a trainer as nnUNetv2_train does, its results in a folder of the test."""
-    monkeypatch.setenv("nnUNet_results", str(tmp_path))
-
-    def make(name="SASANTrainer", configuration="3d_fullres_tiny", plans=None, dataset=None):
-        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-        plans = copy.deepcopy(plans or nnunet_environment.plans) | {"continue_training": False}
-        trainer_class = recursive_find_trainer_class_by_name(name)
-        trainer = trainer_class(
-            plans, configuration, 0, dataset or nnunet_environment.dataset_json, torch.device("cpu")
-        )
-        trainer.initialize()
-        trainer.network.train()
-        return trainer
-
-    return make
 
 
 def batch(trainer, channels=1):
@@ -77,7 +56,7 @@ def test_every_trainer_is_found_by_nnunet(nnunet_environment):
 
 
 @pytest.mark.parametrize("configuration", list(SIZES))
-@pytest.mark.parametrize("name", [name for name in known_trainers() if "MTUNet" not in name])
+@pytest.mark.parametrize("name", [name for name in known_trainers() if "MTUNet" not in name and "FAFNet" not in name])
 def test_trainers_take_the_plans_topology_and_step(make_trainer, name, configuration):
     trainer = make_trainer(name, configuration)
     for info in NETWORKS.values():

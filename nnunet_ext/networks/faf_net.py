@@ -230,6 +230,11 @@ class FAFNet(nn.Module):
         bank.has_background.fill_(background)
         bank.store(support)
 
+    @property
+    def has_support(self) -> bool:
+        """Whether there is a prototype to predict with."""
+        return bool(self.decoder.seg_layers.prototype_valid.any())
+
     def forward_episode(
         self,
         support_images: Tensor,

@@ -1,5 +1,6 @@
 """Learning-rate schedules that depend on the epoch alone, so that a resumed training goes on as if never stopped."""
 
+from abc import ABC, abstractmethod
 from math import cos, pi
 
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
@@ -16,13 +17,36 @@ def warm_up_cosine(epoch: int, epochs: int, warm_up: int) -> float:
     return (1 + cos(pi * (epoch - warm_up) / max(1, epochs - warm_up))) / 2
 
 
-class WarmUpCosineScheduler(PolyLRScheduler):
-    """`warm_up_cosine` in the form of nnU-Net's schedulers, which are told the epoch.
+class EpochScheduler(PolyLRScheduler, ABC):
+    """A factor of the initial learning rate for every epoch, in the form of nnU-Net's schedulers.
 
     Args:
         optimizer: Whose learning rates are set.
         initial_lr: The rate at factor 1.
         epochs: E, epochs of the whole training.
+    """
+
+    @abstractmethod
+    def factor(self, epoch: int) -> float:
+        """Of the initial learning rate, in an epoch from 0 on."""
+
+    def step(self, current_step: int | None = None) -> None:
+        if current_step is None or current_step == -1:
+            current_step = self.ctr
+            self.ctr += 1
+        rate = self.initial_lr * self.factor(current_step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+
+class WarmUpCosineScheduler(EpochScheduler):
+    """`warm_up_cosine`.
+
+    Args:
+        optimizer: As in `EpochScheduler`.
+        initial_lr: As in `EpochScheduler`.
+        epochs: As in `EpochScheduler`.
         warm_up: w, epochs of warm-up.
     """
 
@@ -30,11 +54,24 @@ class WarmUpCosineScheduler(PolyLRScheduler):
         self.warm_up = warm_up
         super().__init__(optimizer, initial_lr, epochs)
 
-    def step(self, current_step: int | None = None) -> None:
-        if current_step is None or current_step == -1:
-            current_step = self.ctr
-            self.ctr += 1
-        rate = self.initial_lr * warm_up_cosine(current_step, self.max_steps, self.warm_up)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+    def factor(self, epoch: int) -> float:
+        return warm_up_cosine(epoch, self.max_steps, self.warm_up)
+
+
+class StepDecayScheduler(EpochScheduler):
+    """decay^k after the k-th of n equal parts of the training.
+
+    Args:
+        optimizer: As in `EpochScheduler`.
+        initial_lr: As in `EpochScheduler`.
+        epochs: As in `EpochScheduler`.
+        decay: Factor a part.
+        parts: n.
+    """
+
+    def __init__(self, optimizer: Optimizer, initial_lr: float, epochs: int, decay: float, parts: int) -> None:
+        self.decay, self.parts = decay, parts
+        super().__init__(optimizer, initial_lr, epochs)
+
+    def factor(self, epoch: int) -> float:
+        return self.decay ** (epoch * self.parts // self.max_steps)

@@ -1,0 +1,78 @@
+"""Supervoxels of a 256 x 256 x 64 volume on one core: the C extension against NumPy; time and memory.
+
+python -m benchmarks.supervoxels [--repeats 3]
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from benchmarks.measure import interleaved_seconds, peak_gigabytes, write_rows
+from nnunet_ext.fewshot import supervoxels
+from nnunet_ext.fewshot.graph_segmentation import BACKENDS
+from nnunet_ext.ops.native import native_library
+
+_SHAPE = (64, 256, 256)
+_SPACING = (3.0, 1.0, 1.0)
+_CONNECTIVITIES = (6, 26)
+
+
+def smooth_noise(shape: Sequence[int]) -> NDArray[np.float32]:
+    """Soft blobs with fine grain, (D, H, W)."""
+    generator = np.random.default_rng(0)
+    blobs, grain = (gaussian_filter(generator.standard_normal(shape), sigma) for sigma in (3, 0.7))
+    return (blobs + 0.02 * grain).astype(np.float32)
+
+
+def prepare(backend: str, connectivity: int) -> Callable[[], NDArray[np.int32]]:
+    """The call at full size, after one at a small size has loaded what stays in memory."""
+    call = partial(supervoxels, spacing=_SPACING, connectivity=connectivity, backend=backend)
+    call(smooth_noise((8, 16, 16)))
+    return partial(call, smooth_noise(_SHAPE))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    library = native_library()
+    if library is None:
+        sys.exit("the C extension was not built: install a C compiler and reinstall nnunet_ext")
+    rows = []
+    for connectivity in _CONNECTIVITIES:
+        memory = {backend: peak_gigabytes(partial(prepare, backend, connectivity)) for backend in BACKENDS}
+        calls = {backend: prepare(backend, connectivity) for backend in BACKENDS}
+        labels = {backend: call() for backend, call in calls.items()}
+        if not np.array_equal(*labels.values()):
+            raise RuntimeError("the labels differ: nothing to compare")
+        times = interleaved_seconds(calls, arguments.repeats, warm_up=0)
+        for backend in BACKENDS:
+            rows.append(
+                {
+                    "backend": backend,
+                    "kernel": library.instruction_set if backend == "extension" else "NumPy",
+                    "connectivity": connectivity,
+                    "d_h_w": " ".join(map(str, _SHAPE)),
+                    "precision": "float32",
+                    "seed": 0,
+                    "segments": labels[backend].max(),
+                    "seconds": f"{statistics.median(times[backend]):.2f}",
+                    "min_s": f"{min(times[backend]):.2f}",
+                    "max_s": f"{max(times[backend]):.2f}",
+                    "extra_gb": f"{memory[backend][0]:.2f}",
+                    "process_gb": f"{memory[backend][1]:.2f}",
+                }
+            )
+    write_rows("supervoxels_cpu", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Labelled support slices, drawn from nnU-Net's preprocessed training cases."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from batchgenerators.utilities.file_and_folder_operations import join, load_pickle
+
+_ENOUGH_VOXELS = 200
+"""A slice with as many voxels of a class shows it well; of smaller structures, the upper half of their slices does."""
+
+Labels = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SupportSlices:
+    """N slices with masks of R classes.
+
+    Attributes:
+        images: (N, M, H, W), float32.
+        masks: (N, R, H, W), bool.
+        counts: Slices drawn for each class; a slice drawn for one may show others.
+    """
+
+    images: np.ndarray
+    masks: np.ndarray
+    counts: tuple[int, ...]
+
+
+def class_labels(label_manager: Any) -> list[Labels]:
+    """The labels that make up each of nnU-Net's foreground outputs."""
+    if label_manager.has_regions:
+        return [tuple(r) if isinstance(r, (tuple, list)) else (r,) for r in label_manager.foreground_regions]
+    return [(label,) for label in label_manager.foreground_labels]
+
+
+class SupportBank:
+    """Draws support slices of every class from a dataset of preprocessed cases.
+
+    Args:
+        dataset: nnU-Net's dataset of the training fold.
+        classes: Labels of each class; see `class_labels`.
+        names: Of the classes, for messages.
+        size: (H, W) of the slices in voxels; they are cut out around the class, padded with 0.
+        one_hot: Labels of the previous stage's segmentation that are channels of the input (nnU-Net's cascade).
+
+    Raises:
+        ValueError: for a class that no case has; the message names it.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        classes: Sequence[Labels],
+        names: Sequence[str],
+        size: Sequence[int],
+        one_hot: Sequence[int] = (),
+    ) -> None:
+        self.dataset, self.classes, self.size, self.one_hot = dataset, list(classes), tuple(size), tuple(one_hot)
+        self.cases = sorted(dataset.identifiers)
+        self.showing = {case: self._classes_of(case) for case in self.cases}
+        for index, name in enumerate(names):
+            if not any(index in shown for shown in self.showing.values()):
+                raise ValueError(
+                    f"no training case of this fold has the class {name!r} {self.classes[index]}: there is no support "
+                    "for it; use another split, or leave the class out of dataset.json"
+                )
+
+    def draw(self, shots: int, generator: np.random.Generator) -> SupportSlices:
+        """`shots` slices of every class, from as many cases as there are; fewer where the fold has no more.
+
+        Eligible are slices with at least 200 voxels of the class or, of smaller structures, the upper half of the
+        case's slices that show it.
+        """
+        images, masks, counts = [], [], []
+        order = list(generator.permutation(self.cases))
+        for index in range(len(self.classes)):
+            chosen = self._choose(index, shots, [case for case in order if index in self.showing[case]], generator)
+            counts.append(len(chosen))
+            for case, position in chosen:
+                image, mask = self._cut(case, position, index)
+                images.append(image)
+                masks.append(mask)
+        return SupportSlices(np.stack(images), np.stack(masks), tuple(counts))
+
+    def _classes_of(self, case: str) -> set[int]:
+        """By the voxels that nnU-Net's preprocessing has listed per label, without opening the images."""
+        locations = load_pickle(join(self.dataset.source_folder, f"{case}.pkl"))["class_locations"]
+        shown = {
+            label
+            for key, voxels in locations.items()
+            if len(voxels)
+            for label in (key if isinstance(key, (tuple, list)) else (key,))
+        }
+        return {index for index, labels in enumerate(self.classes) if shown & set(labels)}
+
+    def _choose(
+        self, index: int, shots: int, cases: Sequence[str], generator: np.random.Generator
+    ) -> list[tuple[str, int]]:
+        """One slice a case first, further ones of the same cases only where there are fewer cases than shots."""
+        chosen: list[tuple[str, int]] = []
+        spare: list[tuple[str, int]] = []
+        for case in cases:
+            if len(chosen) == shots:
+                return chosen
+            eligible = [(case, int(k)) for k in generator.permutation(self._eligible(case, index))]
+            chosen += eligible[:1]
+            spare += eligible[1:]
+        return chosen + [spare[i] for i in generator.permutation(len(spare))[: shots - len(chosen)]]
+
+    def _eligible(self, case: str, index: int) -> np.ndarray:
+        segmentation = self.dataset.load_case(case)[1]
+        voxels = np.isin(segmentation[0], self.classes[index]).sum((1, 2))
+        present = voxels[voxels > 0]
+        if not len(present):
+            return np.array([], int)
+        return np.flatnonzero(voxels >= min(_ENOUGH_VOXELS, np.median(present)))
+
+    def _cut(self, case: str, position: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """A slice (M, H, W) around a class, and the masks (R, H, W) of all of them."""
+        data, segmentation, previous, _ = self.dataset.load_case(case)
+        image, labels = np.asarray(data[:, position], np.float32), np.asarray(segmentation[0, position])
+        if self.one_hot:
+            earlier = np.asarray(previous[0, position])
+            image = np.concatenate([image, np.stack([earlier == label for label in self.one_hot]).astype(np.float32)])
+        masks = np.stack([np.isin(labels, of_class) for of_class in self.classes])
+        centre = np.argwhere(masks[index]).mean(0)
+        start = [round(c - s / 2) for c, s in zip(centre, self.size, strict=True)]
+        return _window(image, start, self.size), _window(masks, start, self.size)
+
+
+def _window(x: np.ndarray, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
+    """(C, H, W) -> (C, *size) from `start` on, with 0 outside."""
+    ends = [s + n for s, n in zip(start, size, strict=True)]
+    beyond = [(max(0, -s), max(0, e - n)) for s, e, n in zip(start, ends, x.shape[1:], strict=True)]
+    rows, columns = (slice(max(0, s), max(0, s) + n) for s, n in zip(start, size, strict=True))
+    return np.pad(x, [(0, 0), *beyond])[:, rows, columns]

@@ -1,0 +1,102 @@
+"""Supervoxels kept in a file per case, beside the preprocessed data."""
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nnunet_ext.fewshot.supervoxels import SupervoxelParameters, check_image, supervoxels
+
+VERSION = 1
+"""Of the algorithm: raised when its labels change, so that files made before are made anew."""
+
+# nnU-Net takes every .npz and .b2nd of a folder of preprocessed data for a case.
+SUFFIX = ".supervoxels"
+
+
+def cached_supervoxels(
+    image: ArrayLike,
+    spacing: Sequence[float],
+    folder: str | Path,
+    case: str,
+    parameters: SupervoxelParameters | None = None,
+) -> NDArray[np.int32]:
+    """`supervoxels`, read from FOLDER/CASE.supervoxels if they are there, else made and written there.
+
+    The file (NumPy's compressed .npz format) holds the labels, the parameters, and a hash of image, spacing, parameters
+    and `VERSION`. It is made anew where the hash differs or the file cannot be read. It appears complete or not at all:
+    a run that is killed leaves at most a file CASE.supervoxels.*.partial, which nothing reads.
+
+    Args:
+        image: As `supervoxels` takes it.
+        spacing: Of the axes D, H and W, in mm.
+        folder: Made if it is not there.
+        case: The case's identifier.
+        parameters: None: the defaults.
+
+    Shape:
+        image (D, H, W) or (M, D, H, W); result (D, H, W).
+
+    Raises:
+        ValueError: as `supervoxels`, and for a case that is no file name.
+        OSError: if the file cannot be written.
+    """
+    if case in ("", "..") or Path(case).name != case:
+        raise ValueError(f"`case`={case!r} must be a file name, without folders")
+    parameters = SupervoxelParameters() if parameters is None else parameters
+    values = check_image(image, spacing)
+    key = content_key(values, spacing, parameters)
+    path = Path(folder) / (case + SUFFIX)
+    labels = _read(path, key, values.shape[1:])
+    if labels is None:
+        labels = supervoxels(values, spacing, **asdict(parameters))
+        _write(path, key, labels, parameters)
+    return labels
+
+
+def content_key(image: NDArray[np.generic], spacing: Sequence[float], parameters: SupervoxelParameters) -> str:
+    """SHA-256 of what the labels depend on, in hexadecimal digits."""
+    header = {
+        "version": VERSION,
+        "dtype": image.dtype.str,
+        "shape": image.shape,
+        "spacing": [float(s) for s in spacing],
+        "parameters": asdict(parameters),
+    }
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()
+
+
+def _read(path: Path, key: str, shape: tuple[int, ...]) -> NDArray[np.int32] | None:
+    """The labels, or None if the file is not there, damaged, or of something else."""
+    try:
+        with path.open("rb") as file, np.load(file) as content:
+            if str(content["key"]) != key:
+                return None
+            labels = content["labels"]
+    # What NumPy raises depends on which bytes are wrong.
+    except Exception:
+        return None
+    return labels.astype(np.int32) if labels.shape == shape else None
+
+
+def _write(path: Path, key: str, labels: NDArray[np.int32], parameters: SupervoxelParameters) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own: several processes may make the same file.
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    small = labels.astype(np.uint16 if labels.max() < 2**16 else np.uint32)
+    try:
+        with partial.open("wb") as file:
+            np.savez_compressed(file, labels=small, key=key, parameters=json.dumps(asdict(parameters)))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

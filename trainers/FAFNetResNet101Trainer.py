@@ -1,0 +1,8 @@
+from nnunet_ext.training import FAFNetBaseTrainer
+
+
+class FAFNetResNet101Trainer(FAFNetBaseTrainer):
+    """FAF-Net on the paper's encoder, a ResNet-101 that starts from torchvision's ImageNet weights."""
+
+    network_settings = {"encoder": "resnet101"}
+    encoder_weights = "imagenet"

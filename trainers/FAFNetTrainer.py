@@ -1,0 +1,7 @@
+from nnunet_ext.training import FAFNetBaseTrainer
+
+
+class FAFNetTrainer(FAFNetBaseTrainer):
+    """FAF-Net on the plan's own encoder, from scratch; episodes from the labels of the training fold."""
+
+    network_settings = {"encoder": "plan"}
