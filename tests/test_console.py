@@ -55,6 +55,7 @@ def test_train_validate_predict_and_continue(nnunet, tmp_path):
     assert len(state["nnunet_ext"]["loss_history"]) == 2
 
 
+@pytest.mark.slow
 def test_em_net_trains_validates_predicts_and_names_its_backend(nnunet, tmp_path):
     printed = train(nnunet, "EMNetTrainer", "3d_fullres_tiny")
     assert re.search(r"Selective scan on cpu: (cpu \(C extension|torch \(segments)", printed)
