@@ -1,5 +1,7 @@
 """What torch can compute on here."""
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
 
 def choose_device(wanted: str) -> str:
     """The device of a name; `auto` is the best there is.

@@ -1,7 +1,10 @@
 """Where the installed package keeps things."""
 
+import os
 from importlib import util
 from pathlib import Path
+
+_VARIABLE = "nnUNet_extTrainer"
 
 
 def trainers_folder() -> Path:
@@ -15,3 +18,11 @@ def trainers_folder() -> Path:
 def known_trainers() -> list[str]:
     """Names of our trainers."""
     return sorted(path.stem for path in trainers_folder().glob("[!_]*.py"))
+
+
+def register_trainers() -> None:
+    """Lets nnU-Net find our trainers in this process, as `export nnUNet_extTrainer=...` does."""
+    folders = [folder for folder in os.environ.get(_VARIABLE, "").split(os.pathsep) if folder]
+    ours = str(trainers_folder())
+    if ours not in folders:
+        os.environ[_VARIABLE] = os.pathsep.join([*folders, ours])

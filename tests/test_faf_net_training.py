@@ -147,13 +147,14 @@ def test_an_epoch_of_episodes(make_trainer, nnunet, larger, configuration, regio
 def test_support_is_drawn_anew_for_an_epoch_and_fixed_for_prediction(make_trainer, larger):
     trainer = make_trainer("FAFNetTrainer", "2d_tiny", larger)
     drawn = []
-    for epoch in (0, 1, 0):
+    for epoch in (0, 0, 1):
         trainer.current_epoch = epoch
-        drawn.append(trainer._draw_support().images)
-    assert not np.array_equal(drawn[0], drawn[1])
-    assert np.array_equal(drawn[0], drawn[2])
+        trainer.on_train_epoch_start()
+        drawn.append(trainer.epoch_support[0].numpy())
+    assert np.array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
     other = make_trainer("FAFNetTrainer", "2d_tiny", larger)
-    assert np.array_equal(trainer._fixed_support().images, other._fixed_support().images)
+    assert np.array_equal(trainer.fixed_support.images, other.fixed_support.images)
 
 
 def test_few_slices_are_said(make_trainer, larger, capsys):

@@ -1,7 +1,7 @@
-from nnunet_ext.training import FAFNetBaseTrainer
+from nnunet_ext.training import FAFNetLabelTrainer
 
 
-class FAFNetResNet101Trainer(FAFNetBaseTrainer):
+class FAFNetResNet101Trainer(FAFNetLabelTrainer):
     """FAF-Net on the paper's encoder, a ResNet-101 that starts from torchvision's ImageNet weights."""
 
     network_settings = {"encoder": "resnet101"}

@@ -1,7 +1,7 @@
-from nnunet_ext.training import FAFNetBaseTrainer
+from nnunet_ext.training import FAFNetLabelTrainer
 
 
-class FAFNetTrainer(FAFNetBaseTrainer):
+class FAFNetTrainer(FAFNetLabelTrainer):
     """FAF-Net on the plan's own encoder, from scratch; episodes from the labels of the training fold."""
 
     network_settings = {"encoder": "plan"}

@@ -3,10 +3,12 @@
 import argparse
 import signal
 
+from nnunet_ext.devices import DEVICES
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", default="nnunet_ext_demo", help="working folder (default: %(default)s)")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="default: %(default)s")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="default: %(default)s")
     parser.add_argument(
         "--trainers", nargs="+", default=["SASANTrainer", "StockTrainer"], metavar="T", help="default: %(default)s"
     )

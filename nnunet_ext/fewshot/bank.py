@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import join, load_pickle
 
+from nnunet_ext.fewshot.slices import image_slice, window, window_start
+
 _ENOUGH_VOXELS = 200
 """A slice with as many voxels of a class shows it well; of smaller structures, the upper half of their slices does."""
 
@@ -42,7 +44,7 @@ class SupportBank:
         dataset: nnU-Net's dataset of the training fold.
         classes: Labels of each class; see `class_labels`.
         names: Of the classes, for messages.
-        size: (H, W) of the slices in voxels; they are cut out around the class, padded with 0.
+        size: (H, W) of the slices in voxels; they are cut out around the class; smaller ones are padded with 0.
         one_hot: Labels of the previous stage's segmentation that are channels of the input (nnU-Net's cascade).
 
     Raises:
@@ -119,20 +121,8 @@ class SupportBank:
 
     def _cut(self, case: str, position: int, index: int) -> tuple[np.ndarray, np.ndarray]:
         """A slice (M, H, W) around a class, and the masks (R, H, W) of all of them."""
-        data, segmentation, previous, _ = self.dataset.load_case(case)
-        image, labels = np.asarray(data[:, position], np.float32), np.asarray(segmentation[0, position])
-        if self.one_hot:
-            earlier = np.asarray(previous[0, position])
-            image = np.concatenate([image, np.stack([earlier == label for label in self.one_hot]).astype(np.float32)])
+        loaded = self.dataset.load_case(case)
+        image, labels = image_slice(loaded, position, self.one_hot), np.asarray(loaded[1][0, position])
         masks = np.stack([np.isin(labels, of_class) for of_class in self.classes])
-        centre = np.argwhere(masks[index]).mean(0)
-        start = [round(c - s / 2) for c, s in zip(centre, self.size, strict=True)]
-        return _window(image, start, self.size), _window(masks, start, self.size)
-
-
-def _window(x: np.ndarray, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
-    """(C, H, W) -> (C, *size) from `start` on, with 0 outside."""
-    ends = [s + n for s, n in zip(start, size, strict=True)]
-    beyond = [(max(0, -s), max(0, e - n)) for s, e, n in zip(start, ends, x.shape[1:], strict=True)]
-    rows, columns = (slice(max(0, s), max(0, s) + n) for s, n in zip(start, size, strict=True))
-    return np.pad(x, [(0, 0), *beyond])[:, rows, columns]
+        start = window_start(np.argwhere(masks[index]).mean(0), labels.shape, self.size)
+        return window(image, start, self.size), window(masks, start, self.size)

@@ -16,7 +16,6 @@ from nnunet_ext.fewshot.supervoxels import SupervoxelParameters, check_image, su
 VERSION = 1
 """Of the algorithm: raised when its labels change, so that files made before are made anew."""
 
-# nnU-Net takes every .npz and .b2nd of a folder of preprocessed data for a case.
 SUFFIX = ".supervoxels"
 
 
@@ -60,6 +59,22 @@ def cached_supervoxels(
     return labels
 
 
+def read_supervoxels(folder: str | Path, case: str) -> NDArray[np.int32]:
+    """Labels (D, H, W) that `cached_supervoxels` has written, without a look at what they were made from.
+
+    Raises:
+        FileNotFoundError: if there are none.
+        ValueError: if the file is damaged.
+    """
+    path = Path(folder) / (case + SUFFIX)
+    if not path.is_file():
+        raise FileNotFoundError(f"no supervoxels of the case {case!r}: {path}")
+    content = _load(path)
+    if content is None:
+        raise ValueError(f"{path} is damaged; delete it, and it will be made anew")
+    return content[1]
+
+
 def content_key(image: NDArray[np.generic], spacing: Sequence[float], parameters: SupervoxelParameters) -> str:
     """SHA-256 of what the labels depend on, in hexadecimal digits."""
     header = {
@@ -76,15 +91,18 @@ def content_key(image: NDArray[np.generic], spacing: Sequence[float], parameters
 
 def _read(path: Path, key: str, shape: tuple[int, ...]) -> NDArray[np.int32] | None:
     """The labels, or None if the file is not there, damaged, or of something else."""
+    content = _load(path)
+    return content[1] if content is not None and content[0] == key and content[1].shape == shape else None
+
+
+def _load(path: Path) -> tuple[str, NDArray[np.int32]] | None:
+    """Key and labels of a file; None if it is not there or damaged."""
     try:
         with path.open("rb") as file, np.load(file) as content:
-            if str(content["key"]) != key:
-                return None
-            labels = content["labels"]
+            return str(content["key"]), content["labels"].astype(np.int32)
     # What NumPy raises depends on which bytes are wrong.
     except Exception:
         return None
-    return labels.astype(np.int32) if labels.shape == shape else None
 
 
 def _write(path: Path, key: str, labels: NDArray[np.int32], parameters: SupervoxelParameters) -> None:

@@ -2,7 +2,8 @@
 
 from nnunet_ext.training.budget import Budget
 from nnunet_ext.training.em_net import EMNetBaseTrainer
-from nnunet_ext.training.faf_net import FAFNetBaseTrainer
+from nnunet_ext.training.faf_net_labels import FAFNetLabelTrainer
+from nnunet_ext.training.faf_net_supervoxels import FAFNetSupervoxelTrainer
 from nnunet_ext.training.from_plan import network_from_plan
 from nnunet_ext.training.lstm_sa import SliceNetworkTrainer
 from nnunet_ext.training.self_updating import SelfUpdatingLossTrainer
@@ -11,7 +12,8 @@ from nnunet_ext.training.trainer import PluginTrainer
 __all__ = [
     "Budget",
     "EMNetBaseTrainer",
-    "FAFNetBaseTrainer",
+    "FAFNetLabelTrainer",
+    "FAFNetSupervoxelTrainer",
     "PluginTrainer",
     "SelfUpdatingLossTrainer",
     "SliceNetworkTrainer",

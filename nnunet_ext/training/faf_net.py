@@ -1,6 +1,7 @@
-"""Training of FAF-Net on episodes: query slices are segmented by support slices that are drawn anew every epoch."""
+"""What the trainers of FAF-Net share: the support it predicts with, the authors' optimiser, a step on an episode."""
 
 from contextlib import nullcontext
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -18,27 +19,23 @@ from nnunet_ext.training.trainer import PluginTrainer
 _LEARNING_RATE, _MOMENTUM, _WEIGHT_DECAY = 1e-3, 0.9, 5e-4
 _DECAY, _DECAYS = 0.98, 14
 """The authors' 0.98 every 3000 of 42000 iterations."""
-_SEED = 20240601
+SEED = 20240601
 _MAX_GRADIENT_NORM = 12  # nnU-Net's
 
 
 class FAFNetBaseTrainer(PluginTrainer):
-    """FAF-Net with episodes from the labels of the training fold.
+    """FAF-Net with a support from the labels of the training fold; what it learns from is `episode_loss`'s to say.
 
-    Each epoch draws support slices of every class; the slices of nnU-Net's batches are the queries. The loss is
-    nnU-Net's on the queries plus FAF-Net's alignment and prototype losses; the optimiser is the authors'. What the
-    network predicts with, in validation, in checkpoints and so in nnUNetv2_predict, is the support of a fixed, seeded
-    set of slices, which is encoded anew for each of these.
+    What the network predicts with, in validation, in checkpoints and so in nnUNetv2_predict, is the support of a fixed,
+    seeded set of slices, which is encoded anew for each of these. The optimiser is the authors'.
 
-    Subclasses set `network_settings` and may change `shots`, `max_slices` and `encoder_weights`.
+    Subclasses set `network_settings` and may change `shots` and `encoder_weights`.
     """
 
     network_class = FAFNet
     has_lower_outputs = False
     shots = 5
     """Support slices of a class."""
-    max_slices = 16
-    """Query slices of a patch, at random; a network of ResNet-101's size takes gigabytes for more."""
     encoder_weights: str | None = None
     """What a ResNet starts from; see `FAFNet.load_encoder_weights`. Downloaded for training only."""
 
@@ -47,7 +44,7 @@ class FAFNetBaseTrainer(PluginTrainer):
         if self.encoder_weights is None:
             return
         try:
-            self._plain_network.load_encoder_weights(self.encoder_weights)
+            self.plain_network.load_encoder_weights(self.encoder_weights)
         except RuntimeError as error:
             raise RuntimeError(
                 f"{error}: that is FAFNetTrainer, or a subclass of {type(self).__name__} with encoder_weights = None"
@@ -61,23 +58,17 @@ class FAFNetBaseTrainer(PluginTrainer):
         super().on_train_start()
         self._log_support()
 
-    def on_train_epoch_start(self) -> None:
-        super().on_train_epoch_start()
-        self._episode_support = self._on_device(self._draw_support())
+    def episode_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Loss of a batch, by one call of the network: DDP and torch.compile see no other."""
+        raise NotImplementedError
 
     def train_step(self, batch: dict) -> dict:
-        queries, target = self._query_slices(
-            batch["data"].to(self.device, non_blocking=True), batch["target"].to(self.device, non_blocking=True)
-        )
-        images, masks = self._episode_support
+        on_device = {
+            key: value.to(self.device, non_blocking=True) for key, value in batch.items() if isinstance(value, Tensor)
+        }
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
-            # One episode, through the network's own call: DDP and torch.compile see no other.
-            episode = self.network(queries[None], images[None], masks[None])
-            logits = episode.logits[0]
-            if not self.label_manager.has_regions:
-                logits = torch.cat((torch.zeros_like(logits[:, :1]), logits), 1)
-            loss = self.loss(logits, target) + episode.alignment_loss + episode.prototype_loss
+            loss = self.episode_loss(on_device)
         self._descend(loss)
         return {"loss": loss.detach().cpu().numpy()}
 
@@ -87,7 +78,7 @@ class FAFNetBaseTrainer(PluginTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         # With --val the support comes from the checkpoint: what is validated is what will predict.
-        if not self._plain_network.has_support:
+        if not self.plain_network.has_support:
             self.refresh_support()
         super().perform_actual_validation(save_probabilities)
 
@@ -98,60 +89,50 @@ class FAFNetBaseTrainer(PluginTrainer):
 
     def refresh_support(self) -> None:
         """Encodes the fixed support slices with the network as it is."""
-        images, masks = self._on_device(self._fixed_support())
-        self._plain_network.set_support(images, masks, regions=self.label_manager.has_regions)
+        images, masks = self.on_device(self.fixed_support)
+        self.plain_network.set_support(images, masks, regions=self.label_manager.has_regions)
 
     @property
-    def _plain_network(self) -> FAFNet:
+    def plain_network(self) -> FAFNet:
+        """The network without what DDP and torch.compile wrap it in."""
         network = cast(nn.Module, self.network.module if self.is_ddp else self.network)
         return cast(FAFNet, network._orig_mod if isinstance(network, OptimizedModule) else network)
 
-    def _bank(self) -> SupportBank:
-        if not hasattr(self, "_support_bank"):
-            training_cases, _ = self.get_tr_and_val_datasets()
-            names = list(self.dataset_json["labels"])
-            foreground = [name for name in names if name not in ("background", "ignore")]
-            one_hot = self.label_manager.foreground_labels if self.is_cascaded else ()
-            self._support_bank = SupportBank(
-                training_cases,
-                class_labels(self.label_manager),
-                foreground,
-                self.configuration_manager.patch_size[-2:],
-                one_hot,
-            )
-        return self._support_bank
+    @cached_property
+    def support_bank(self) -> SupportBank:
+        """Labelled slices of the training fold."""
+        training_cases, _ = self.get_tr_and_val_datasets()
+        names = list(self.dataset_json["labels"])
+        return SupportBank(
+            training_cases,
+            class_labels(self.label_manager),
+            [name for name in names if name not in ("background", "ignore")],
+            self.configuration_manager.patch_size[-2:],
+            self.one_hot_labels,
+        )
 
-    def _draw_support(self) -> SupportSlices:
-        """Of this epoch, and of this process among several."""
-        generator = np.random.default_rng((_SEED, self.current_epoch, self.local_rank))
-        return self._bank().draw(self.shots, generator)
+    @property
+    def one_hot_labels(self) -> list[int]:
+        """Labels of the previous stage that are channels of the input (nnU-Net's cascade)."""
+        return list(self.label_manager.foreground_labels) if self.is_cascaded else []
 
-    def _fixed_support(self) -> SupportSlices:
-        if not hasattr(self, "_fixed_slices"):
-            self._fixed_slices = self._bank().draw(self.shots, np.random.default_rng(_SEED))
-        return self._fixed_slices
+    @cached_property
+    def fixed_support(self) -> SupportSlices:
+        """The slices that the network predicts by."""
+        return self.support_bank.draw(self.shots, np.random.default_rng(SEED))
 
     def _log_support(self) -> None:
-        counts = self._fixed_support().counts
+        counts = self.fixed_support.counts
         for labels, count in zip(class_labels(self.label_manager), counts, strict=True):
             short = f", fewer than the {self.shots} asked for: the fold has no more" if count < self.shots else ""
             self.print_to_log_file(f"Support of label {labels}: {count} slices{short}")
 
-    def _on_device(self, support: SupportSlices) -> tuple[Tensor, Tensor]:
+    def on_device(self, support: SupportSlices) -> tuple[Tensor, Tensor]:
+        """Images and masks as the network takes them."""
         return (
             torch.from_numpy(support.images).to(self.device),
             torch.from_numpy(support.masks).to(self.device, torch.float32),
         )
-
-    def _query_slices(self, data: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """At most `max_slices` slices of every sample: (B, M, D, H, W) -> (Q, M, H, W); 2D data as they are."""
-        if data.ndim == 4:
-            return data, target
-        slices = data.shape[2]
-        if slices > self.max_slices:
-            chosen = torch.randperm(slices, device=data.device)[: self.max_slices].sort().values
-            data, target = data[:, :, chosen], target[:, :, chosen]
-        return data.movedim(2, 1).flatten(0, 1), target.movedim(2, 1).flatten(0, 1)
 
     def _descend(self, loss: Tensor) -> None:
         """As nnU-Net's train_step ends."""

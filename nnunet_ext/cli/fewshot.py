@@ -1,0 +1,76 @@
+"""Segment a class that no network was trained on, shown in one labelled scan."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from nnunet_ext.devices import DEVICES, choose_device
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", required=True, help="a trained FAF-Net: nnU-Net's folder TRAINER__PLANS__CONFIGURATION"
+    )
+    parser.add_argument(
+        "--support",
+        required=True,
+        action="append",
+        metavar="IMAGE",
+        help="a scan that shows the class; further channels (_0001, ..) are read beside _0000. Can be given again, "
+        "each with its --mask",
+    )
+    parser.add_argument("--mask", required=True, action="append", help="its labels, on the same voxels")
+    parser.add_argument(
+        "--label", required=True, type=int, nargs="+", metavar="N", help="value(s) in the mask to look for"
+    )
+    parser.add_argument("-i", "--input", required=True, metavar="FOLDER", help="scans, named as nnU-Net's")
+    parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="for the masks, with the labels N")
+    parser.add_argument(
+        "--parts",
+        type=int,
+        default=3,
+        help="parts of a volume along the slices, each with a support slice of its own (default: %(default)s)",
+    )
+    parser.add_argument("--labels", metavar="FOLDER", help="true labels: write Dice to dice.csv and dice.md in OUTPUT")
+    parser.add_argument("--folds", nargs="+", metavar="K", help="folds to average (default: all that are trained)")
+    parser.add_argument("--checkpoint", default="checkpoint_final.pth", help="default: %(default)s")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="default: %(default)s")
+    parser.epilog = (
+        "A scan that cannot be segmented does not stop the others; it is named at the end, and the exit code is 1."
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if len(arguments.support) != len(arguments.mask):
+        raise ValueError(f"{len(arguments.support)} --support and {len(arguments.mask)} --mask: give a mask with each")
+    for name, value in (("--mask", path) for path in arguments.mask):
+        if not Path(value).is_file():
+            raise FileNotFoundError(f"{name}: no such file: {value}")
+    truth = Path(arguments.labels) if arguments.labels else None
+    if truth is not None and not truth.is_dir():
+        raise FileNotFoundError(f"--labels: no such folder: {truth}")
+    device = choose_device(arguments.device)
+
+    from nnunet_ext.fewshot.model import FewShotModel
+    from nnunet_ext.fewshot.run import evaluate, segment_scans, write_evaluation
+    from nnunet_ext.fewshot.scans import scan_of, scans_in
+
+    model = FewShotModel(arguments.model, device, arguments.folds, arguments.checkpoint)
+    scans, target = scans_in(arguments.input, model.endings), Path(arguments.output)
+    examples = [
+        (scan_of(image, model.endings), Path(mask))
+        for image, mask in zip(arguments.support, arguments.mask, strict=True)
+    ]
+    model.show(examples, arguments.label, arguments.parts)
+    failures = segment_scans(model, scans, target)
+    failed = {failure.case for failure in failures}
+    done = [scan for scan in scans if scan.case not in failed]
+    print(f"Wrote {len(done)} of {len(scans)} masks to {target}")
+    if truth is not None:
+        table, without = evaluate(model, done, target, truth)
+        write_evaluation(table, target)
+        failures += without
+        print((target / "dice.md").read_text())
+    for failure in failures:
+        print(f"{failure.case}: {failure.reason}", file=sys.stderr)
+    return 1 if failures else 0

@@ -1,0 +1,150 @@
+"""Episodes of few-shot training from unlabelled images: a supervoxel plays the class, two of its slices the scans.
+
+Source: the self-supervision of Hansen et al., "Anomaly detection-inspired few-shot medical image segmentation through
+self-supervision with supervoxels", MedIA 2022 (ADNet), with which Cheng et al. train FAF-Net.
+"""
+
+# nnU-Net seeds NumPy's global generator in every worker, and its transforms draw from it.
+# ruff: noqa: NPY002
+
+from collections.abc import Sequence
+from math import pi, prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nnunet_ext.fewshot.slices import image_slice, window, window_start
+from nnunet_ext.fewshot.supervoxel_cache import read_supervoxels
+
+# Not in the paper: mild, for a neighbouring slice differs already.
+_GAMMA = (0.5, 1.5)
+_ROTATION = 15 / 180 * pi
+_SCALING = (0.8, 1.25)
+_ELASTIC_SCALE, _ELASTIC_MAGNITUDE = (0.1, 0.2), 0.04  # of the slice's size
+_MARGIN = 0.25
+"""Of the size, by which slices are cut larger on each side before they are turned: fewer empty corners come in."""
+
+
+class SupervoxelEpisodes:
+    """Endless batches of episodes, each from one image with its supervoxels in the cache.
+
+    An episode is a random supervoxel of a random image in two neighbouring slices, in random order: one supports, the
+    other is the query. One of the two, at random, gets a random gamma, and one a random rotation, scaling and elastic
+    deformation. A supervoxel counts in slices where it has `least_area` pixels. An image of one slice gives that slice
+    as both.
+
+    Made for nnU-Net's augmenters: an iterator that forgets nothing when it is copied to another process. Random numbers
+    come from NumPy's and torch's global generators, as in nnU-Net's loaders.
+
+    Args:
+        dataset: nnU-Net's dataset of the training cases; their segmentations are not read.
+        folder: Where `make_supervoxels` has put them.
+        size: (H, W) of the slices in pixels; they are cut out around a point near the
+            supervoxel; smaller ones are padded with 0.
+        episodes: E, of a batch.
+        one_hot: Labels of the previous stage's segmentation that are channels of the input (nnU-Net's cascade).
+
+    Shape:
+        support_images and query_images (E, 1, M, H, W) float32; support_masks and query_masks (E, 1, 1, H, W) float32
+
+    Raises:
+        ValueError: on the first batch, if no supervoxel is large enough.
+    """
+
+    def __init__(
+        self, dataset: Any, folder: str | Path, size: Sequence[int], episodes: int = 1, one_hot: Sequence[int] = ()
+    ) -> None:
+        self.dataset, self.folder, self.size = dataset, folder, tuple(size)
+        self.episodes, self.one_hot = episodes, tuple(one_hot)
+        self.margin = [round(_MARGIN * s) for s in self.size]
+        self.large = [s + 2 * m for s, m in zip(self.size, self.margin, strict=True)]
+        self.cases = sorted(dataset.identifiers)
+        self.gamma = GammaTransform(
+            _GAMMA, p_invert_image=0, synchronize_channels=False, p_per_channel=1, p_retain_stats=0
+        )
+        self.deformation = SpatialTransform(
+            self.size,
+            patch_center_dist_from_border=0,
+            random_crop=False,
+            p_elastic_deform=1,
+            elastic_deform_scale=_ELASTIC_SCALE,
+            elastic_deform_magnitude=(0, _ELASTIC_MAGNITUDE * min(self.size)),
+            p_rotation=1,
+            rotation=(-_ROTATION, _ROTATION),
+            p_scaling=1,
+            scaling=_SCALING,
+        )
+        self.crop = SpatialTransform(self.size, patch_center_dist_from_border=0, random_crop=False)
+
+    def set_thread_id(self, _: int) -> None:
+        """Called by nnU-Net's augmenters in each worker, which all start with the same state of torch's generator."""
+        torch.manual_seed(np.random.randint(2**31))
+
+    def __iter__(self) -> "SupervoxelEpisodes":
+        return self
+
+    def __next__(self) -> dict[str, Tensor]:
+        episodes = [self.draw() for _ in range(self.episodes)]
+        return {key: torch.stack([episode[key] for episode in episodes]) for key in episodes[0]}
+
+    def draw(self) -> dict[str, Tensor]:
+        """One episode, without the axis E."""
+        loaded, labels, label, positions = self._choose()
+        positions = np.random.permutation(positions)
+        masks = labels[positions] == label
+        # Anywhere in the window: a supervoxel that was always in its middle would be found without a look at it.
+        inside = np.argwhere(masks.any(0))
+        point = inside[np.random.randint(len(inside))] + np.random.uniform(-0.5, 0.5, 2) * self.size
+        start = [s - m for s, m in zip(window_start(point, labels.shape[1:], self.size), self.margin, strict=True)]
+        changed, deformed = np.random.randint(2, size=2)
+        episode = {}
+        for i, role in enumerate(("support", "query")):
+            image = window(image_slice(loaded, positions[i], self.one_hot), start, self.large)
+            mask = window(masks[i : i + 1], start, self.large)
+            sample = {"image": torch.from_numpy(image), "segmentation": torch.from_numpy(mask).float()}
+            if i == changed:
+                sample = self.gamma(**sample)
+            sample = (self.deformation if i == deformed else self.crop)(**sample)
+            episode[f"{role}_images"], episode[f"{role}_masks"] = sample["image"][None], sample["segmentation"][None]
+        return episode
+
+    def _choose(self) -> tuple[Any, NDArray[np.int32], np.intp, NDArray[np.intp]]:
+        """A case, its supervoxels, one of them, and its two slices."""
+        for case in np.random.permutation(self.cases):
+            labels = read_supervoxels(self.folder, case)
+            pairs = neighbouring_slices(labels)
+            if len(pairs):
+                label = np.random.choice(np.unique(pairs[:, 0]))
+                of_label = pairs[pairs[:, 0] == label, 1:]
+                return self.dataset.load_case(case), labels, label, of_label[np.random.randint(len(of_label))]
+        raise ValueError(
+            f"none of the {len(self.cases)} training images has a supervoxel of {least_area(labels.shape)} pixels in "
+            "two neighbouring slices: give SupervoxelParameters a larger min_size or a lower threshold"
+        )
+
+
+def least_area(shape: Sequence[int]) -> int:
+    """Pixels that a supervoxel needs in a slice: 200 of 256 x 256, as the authors have it, of smaller slices as large
+    a part, but at least 16, one position of a feature map at stride 4."""
+    return int(np.clip(round(prod(shape[-2:]) * 200 / 256**2), 16, 200))
+
+
+def neighbouring_slices(labels: NDArray[np.int32]) -> NDArray[np.intp]:
+    """Supervoxels with pairs of neighbouring slices in which each is large enough.
+
+    Shape:
+        (D, H, W) -> (N, 3): label, slice, neighbouring slice; of a single slice twice that one
+    """
+    count = int(labels.max()) + 1
+    areas = np.stack([np.bincount(slice_.ravel(), minlength=count) for slice_ in labels])
+    enough = areas >= least_area(labels.shape)
+    enough[:, 0] = False  # background
+    step = min(1, len(labels) - 1)
+    positions, found = np.nonzero(enough[: len(labels) - step] & enough[step:])
+    return np.stack([found, positions, positions + step], 1)

@@ -1,0 +1,218 @@
+"""A trained FAF-Net as a tool for classes that it was not trained on."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
+from copy import deepcopy
+from io import StringIO
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
+from nnunetv2.utilities.label_handling.label_handling import LabelManager, determine_num_input_channels
+from torch import Tensor
+from torch._dynamo import OptimizedModule
+
+from nnunet_ext.fewshot.protocol import query_parts, support_slices
+from nnunet_ext.fewshot.scans import Scan, geometry_differences
+from nnunet_ext.fewshot.slices import image_slice, window, window_start
+from nnunet_ext.installed import register_trainers
+from nnunet_ext.networks import FAFNet
+from nnunet_ext.networks.faf_head import Support, logit
+
+_TILE_STEP = 0.5  # nnU-Net's
+
+
+class FewShotModel:
+    """FAF-Net from a folder of nnU-Net's results, with the preprocessing that it was trained on.
+
+    First `show`, what to look for; then `segment`, as often as there are scans. The support is encoded once.
+
+    Args:
+        folder: ``TRAINER__PLANS__CONFIGURATION`` of nnU-Net's results, or an installed model.
+        device: Of torch.
+        folds: None: all that are trained. Several are averaged, as nnU-Net does.
+        checkpoint: File in the folders of the folds.
+
+    Raises:
+        FileNotFoundError: if the folder is no trained model.
+        ValueError: if its network is not FAF-Net, or needs the segmentation of a previous stage.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        device: str = "cpu",
+        folds: Sequence[int | str] | None = None,
+        checkpoint: str = "checkpoint_final.pth",
+    ) -> None:
+        folder = Path(folder)
+        found = _trained_folds(folder, folds, checkpoint)
+        register_trainers()
+        with redirect_stdout(StringIO()):
+            predictor = nnUNetPredictor(device=torch.device(device), perform_everything_on_device=False)
+            predictor.initialize_from_trained_model_folder(str(folder), found, checkpoint)
+        network = predictor.network
+        network = network._orig_mod if isinstance(network, OptimizedModule) else network
+        if not isinstance(network, FAFNet):
+            raise ValueError(
+                f"{folder} holds {type(network).__name__} of {predictor.trainer_name}, which cannot learn a class from "
+                "a support; give a model of FAFNetFewShotTrainer or FAFNetTrainer"
+            )
+        self.plans, self.configuration = predictor.plans_manager, predictor.configuration_manager
+        if self.configuration.previous_stage_name is not None:
+            raise ValueError(f"{folder} needs the segmentation of a previous stage, which new classes do not have")
+        self.device, self.dataset = torch.device(device), predictor.dataset_json
+        self.channels = determine_num_input_channels(self.plans, self.configuration, self.dataset)
+        self.reader = self.plans.image_reader_writer_class()
+        self.networks = []
+        for weights in predictor.list_of_parameters:
+            network.load_state_dict(weights)
+            self.networks.append(deepcopy(network).to(self.device).eval())
+        self.labels: tuple[int, ...] = ()
+        self.supports: list[list[Support]] = []
+        """Of each fold, of each part."""
+
+    @property
+    def endings(self) -> list[str]:
+        """Of the files that the dataset's reader reads."""
+        return list(self.reader.supported_file_endings)
+
+    def show(self, examples: Sequence[tuple[Scan, Path]], labels: Sequence[int], parts: int = 3) -> None:
+        """Takes the support from labelled scans.
+
+        Args:
+            examples: Scans with their masks; every one must show every label.
+            labels: Values in the masks, of which each is a class.
+            parts: Into which volumes are cut; see `protocol`.
+
+        Raises:
+            ValueError: for a mask that does not fit its scan, is empty, or has not got a label; for a scan with
+                another number of channels; for labels that are not positive or not different.
+        """
+        if len(set(labels)) < len(labels) or not all(label > 0 for label in labels):
+            raise ValueError(f"labels {list(labels)} must be positive and different")
+        slices, masks = [], []
+        for scan, mask in examples:
+            for of_scan in self._support_slices(scan, mask, labels, parts):
+                slices.append(of_scan[0])
+                masks.append(of_scan[1])
+        # (parts, shots * labels, ..): parts are the fastest axis of what was gathered.
+        images, of_images = (
+            torch.from_numpy(np.stack(arrays)).unflatten(0, (-1, parts)).transpose(0, 1).to(self.device)
+            for arrays in (slices, masks)
+        )
+        with torch.inference_mode(), self._autocast():
+            self.supports = [
+                [network.encode_support(image, mask) for image, mask in zip(images, of_images, strict=True)]
+                for network in self.networks
+            ]
+        self.labels = tuple(labels)
+
+    def segment(self, scan: Scan, output: Path) -> None:
+        """Segments a scan and writes the labels in its geometry.
+
+        Raises:
+            RuntimeError: before `show`.
+            ValueError: for a scan with another number of channels.
+        """
+        if not self.supports:
+            raise RuntimeError("nothing to look for yet: call show(examples, labels) first")
+        data, _, properties = self._preprocess(scan, *self.reader.read_images(scan.files))
+        logits = sum(self._logits(*fold, data) for fold in zip(self.networks, self.supports, strict=True))
+        classes = LabelManager({"background": 0} | {f"label {v}": i + 1 for i, v in enumerate(self.labels)}, None)
+        segmentation = convert_predicted_logits_to_segmentation_with_correct_shape(
+            logits / len(self.networks), self.plans, self.configuration, classes, properties
+        )
+        values = np.array([0, *self.labels], np.uint8 if max(self.labels) < 255 else np.uint16)
+        self.reader.write_seg(values[segmentation], str(output), properties)
+
+    def _autocast(self) -> torch.autocast | nullcontext:
+        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
+
+    def _preprocess(
+        self, scan: Scan, image: np.ndarray, properties: dict, mask: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, dict]:
+        """Image (M, D, H, W), mask (1, D, H, W) and properties, as the network is to see them."""
+        if image.shape[0] != self.channels:
+            raise ValueError(f"{scan.case} has {image.shape[0]} channel(s), the model has {self.channels}")
+        preprocessor = self.configuration.preprocessor_class(verbose=False)
+        return preprocessor.run_case_npy(image, mask, properties, self.plans, self.configuration, self.dataset)
+
+    def _support_slices(
+        self, scan: Scan, mask_file: Path, labels: Sequence[int], parts: int
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Image (M, h, w) and masks (R, h, w), of its label only, for each label and part."""
+        image, properties = self.reader.read_images(scan.files)
+        mask, of_mask = self.reader.read_seg(str(mask_file))
+        differences = geometry_differences(properties, of_mask)
+        if image.shape[1:] != mask.shape[1:]:
+            differences.insert(0, f"size {image.shape[1:]} and {mask.shape[1:]}")
+        if differences:
+            raise ValueError(f"image {scan.files[0]} and mask {mask_file} differ in {'; '.join(differences)}")
+        present = np.unique(mask[mask != 0]).astype(int).tolist()
+        if not present:
+            raise ValueError(f"the mask {mask_file} is empty: it shows nothing to look for")
+        missing = [label for label in labels if label not in present]
+        if missing:
+            raise ValueError(f"the mask {mask_file} has no label {missing[0]}; it has {', '.join(map(str, present))}")
+        numbered = sum((i + 1) * (mask == label) for i, label in enumerate(labels))
+        data, resampled, _ = self._preprocess(scan, image, properties, numbered.astype(np.int16))
+        size = self.configuration.patch_size[-2:]
+        result = []
+        for index, label in enumerate(labels):
+            foreground = resampled[0] == index + 1
+            if not foreground.any():
+                raise ValueError(f"label {label} of the mask {mask_file} is too small for the model's spacing")
+            for position in support_slices(foreground, parts):
+                centre = np.argwhere(foreground[position]).mean(0)
+                start = window_start(centre, data.shape[2:], size)
+                masks = np.zeros((len(labels), *size), np.float32)
+                masks[index] = window(foreground[position][None], start, size)[0]
+                result.append((window(image_slice((data,), position), start, size), masks))
+        return result
+
+    @torch.inference_mode()
+    def _logits(self, network: FAFNet, supports: Sequence[Support], data: np.ndarray) -> Tensor:
+        """(M, D, H, W) -> (1 + R, D, H, W), background first, in nnU-Net's tiles of each slice."""
+        tile = tuple(self.configuration.patch_size[-2:])
+        padded, inside = pad_nd_image(torch.from_numpy(data), tile, "constant", {"value": 0}, True, None)
+        slices = padded.transpose(0, 1)  # (D, M, H, W)
+        weights = compute_gaussian(tile, 1 / 8, 10, torch.float32, torch.device("cpu"))
+        logits = torch.zeros(len(slices), len(self.labels), *slices.shape[-2:])
+        total = torch.zeros(slices.shape[-2:])
+        for row, column in product(*compute_steps_for_sliding_window(slices.shape[-2:], tile, _TILE_STEP)):
+            place = (..., slice(row, row + tile[0]), slice(column, column + tile[1]))
+            total[place] += weights
+            for part, support in zip(query_parts(len(slices), len(supports)), supports, strict=True):
+                if part:
+                    chosen = slice(part.start, part.stop)
+                    with self._autocast():
+                        found = network.segment(slices[chosen][place].to(self.device), support)
+                    logits[chosen][place] += weights * logit(found.float()).cpu()
+        within = (slice(None), *inside[1:])
+        logits = (logits / total).transpose(0, 1)[within]
+        return torch.cat((torch.zeros_like(logits[:1]), logits))
+
+
+def _trained_folds(folder: Path, wanted: Sequence[int | str] | None, checkpoint: str) -> list[str]:
+    """The folds to load; raises FileNotFoundError unless the folder holds a trained model with them."""
+    for name in ("plans.json", "dataset.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder} is no folder of a trained model (TRAINER__PLANS__CONFIGURATION): no {name}"
+            )
+    trained = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint}"))
+    # nnU-Net: the folds of a cross-validation, not also the model of all cases.
+    folds = [str(fold) for fold in wanted] if wanted else [fold for fold in trained if fold != "all"] or trained
+    missing = [fold for fold in folds if fold not in trained]
+    if missing or not folds:
+        raise FileNotFoundError(
+            f"{folder} has no {checkpoint} of fold {missing[0] if missing else '0, 1, ..'}; "
+            f"it has {', '.join(trained) or 'none'}"
+        )
+    return folds

@@ -1,0 +1,87 @@
+"""Training of FAF-Net without labels, the paper's protocol: episodes from supervoxels."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch.distributed
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from torch import Tensor
+
+from nnunet_ext.fewshot import SupervoxelParameters
+from nnunet_ext.fewshot.episodes import SupervoxelEpisodes
+from nnunet_ext.fewshot.preparation import make_supervoxels
+from nnunet_ext.training.faf_net import FAFNetBaseTrainer
+
+
+class FAFNetSupervoxelTrainer(FAFNetBaseTrainer):
+    """Episodes from supervoxels of the training images; labels give the support it predicts with, and no weight.
+
+    Supervoxels are made at the first start and kept beside the preprocessed data. The loss is the authors': of the
+    query, of the alignment, and of the prototypes. nnU-Net's validation, and with it the choice of checkpoint_best, is
+    on labels as ever.
+
+    Subclasses set `network_settings` and may change `episodes` and `supervoxel_parameters`.
+    """
+
+    episodes = 1
+    """Of a batch, one support and one query slice each; the authors' is 1."""
+    supervoxel_parameters = SupervoxelParameters()
+
+    def get_dataloaders(self) -> tuple[Iterator[dict[str, Any]], Iterator[dict[str, Any]]]:
+        """nnU-Net's for validation, episodes for training."""
+        unused, validation = super().get_dataloaders()
+        if isinstance(unused, NonDetMultiThreadedAugmenter):
+            unused._finish()
+        self._make_supervoxels()
+        cases, _ = self.get_tr_and_val_datasets()
+        loader = SupervoxelEpisodes(
+            cases,
+            self.supervoxel_folder,
+            self.configuration_manager.patch_size[-2:],
+            self.episodes,
+            self.one_hot_labels,
+        )
+        workers = get_allowed_n_proc_DA()
+        if workers == 0:
+            return SingleThreadedAugmenter(loader, None), validation
+        training = NonDetMultiThreadedAugmenter(
+            loader, None, workers, num_cached=max(6, workers // 2), pin_memory=self.device.type == "cuda"
+        )
+        return training, validation
+
+    @property
+    def supervoxel_folder(self) -> Path:
+        """Below the preprocessed data, among whose files nnU-Net wants none of another kind."""
+        return Path(self.preprocessed_dataset_folder) / "supervoxels"
+
+    def episode_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        episode = self.network(
+            batch["query_images"], batch["support_images"], batch["support_masks"], batch["query_masks"]
+        )
+        return episode.query_loss + episode.alignment_loss + episode.prototype_loss
+
+    def _make_supervoxels(self) -> None:
+        training, _ = self.get_tr_and_val_datasets()
+        cases = sorted(training.identifiers)
+        self.print_to_log_file(f"Supervoxels of {len(cases)} images in {self.supervoxel_folder}")
+        ranks = torch.distributed.get_world_size() if self.is_ddp else 1
+        make_supervoxels(
+            training,
+            cases[self.local_rank :: ranks],
+            self.supervoxel_folder,
+            self._spacing,
+            self.supervoxel_parameters,
+            masked=any(self.configuration_manager.use_mask_for_norm),
+            threads=max(1, get_allowed_n_proc_DA()),
+        )
+        if self.is_ddp:
+            torch.distributed.barrier()
+
+    def _spacing(self, properties: dict) -> list[float]:
+        """Of a preprocessed case; 2D configurations leave the distance of slices as it is."""
+        between_slices = properties["spacing"][self.plans_manager.transpose_forward[0]]
+        planned = list(self.configuration_manager.spacing)
+        return planned if len(planned) == 3 else [between_slices, *planned]
