@@ -20,19 +20,37 @@ CASES = {
     "odd level sizes": {"conv_op": nn.Conv3d, "patch_size": (24, 40, 8), "strides": 2, "kernel_sizes": 3},
 }
 
+FURTHER = {"faf_net": {"encoder": "plan"}}
+"""Arguments without which a network is too large for these tests."""
+
 every_network = pytest.mark.parametrize("name", sorted(NETWORKS))
+with_lower_outputs = pytest.mark.parametrize("name", sorted(n for n, info in NETWORKS.items() if info.lower_outputs))
+of_one_size = pytest.mark.parametrize("name", sorted(n for n, info in NETWORKS.items() if not info.any_size))
 every_case = pytest.mark.parametrize("case", list(CASES))
 
 
 def build(name, case, input_channels=1, num_classes=3, deep_supervision=False):
     common = {"n_stages": 4, "features_per_stage": (4, 6, 8, 10)}
-    return NETWORKS[name].network(
-        input_channels=input_channels,
-        num_classes=num_classes,
-        deep_supervision=deep_supervision,
-        **common,
-        **CASES[case],
+    return with_support(
+        NETWORKS[name].network(
+            input_channels=input_channels,
+            num_classes=num_classes,
+            deep_supervision=deep_supervision,
+            **FURTHER.get(name, {}),
+            **common,
+            **CASES[case],
+        )
     )
+
+
+def with_support(network):
+    """Few-shot networks predict what they have been shown."""
+    if hasattr(network, "set_support"):
+        size = network.patch_size[-2:]
+        masks = torch.zeros(2, network.num_classes - 1, *size)
+        masks[..., : size[0] // 2, 2:] = 1
+        network.set_support(torch.randn(2, network.input_channels, *size), masks)
+    return network
 
 
 def image(case, batch=1, input_channels=1):
@@ -48,7 +66,7 @@ def test_shapes_are_right_values_finite_and_every_parameter_learns(name, case, i
     outputs = network(image(case, batch, input_channels))
     sizes = [tuple(o.shape) for o in outputs]
     assert sizes[0] == (batch, 3, *CASES[case]["patch_size"])
-    assert len(sizes) == 3
+    assert len(sizes) == (3 if NETWORKS[name].lower_outputs else 1)
     assert all(o.isfinite().all() for o in outputs)
     sum((o * torch.randn_like(o)).sum() for o in outputs).backward()
     silent = [k for k, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
@@ -83,7 +101,7 @@ def test_deep_supervision_is_switched_as_nnunet_does(name, case, assert_close):
     assert sizes == sorted(sizes, key=lambda s: -s.numel())
 
 
-@every_network
+@with_lower_outputs
 @every_case
 def test_weights_trained_with_deep_supervision_load_for_prediction(name, case, assert_close):
     trained = build(name, case, deep_supervision=True).eval()
@@ -95,7 +113,7 @@ def test_weights_trained_with_deep_supervision_load_for_prediction(name, case, a
     assert sum(p.numel() for p in predictor.parameters()) < sum(p.numel() for p in trained.parameters())
 
 
-@every_network
+@of_one_size
 @every_case
 def test_another_size_is_an_error_that_names_both(name, case):
     network = build(name, case)
@@ -152,16 +170,19 @@ def test_low_precision_stays_finite_at_five_levels(name, dtype, magnitude):
     The lowest level is 3 voxels wide: at 2, below the kernel's width, oneDNN's bfloat16 gradient of a 3 x 3 x 3
     convolution's weight is wrong (seen with torch 2.15 on a CPU with AVX512-BF16, with the convolution alone).
     """
-    network = NETWORKS[name].network(
-        input_channels=1,
-        num_classes=3,
-        patch_size=(48, 48, 48),
-        n_stages=5,
-        features_per_stage=(4, 8, 8, 16, 16),
-        conv_op=nn.Conv3d,
-        kernel_sizes=3,
-        strides=2,
-        deep_supervision=True,
+    network = with_support(
+        NETWORKS[name].network(
+            input_channels=1,
+            num_classes=3,
+            patch_size=(48, 48, 48),
+            n_stages=5,
+            features_per_stage=(4, 8, 8, 16, 16),
+            conv_op=nn.Conv3d,
+            kernel_sizes=3,
+            strides=2,
+            deep_supervision=True,
+            **FURTHER.get(name, {}),
+        )
     )
     with torch.autocast("cpu", dtype=dtype):
         outputs = network(magnitude * torch.randn(1, 1, 48, 48, 48))

@@ -54,9 +54,9 @@ def test_the_bank_draws_slices_that_show_the_class(tmp_path):
         assert (drawn.masks[:2, 0].sum((1, 2)) == 8 * 12).all()  # the whole window lies within the large box
         assert (drawn.masks[2:, 1].sum((1, 2)) == 9).all()
         assert not drawn.masks[:2, 1].any()
-        # Images and masks are cut out alike; beyond the image there is 0.
+        # Images and masks are cut out alike, within the image.
         assert (drawn.images[2:, 0][drawn.masks[2:, 1]] == 12).all()
-        assert (drawn.images == 0).any()
+        assert (drawn.images > 0).all()
     again = bank.draw(4, np.random.default_rng(4))
     assert np.array_equal(again.images, drawn.images)
 
@@ -142,6 +142,27 @@ def test_an_epoch_of_episodes(make_trainer, nnunet, larger, configuration, regio
     restored.refresh_support()
     with torch.no_grad():
         torch.testing.assert_close(restored.network(x), expected)
+
+
+@pytest.mark.parametrize("configuration", ["3d_fullres_tiny", "2d_tiny"])
+def test_few_shot_training_takes_its_episodes_from_supervoxels(make_trainer, larger, configuration, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    trainer = make_trainer("FAFNetFewShotTrainer", configuration, larger)
+    before = {k: p.clone() for k, p in trainer.network.named_parameters()}
+    training, validation = trainer.get_dataloaders()
+    made = {path.stem for path in trainer.supervoxel_folder.iterdir()}
+    assert made == set(trainer.get_tr_and_val_datasets()[0].identifiers)
+    for _ in range(3):
+        result = trainer.train_step(next(training))
+        assert np.isfinite(result["loss"])
+        assert result["loss"] > 0
+    assert "target" in next(validation)
+    changed = {k for k, p in trainer.network.named_parameters() if not torch.equal(before[k], p)}
+    assert {k for k in before if not k.endswith("conv.bias")} <= changed
+    trainer.on_validation_epoch_start()
+    assert trainer.network.has_support
+    # nnU-Net still knows the preprocessed data for its own.
+    make_trainer("FAFNetFewShotTrainer", configuration, larger).get_dataloaders()
 
 
 def test_support_is_drawn_anew_for_an_epoch_and_fixed_for_prediction(make_trainer, larger):

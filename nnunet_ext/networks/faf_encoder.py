@@ -15,13 +15,14 @@ from nnunet_ext.networks.topology import Topology
 
 ENCODERS = (*RESNETS, "plan")
 _STRIDE = 4
+_CHANNELS = 512
 _MIN_GRID = 2
 
 
 class FAFEncoder(nn.Module):
     """F = conv1x1(backbone), tau = conv1x1(ReLU(conv1x1(backbone))) (ATL), no biases."""
 
-    def __init__(self, input_channels: int, name: str, topology: Topology, channels: int) -> None:
+    def __init__(self, input_channels: int, name: str, topology: Topology, channels: int | None) -> None:
         super().__init__()
         if name not in ENCODERS:
             raise ValueError(f"unknown `encoder` {name!r}; known: {', '.join(ENCODERS)}")
@@ -35,6 +36,9 @@ class FAFEncoder(nn.Module):
             if input_channels not in (1, 3):
                 self.to_rgb = nn.Conv2d(input_channels, 3, 1, bias=False)
                 nn.init.constant_(self.to_rgb.weight, 1 / input_channels)
+        if channels is None:
+            channels = _CHANNELS if name in RESNETS else min(_CHANNELS, self.backbone.width)
+        self.channels = channels
         self.reduce = nn.Conv2d(self.backbone.width, channels, 1, bias=False)
         self.threshold = nn.Sequential(
             nn.Conv2d(self.backbone.width, channels, 1, bias=False),

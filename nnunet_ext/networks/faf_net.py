@@ -50,7 +50,7 @@ class FAFNet(nn.Module):
         regions: Whether no output is background; kept in a buffer, which `set_support` can change.
         threshold_from: ``"query"`` (the authors' code) or ``"support"`` (their figure); see `FAFHead`.
         filter_grid: Of AFF's filters, (h, w); None: the features' of the patch, at most 65 per axis.
-        feature_channels: C of the features.
+        feature_channels: C of the features; None: 512 (the paper's), with the plan's encoder at most its own width.
         icm_heads: m, heads of ICM.
         slices_per_chunk: Slices that are encoded at a time; with gradients several chunks are recomputed in the
             backward pass, so that memory holds one chunk's activations (ResNet-101: 0.25 GB a slice of 128 x 128).
@@ -80,7 +80,7 @@ class FAFNet(nn.Module):
         regions: bool = False,
         threshold_from: str = "query",
         filter_grid: int | Sequence[int] | None = None,
-        feature_channels: int = 512,
+        feature_channels: int | None = None,
         icm_heads: int = 4,
         slices_per_chunk: int = 8,
         deep_supervision: bool = False,
@@ -94,7 +94,7 @@ class FAFNet(nn.Module):
             ("icm_heads", icm_heads),
             ("slices_per_chunk", slices_per_chunk),
         ):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"`{name}`={value} must be at least 1")
         topology = Topology.create(conv_op, patch_size, n_stages, features_per_stage, kernel_sizes, strides)
         self.spatial_dims = spatial_dims(conv_op)
@@ -111,7 +111,7 @@ class FAFNet(nn.Module):
             raise ValueError(f"`filter_grid`={tuple(filter_grid)} must be two positive sizes, in-plane")
         self.decoder = FAFHead(
             num_classes,
-            feature_channels,
+            self.encoder.channels,
             icm_heads,
             filter_grid,
             regions=regions,

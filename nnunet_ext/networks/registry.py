@@ -6,6 +6,7 @@ from torch import nn
 
 from nnunet_ext.networks.em_net import VARIANTS as EM_NET_VARIANTS
 from nnunet_ext.networks.em_net import EMNet
+from nnunet_ext.networks.faf_net import FAFNet
 from nnunet_ext.networks.lstm_sa import LSTMSA, MT_UNET, SALSTM
 from nnunet_ext.networks.sasan import SASAN
 
@@ -20,6 +21,8 @@ class NetworkInfo:
         trainers: Trainers that build it.
         variants: Names of its variants, in the paper's letters; empty if there is one form only.
         paper: The paper's setting: constructor arguments at which parameters are reported.
+        lower_outputs: Whether it has outputs of lower levels, for deep supervision.
+        any_size: Whether it takes images of another size than its patch.
     """
 
     name: str
@@ -27,6 +30,8 @@ class NetworkInfo:
     trainers: tuple[str, ...]
     paper: dict
     variants: tuple[str, ...] = ()
+    lower_outputs: bool = True
+    any_size: bool = False
 
 
 _LSTM_SA_PAPER = {"input_channels": 1, "num_classes": 4, "patch_size": (224, 224), "backbone": MT_UNET}
@@ -72,6 +77,23 @@ _INFOS = (
     ),
     NetworkInfo(name="salstm", network=SALSTM, trainers=("SALSTMTrainer", "SALSTMMTUNetTrainer"), paper=_LSTM_SA_PAPER),
     NetworkInfo(name="lstmsa", network=LSTMSA, trainers=("LSTMSATrainer", "LSTMSAMTUNetTrainer"), paper=_LSTM_SA_PAPER),
+    NetworkInfo(
+        name="faf_net",
+        network=FAFNet,
+        trainers=("FAFNetTrainer", "FAFNetResNet101Trainer", "FAFNetFewShotTrainer"),
+        paper={
+            "input_channels": 1,
+            "num_classes": 2,
+            "patch_size": (257, 257),
+            "n_stages": 2,  # stages are the plan's encoder's; the paper has a ResNet-101
+            "features_per_stage": 1,
+            "conv_op": nn.Conv2d,
+            "kernel_sizes": 1,
+            "strides": 1,
+        },
+        lower_outputs=False,
+        any_size=True,
+    ),
 )
 
 NETWORKS: dict[str, NetworkInfo] = {info.name: info for info in _INFOS}
