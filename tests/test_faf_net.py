@@ -10,6 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_ext.blocks.prototypes import masked_average_reference
+from nnunet_ext.cli.main import main
 from nnunet_ext.networks import FAFNet
 from nnunet_ext.networks.faf_head import FAFHead, Support
 from nnunet_ext.weights import from_authors
@@ -625,6 +626,14 @@ def test_a_whole_checkpoint_is_imported_without_its_dead_parts(whole, assert_clo
     other = from_authors("faf_net", as_authors(whole), patch_size=(65, 40), input_channels=3, num_classes=4)
     assert other.decoder.icm.aff.phase.grid == (9, 9)
     assert other.decoder.seg_layers.prototypes.shape == (4, 8)
+
+
+def test_import_weights_takes_the_settings(whole, tmp_path):
+    torch.save(as_authors(whole), tmp_path / "authors.pth")
+    command = ["import-weights", "faf_net", str(tmp_path / "authors.pth"), str(tmp_path / "ours.pth")]
+    assert main([*command, *"--input-channels 3 --num-classes 4 --patch-size 65 40 --filter-grid 9 9".split()]) == 0
+    written = torch.load(tmp_path / "ours.pth", weights_only=True)["network_weights"]
+    assert written["decoder.seg_layers.prototypes"].shape == (4, 8)
 
 
 def test_missing_extra_and_misshapen_keys_are_listed(golden, whole):

@@ -1,17 +1,28 @@
 """Convert the authors' published weights to a file for nnUNetv2_train -pretrained_weights."""
 
 import argparse
+from typing import Any
+
+_NUMBER: dict[str, Any] = {"type": int}
+_SIZES: dict[str, Any] = {"type": int, "nargs": "+"}
+_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "heads": (_NUMBER, "attention heads, where tensors do not show them (sasan)"),
+    "patch_size": (_SIZES, "voxels per axis, where tensors do not show it (em_net, faf_net, mt_unet, salstm, lstmsa)"),
+    "efl_layout": ({}, "authors or spatial (em_net; default: authors)"),
+    "attention_size": (_NUMBER, "of the attention's scale (salstm, lstmsa; default: 7744)"),
+    "input_channels": (_NUMBER, "of the images (faf_net; default: 1)"),
+    "num_classes": (_NUMBER, "outputs, background included (faf_net; default: 2)"),
+    "filter_grid": (_SIZES, "of the filters, where tensors do not show it (faf_net)"),
+}
+"""Of `nnunet_ext.weights.from_authors`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("network", help="short name of the network, as `nnunet_ext networks` lists it, or mt_unet")
     parser.add_argument("input", help="the authors' checkpoint (a state dict saved by torch)")
     parser.add_argument("output", help="file to write")
-    parser.add_argument("--heads", type=int, help="attention heads, where tensors do not show them (sasan)")
-    parser.add_argument(
-        "--patch-size", type=int, nargs="+", help="voxels per axis, where tensors do not show it (em_net, mt_unet)"
-    )
-    parser.add_argument("--efl-layout", help="authors or spatial (em_net; default: authors)")
+    for name, (options, text) in _SETTINGS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", **options, help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -19,8 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.weights.authors import check_importable
 
     check_importable(arguments.network)
-    given = {name: getattr(arguments, name) for name in ("heads", "patch_size", "efl_layout")}
-    settings = {name: value for name, value in given.items() if value is not None}
+    settings = {name: value for name in _SETTINGS if (value := getattr(arguments, name)) is not None}
     network = from_authors(arguments.network, read_state_dict(arguments.input), **settings)
     write_pretrained(network, arguments.output)
     parameters = sum(p.numel() for p in network.parameters())
