@@ -631,7 +631,8 @@ def test_a_whole_checkpoint_is_imported_without_its_dead_parts(whole, assert_clo
 def test_import_weights_takes_the_settings(whole, tmp_path):
     torch.save(as_authors(whole), tmp_path / "authors.pth")
     command = ["import-weights", "faf_net", str(tmp_path / "authors.pth"), str(tmp_path / "ours.pth")]
-    assert main([*command, *"--input-channels 3 --num-classes 4 --patch-size 65 40 --filter-grid 9 9".split()]) == 0
+    settings = {"--input-channels": [3], "--num-classes": [4], "--patch-size": [65, 40], "--filter-grid": [9, 9]}
+    assert main([*command, *(str(word) for option, values in settings.items() for word in (option, *values))]) == 0
     written = torch.load(tmp_path / "ours.pth", weights_only=True)["network_weights"]
     assert written["decoder.seg_layers.prototypes"].shape == (4, 8)
 

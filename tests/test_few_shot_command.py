@@ -1,7 +1,9 @@
 """`nnunet_ext fewshot` on a model in nnU-Net's layout; a trained one is in test_few_shot_experiment.py."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -228,6 +230,15 @@ def test_models_that_cannot_do_it_are_said(make_model, scans, tmp_path, capsys):
     assert "has no checkpoint_final.pth of fold 3; it has 0" in capsys.readouterr().err
     assert command(make_model("SASANTrainer"), scans, tmp_path / "out") == 2
     assert "holds SASAN of SASANTrainer, which cannot learn a class from a support" in capsys.readouterr().err
+
+
+def test_the_readmes_command(make_model, scans, tmp_path, monkeypatch):
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (line,) = re.findall(r"```bash\n(nnunet_ext fewshot .*)\n```", readme)
+    names = {"MODEL": make_model(), "SCAN_0000.nii.gz": scans["image"], "MASK.nii.gz": scans["mask"]}
+    names |= {"INPUT": scans["queries"], "OUTPUT": tmp_path / "masks"}
+    assert main([str(names.get(word, word)) for word in line.split()[1:]]) == 0
+    assert len(list((tmp_path / "masks").iterdir())) == 3
 
 
 def test_a_2d_model_segments_volumes_slice_by_slice(make_model, scans, tmp_path):
