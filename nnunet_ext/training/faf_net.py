@@ -16,7 +16,7 @@ from nnunet_ext.networks import FAFNet
 from nnunet_ext.training.schedules import StepDecayScheduler
 from nnunet_ext.training.trainer import PluginTrainer
 
-_LEARNING_RATE, _MOMENTUM, _WEIGHT_DECAY = 1e-3, 0.9, 5e-4
+_MOMENTUM, _WEIGHT_DECAY = 0.9, 5e-4
 _DECAY, _DECAYS = 0.98, 14
 """The authors' 0.98 every 3000 of 42000 iterations."""
 SEED = 20240601
@@ -29,11 +29,13 @@ class FAFNetBaseTrainer(PluginTrainer):
     What the network predicts with, in validation, in checkpoints and so in nnUNetv2_predict, is the support of a fixed,
     seeded set of slices, which is encoded anew for each of these. The optimiser is the authors'.
 
-    Subclasses set `network_settings` and may change `shots` and `encoder_weights`.
+    Subclasses set `network_settings` and may change `learning_rate`, `shots` and `encoder_weights`.
     """
 
     network_class = FAFNet
     has_lower_outputs = False
+    learning_rate = 1e-3
+    """The authors'."""
     shots = 5
     """Support slices of a class."""
     encoder_weights: str | None = None
@@ -51,8 +53,9 @@ class FAFNetBaseTrainer(PluginTrainer):
             ) from error
 
     def configure_optimizers(self) -> tuple[SGD, PolyLRScheduler]:
-        optimizer = SGD(self.network.parameters(), _LEARNING_RATE, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY)
-        return optimizer, StepDecayScheduler(optimizer, _LEARNING_RATE, self.num_epochs, _DECAY, _DECAYS)
+        rate = self.learning_rate
+        optimizer = SGD(self.network.parameters(), rate, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY)
+        return optimizer, StepDecayScheduler(optimizer, rate, self.num_epochs, _DECAY, _DECAYS)
 
     def on_train_start(self) -> None:
         super().on_train_start()
