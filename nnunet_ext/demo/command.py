@@ -1,35 +1,18 @@
 """Runs one of nnU-Net's console commands with a progress bar."""
 
-import os
-import shutil
-import signal
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from nnunet_ext.console import console_script, start_command, stop_command, tail
+
 _POLL_SECONDS = 0.5
-_STOP_SECONDS = 20
-_TAIL_LINES = 15
 
 
 class CommandFailed(RuntimeError):
     """A console command ended with an error; the message has the end of its log."""
-
-
-def console_script(name: str, search_path: str | None = None) -> str:
-    """Path of a console script: of this Python's environment, else of PATH.
-
-    Raises:
-        FileNotFoundError: if there is none.
-    """
-    beside_python = shutil.which(name, path=str(Path(sys.executable).parent))
-    found = beside_python or shutil.which(name, path=search_path)
-    if found is None:
-        raise FileNotFoundError(f"the command {name} is not installed; pip install nnunetv2")
-    return found
 
 
 def run_command(
@@ -53,13 +36,7 @@ def run_command(
         log.open("w") as output,
         tqdm(total=total, desc=title, bar_format="{desc:<28}{percentage:3.0f}%|{bar}| {elapsed}") as bar,
     ):
-        process = subprocess.Popen(
-            [console_script(command[0]), *command[1:]],
-            env={**environment, "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+        process = start_command([console_script(command[0]), *command[1:]], environment, output)
         if pid_file is not None:
             pid_file.write_text(str(process.pid))
         try:
@@ -71,29 +48,14 @@ def run_command(
                     bar.n = min(count_done(), total)
                     bar.refresh()
         finally:
-            if process.poll() is None:
-                _stop(process)
+            stop_command(process)
             if pid_file is not None:
                 pid_file.unlink(missing_ok=True)
         if code == 0:
             bar.n = total
             bar.refresh()
     if code != 0:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
-        raise CommandFailed(f"{' '.join(command)} failed with exit code {code}; the end of {log}:\n{tail}")
-
-
-def _stop(process: subprocess.Popen) -> None:
-    """Interrupts a command, so that it ends its own workers; kills it if it does not listen."""
-    if os.name == "nt":
-        process.terminate()
-    else:
-        process.send_signal(signal.SIGINT)
-    try:
-        process.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        raise CommandFailed(f"{' '.join(command)} failed with exit code {code}; the end of {log}:\n{tail(log)}")
 
 
 def count_lines(path: Path, *parts: str) -> int:

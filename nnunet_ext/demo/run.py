@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nnunet_ext.demo.command import CommandFailed, count_lines, run_command
 from nnunet_ext.demo.workspace import CONFIGURATION, DATASET_ID, Settings, Workspace, check_trainers
+from nnunet_ext.devices import choose_device
 
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 
@@ -31,7 +32,7 @@ def run_demo(folder: str | Path, trainers: Sequence[str], iterations: int, devic
     if iterations < 1:
         raise ValueError(f"--iterations {iterations} must be at least 1")
     check_trainers(trainers)
-    space = Workspace(folder, Settings(iterations, _device(device)))
+    space = Workspace(folder, Settings(iterations, choose_device(device)))
     space.claim()
     started = time.monotonic()
     budget = space.settings.budget
@@ -55,17 +56,6 @@ def run_demo(folder: str | Path, trainers: Sequence[str], iterations: int, devic
     print(f"\n{summary.read_text().split('## Training curves')[0]}")
     print(f"Summary with curves and overlays: {summary}  ({(time.monotonic() - started) / 60:.1f} minutes)")
     return 0
-
-
-def _device(wanted: str) -> str:
-    import torch
-
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if wanted == "auto":
-        return next(name for name in ("cuda", "mps", "cpu") if available[name])
-    if not available[wanted]:
-        raise ValueError(f"--device {wanted}: torch {torch.__version__} finds none here; use auto or cpu")
-    return wanted
 
 
 def _preprocess(space: Workspace) -> None:

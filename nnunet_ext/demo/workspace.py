@@ -11,6 +11,7 @@ from math import ceil
 from pathlib import Path
 
 from nnunet_ext import __version__
+from nnunet_ext.console import is_running
 from nnunet_ext.installed import known_trainers, trainers_folder
 from nnunet_ext.training.budget import Budget
 
@@ -121,7 +122,7 @@ class Workspace:
             ValueError: if another one does, or a command that a killed demo left behind.
         """
         for file in (self.root / "demo.pid", self.command_pid):
-            if file.is_file() and _is_running(pid := int(file.read_text() or 0)) and pid != os.getpid():
+            if file.is_file() and is_running(pid := int(file.read_text() or 0)) and pid != os.getpid():
                 raise ValueError(
                     f"process {pid} is still at work in {self.root}: wait for it or stop it (or, if it is another "
                     f"program by now, remove {file})"
@@ -154,21 +155,6 @@ class Workspace:
 
     def count_preprocessed(self) -> int:
         return len(list((self.preprocessed / f"nnUNetPlans_{_BASE_CONFIGURATION}").glob("*.pkl")))
-
-
-def _is_running(pid: int) -> bool:
-    if os.name == "nt" or pid <= 0:  # a signal of 0 would end a process on Windows
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    try:  # where the kernel tells: one that has ended and is only waiting to be collected does not count
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return True
 
 
 def check_trainers(trainers: Sequence[str]) -> None:

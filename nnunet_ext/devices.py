@@ -1,0 +1,17 @@
+"""What torch can compute on here."""
+
+
+def choose_device(wanted: str) -> str:
+    """The device of a name; `auto` is the best there is.
+
+    Raises:
+        ValueError: if torch finds no such device.
+    """
+    import torch
+
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if not available[wanted]:
+        raise ValueError(f"--device {wanted}: torch {torch.__version__} finds none here; use auto or cpu")
+    return wanted
