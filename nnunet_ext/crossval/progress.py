@@ -1,6 +1,5 @@
 """How far a training is, read from nnU-Net's training log and evaluation."""
 
-import math
 import re
 import statistics
 from dataclasses import dataclass
@@ -92,7 +91,7 @@ def _mean(values: str) -> float | None:
 
 def duration(seconds: float | None) -> str:
     """For people: 1:02:03, or a dash."""
-    if seconds is None or math.isnan(seconds):
+    if seconds is None:
         return "-"
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -161,12 +161,13 @@ def pooling_state(pooled: Path, folds: Iterable[Path]) -> State:
     return State.FINISHED if newer and read_json(summary) is not None else State.NOT_STARTED
 
 
-def report_state(report: Path, names: Sequence[str], pooled: Iterable[Path]) -> State:
-    """Whether a report of these trainers was written after their results were pooled."""
-    summary = report / "summary.json"
-    sources = [folder / "summary.json" for folder in pooled]
-    newer = is_newer(summary, sources) and is_newer(report / "report.html", sources)
-    return State.FINISHED if newer and all(name in summary.read_text() for name in names) else State.NOT_STARTED
+def report_state(report: Path, names: Sequence[str], folds: Sequence[str], pooled: Iterable[Path]) -> State:
+    """Whether a report of just these was written after their results were pooled."""
+    summary = read_json(report / "summary.json")
+    if summary is None or set(summary["entrants"]) != set(names) or set(summary["folds"]) != set(folds):
+        return State.NOT_STARTED
+    newer = is_newer(report / "report.html", [folder / "summary.json" for folder in pooled])
+    return State.FINISHED if newer else State.NOT_STARTED
 
 
 def prediction_state(target: Path, cases: Sequence[str], ending: str, sources: Sequence[Path]) -> State:

@@ -12,6 +12,12 @@ for _ in $(seq 20); do
   sleep 0.5
 done
 for file in "$folder/slurmd.pid" "$folder/slurmctld.pid" "$munge/pid"; do
-  [ ! -f "$file" ] || kill "$(cat "$file")" || true
+  [ -f "$file" ] || continue
+  pid=$(cat "$file")
+  kill "$pid" || continue
+  for _ in $(seq 40); do
+    kill -0 "$pid" 2> /dev/null || break
+    sleep 0.25
+  done
 done
 [ -z "$munge" ] || rm -rf "$munge"

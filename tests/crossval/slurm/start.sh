@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Starts a Slurm of one node on this machine's loopback: munged, slurmctld and slurmd, all their state in FOLDER.
 # Prints why on stderr and exits with 77 where it cannot.
-#   tests/slurm/start.sh FOLDER && export SLURM_CONF=FOLDER/slurm.conf
+#   tests/crossval/slurm/start.sh FOLDER && export SLURM_CONF=FOLDER/slurm.conf
 set -euo pipefail
 
 folder=$1
