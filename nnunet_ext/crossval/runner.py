@@ -181,17 +181,17 @@ class Runner:
         return self._bookkeeping / "running" / f"{node.name}.pid"
 
     def _forward_request(self) -> None:
-        """Repeated, because a command that is just starting does not listen yet."""
-        now = time.monotonic()
-        if self._requested is None or now < self._next_request:
+        if self._requested is None:
             return
-        self._next_request = now + _REQUEST_SECONDS
-        late = self._grace is not None and now > self._requested + self._grace
-        for row in self._running():
-            if row.child is not None and late:
-                row.child.stop()
-            elif row.child is not None:
-                row.child.request_checkpoint()
+        now = time.monotonic()
+        children = [row.child for row in self._running() if row.child is not None]
+        if self._grace is not None and now > self._requested + self._grace:
+            for child in children:
+                child.stop()
+        elif now >= self._next_request:  # repeated: a command that is just starting does not listen yet
+            self._next_request = now + _REQUEST_SECONDS
+            for child in children:
+                child.request_checkpoint()
 
     def _stop(self) -> None:
         running = self._running()

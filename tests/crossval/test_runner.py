@@ -6,7 +6,6 @@ import signal
 import sys
 import threading
 import time
-from functools import partial
 
 import pytest
 
@@ -26,6 +25,7 @@ def end(*_):
     pathlib.Path(sys.argv[1] + ".checkpoint").touch()
     sys.exit(75)
 signal.signal(signal.SIGUSR1, end)
+pathlib.Path(sys.argv[1] + ".ready").write_text("yes")
 time.sleep(100)
 """
 # Starts a worker in the way of nnU-Net's data loaders and leaves both running.
@@ -71,11 +71,16 @@ def statuses(runner):
     return {name: row.status.value for name, row in runner.rows.items()}
 
 
-def wait_for(path, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not (path.exists() and path.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return path.read_text()
+def send_when(*files, number=signal.SIGUSR1, seconds=30):
+    """Sends this process a signal when files are written."""
+
+    def send():
+        deadline = time.monotonic() + seconds
+        while not all(file.exists() and file.read_text() for file in files) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=send).start()
 
 
 def test_one_process_a_gpu_and_what_is_needed_first(node, make_runner, tmp_path):
@@ -117,9 +122,7 @@ def test_what_is_finished_is_not_run(node, make_runner, tmp_path):
 
 def test_ctrl_c_ends_commands_and_their_workers(node, make_runner, tmp_path):
     runner = make_runner(node("a", HAS_WORKER), node("b", HAS_WORKER), node("c"))
-    threading.Thread(
-        target=lambda: [wait_for(tmp_path / f"{name}.worker") for name in "ab"] and os.kill(os.getpid(), signal.SIGINT)
-    ).start()
+    send_when(*(tmp_path / f"{name}.worker" for name in "ab"), number=signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), listening(runner):
         runner.run()
     assert statuses(runner) == {"a": "stopped", "b": "stopped", "c": "waiting"}
@@ -131,9 +134,9 @@ def test_ctrl_c_ends_commands_and_their_workers(node, make_runner, tmp_path):
 
 
 def test_a_request_ends_what_listens_and_after_the_grace_what_does_not(node, make_runner, tmp_path):
-    runner = make_runner(node("a", LISTENS), node("b", DEAF), node("c"), grace=7)
+    runner = make_runner(node("a", LISTENS), node("b", DEAF), node("c"), grace=3)
     with listening(runner):
-        threading.Timer(2, partial(os.kill, os.getpid(), signal.SIGUSR1)).start()
+        send_when(tmp_path / "a.ready")
         assert not runner.run()
     assert (tmp_path / "a.checkpoint").exists()
     assert statuses(runner) == {"a": "stopped", "b": "stopped", "c": "waiting"}
@@ -166,7 +169,7 @@ def test_a_part_in_the_foreground(node, tmp_path, capfd):
 
 def test_a_part_that_made_no_checkpoint_is_not_run_again(node, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "1")
-    threading.Timer(2, partial(os.kill, os.getpid(), signal.SIGUSR1)).start()
+    send_when(tmp_path / "a.ready")
     assert run_part(Graph([node("a", LISTENS)]), tmp_path / "crossval", "a", 60) == 1
     assert "did not get from one checkpoint to the next within the time limit" in capsys.readouterr().err
 
