@@ -1,11 +1,10 @@
+import copy
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from nnunet_ext.console import console_script
 from nnunet_ext.crossval.experiment import make_experiment
 from nnunet_ext.crossval.graph import build_graph
 
@@ -18,7 +17,7 @@ class Space:
     dataset = "Dataset004_Hippocampus"
 
     def __init__(self, nnunet, root: Path) -> None:
-        self.root, self.report = root, root / "report"
+        self.nnunet, self.root, self.report = nnunet, root, root / "report"
         self.raw, self.preprocessed, self.results = (
             root / name / self.dataset for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
         )
@@ -39,23 +38,16 @@ class Space:
     def graph(self, *arguments, **options):
         return build_graph(self.experiment(*arguments, **options))
 
-    def command(self, *options, trainers=("StockTrainer", "SASANTrainer"), folds=("0", "1")):
+    def options(self, *further, trainers=("StockTrainer", "SASANTrainer"), folds=("0", "1")):
         return [
-            *(console_script("nnunet_ext"), "crossval", "-d", "4", "-c", "2d_tiny", "-tr", *trainers),
-            *("--folds", *folds, "--device", "cpu", "-o", str(self.report), *options),
+            *("crossval", "-d", "4", "-c", "2d_tiny", "-tr", *trainers, "--folds", *folds),
+            *("--device", "cpu", "-o", str(self.report), *further),
         ]
 
-    def crossval(self, *options, environment=None, **arguments):
-        return subprocess.run(
-            self.command(*options, **arguments),
-            env=self.environment | (environment or {}),
-            cwd=self.root,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=900,
-            check=False,
-        )
+    def crossval(self, *further, environment=None, **options):
+        here = copy.copy(self.nnunet)
+        here.root, here.environment = self.root, self.environment
+        return here.attempt("nnunet_ext", *self.options(*further, **options), **environment or {})
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -52,17 +50,6 @@ def test_outside_of_the_main_thread_it_is_never_pending():
     assert pending == [False]
 
 
-def test_ranks_agree_when_one_heard_it(tmp_path):
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", RANK, str(rank), str(tmp_path / "store")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        printed, error = process.communicate(timeout=300)
-        assert process.returncode == 0, error[-3000:]
+def test_ranks_agree_when_one_heard_it(run_ranks):
+    for printed in run_ranks(RANK):
         assert printed.split() == ["False", "True"]

@@ -11,6 +11,8 @@ import time
 import pytest
 import torch
 
+from nnunet_ext.console import console_script
+
 pytestmark = pytest.mark.slow
 
 
@@ -21,17 +23,17 @@ def wait_until(condition, process, seconds=600):
     assert condition(), f"not reached; exit code {process.poll()}"
 
 
-def start(space, *options, **environment):
+def start(space, **options):
     """In a group of its own, so that a signal reaches it alone."""
-    output = (space.root / "output.txt").open("w")
-    return subprocess.Popen(
-        space.command(*options),
-        env=space.environment | environment,
-        cwd=space.root,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    with (space.root / "output.txt").open("w") as output:
+        return subprocess.Popen(
+            [console_script("nnunet_ext"), *space.options(**options)],
+            env=space.environment,
+            cwd=space.root,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def epochs_of(log):
@@ -75,16 +77,15 @@ def test_killed_in_the_middle_and_resumed_to_the_report(space):
 
 def test_ctrl_c_and_a_request_leave_what_can_be_gone_on_with(space):
     """SIGUSR1 makes a trainer of ours end after its epoch with a checkpoint, from which it goes on exactly there."""
-    budget = {"NNUNET_EXT_EPOCHS": "1000"}
+    space.environment["NNUNET_EXT_EPOCHS"] = "1000"
     options = {"trainers": ["SASANTrainer"], "folds": ["0"]}
     fold = space.results / "SASANTrainer__nnUNetPlans__2d_tiny" / "fold_0"
-    logs = lambda: sorted(fold.glob("training_log_*.txt"), key=lambda file: file.stat().st_mtime)  # noqa: E731
+
+    def logs():
+        return sorted(fold.glob("training_log_*.txt"), key=lambda file: file.stat().st_mtime)
 
     def run_until(number, reached):
-        with (space.root / "output.txt").open("w") as output:
-            process = subprocess.Popen(
-                space.command(**options), env=space.environment | budget, stdout=output, stderr=subprocess.STDOUT
-            )
+        process = start(space, **options)
         wait_until(reached, process)
         process.send_signal(number)
         return process.wait(120), (space.root / "output.txt").read_text()
