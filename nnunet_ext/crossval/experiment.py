@@ -70,8 +70,8 @@ class Experiment:
 
     @property
     def plans(self) -> tuple[str, ...]:
-        """Names of plans, each once."""
-        return tuple(dict.fromkeys(model.plans for model in self.models))
+        """Names of plans, each once, nnU-Net's first: plans of ours share the data of what is there."""
+        return tuple(sorted({model.plans: None for model in self.models}, key=lambda name: name not in STOCK_PLANNERS))
 
     @property
     def model_options(self) -> list[str]:

@@ -139,9 +139,10 @@ def _plan(e: Experiment, plans: str) -> Node:
             f"-p {plans}: there is no {file}, and only trainers of ours have planners of their own; write it first, "
             f"or take one of {', '.join(STOCK_PLANNERS)}"
         )
+    before = () if plans in STOCK_PLANNERS else tuple(f"plan_{name}" for name in e.plans if name in STOCK_PLANNERS)
     return Node(
         f"plan_{plans}",
-        ("fingerprint",),
+        ("fingerprint", *before),
         partial(state.json_state, file),
         lambda: command,
         PREPARE,

@@ -100,6 +100,7 @@ def test_plans_with_the_same_data_are_preprocessed_once(space):
 def test_plans_that_are_not_there_are_written(space):
     graph = space.graph(plans=("nnUNetResEncUNetMPlans", "SmallPlans"))
     assert commands(graph)["plan_nnUNetResEncUNetMPlans"].endswith("-pl nnUNetPlannerResEncM")
+    assert graph.nodes["plan_SmallPlans"].needs == ("fingerprint", "plan_nnUNetResEncUNetMPlans")
     assert commands(graph)["plan_SmallPlans"] == "nnunet_ext plan -d 4 -tr SASANTrainer --plans-name SmallPlans"
 
 

@@ -73,7 +73,7 @@ def test_array_and_dependencies_run_to_the_report(space, slurm, ask, wait):
 
 
 def test_a_training_that_reaches_its_time_limit_is_resumed(space, slurm, ask, wait):
-    """Two minutes are too short for its epochs: the job is requeued with a checkpoint, and what waits for it waits on."""
+    """Two minutes are too short for its epochs: it is requeued with a checkpoint, and what waits for it waits on."""
     epochs = space.root / "epochs.txt"
     epochs.write_text("100000")
     preamble = space.root / "preamble.sh"
