@@ -20,8 +20,8 @@ _REFRESH_SECONDS = 2.0
 class LineDisplay:
     """A line for every change, with the time."""
 
-    def __init__(self) -> None:
-        self._console = Console(highlight=False, soft_wrap=True)
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False, soft_wrap=True)
 
     def __enter__(self) -> "LineDisplay":
         return self
@@ -42,8 +42,8 @@ class LineDisplay:
 class TableDisplay(LineDisplay):
     """A table that is kept up to date within its context, what failed above it."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, console: Console | None = None) -> None:
+        super().__init__(console)
         self._live = Live(console=self._console, auto_refresh=False, vertical_overflow="crop")
         self._shown = 0.0
 
@@ -87,7 +87,8 @@ def _cells(row: Row) -> list[str]:
         return cells
     since = row.child.began if row.child is not None else 0.0
     trainer = row.node.fold_folder.parent.name.split("__")[0]
-    return [*cells[:3], *progress_cells(read_progress(row.node.fold_folder, trainer, since))]
+    epoch, dice, left = progress_cells(read_progress(row.node.fold_folder, trainer, since))
+    return [*cells[:3], epoch, dice, left] if row.status is Status.RUNNING else [*cells[:4], dice, ""]
 
 
 def progress_cells(progress: Progress) -> list[str]:

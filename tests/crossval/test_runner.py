@@ -8,10 +8,11 @@ import threading
 import time
 
 import pytest
+from rich.console import Console
 
 from nnunet_ext.console import is_running
 from nnunet_ext.crossval.child import check_not_running
-from nnunet_ext.crossval.display import LineDisplay, progress_table
+from nnunet_ext.crossval.display import LineDisplay, TableDisplay, progress_table
 from nnunet_ext.crossval.graph import Graph, Node
 from nnunet_ext.crossval.local import listening
 from nnunet_ext.crossval.part import requeue, run_part
@@ -179,8 +180,6 @@ def test_without_slurm_the_exit_code_is_enough():
 
 
 def test_table_shows_what_fails_and_runs_first(node, make_runner):
-    from rich.console import Console
-
     runner = make_runner(*(node(name) for name in "abcd"))
     for name, status in zip("abcd", (Status.FINISHED, Status.WAITING, Status.RUNNING, Status.FAILED), strict=True):
         runner.rows[name].status = status
@@ -189,3 +188,15 @@ def test_table_shows_what_fails_and_runs_first(node, make_runner):
     lines = console.file.getvalue().splitlines()
     assert lines[0].strip() == "1 of 4 parts finished"
     assert [line.split()[1] for line in lines if "│" in line] == ["d", "c", "b"]
+
+
+def test_table_on_a_terminal_is_kept_up_to_date(node, tmp_path):
+    console = Console(width=300, height=30, file=io.StringIO(), force_terminal=True)
+    with TableDisplay(console) as display:
+        graph = Graph([node("a"), node("b", FAILS)])
+        Runner(graph, [Slot("GPU 7", {})], tmp_path / "crossval", dict(os.environ), display).run()
+    shown = console.file.getvalue()
+    assert "GPU 7" in shown
+    assert "b ended with exit code 3; the end of " in shown
+    assert "this went wrong" in shown
+    assert shown.rindex("1 of 2 parts finished") > shown.rindex("0 of 2 parts finished")
