@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from nnunet_ext.crossval.build import build_graph
     from nnunet_ext.crossval.experiment import make_experiment
-    from nnunet_ext.crossval.graph import build_graph
     from nnunet_ext.devices import choose_device
 
     in_jobs = arguments.slurm or arguments.lsf or arguments.only is not None

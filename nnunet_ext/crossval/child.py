@@ -51,12 +51,15 @@ class Child:
         self._pid_file.unlink(missing_ok=True)
         signal_group(self._process, getattr(signal, "SIGKILL", None))  # what it may have left running
         code = self._process.returncode
-        if code == 0:
+        if code != 0:
+            return f"{self.node.name} ended with exit code {code}"
+        try:
             self.node.after()
-            if self.node.state() is State.FINISHED:
-                return None
-            return f"{self.node.name} ended without an error, but what it should have written is not there"
-        return f"{self.node.name} ended with exit code {code}"
+        except OSError as error:
+            return f"{self.node.name} ended, but {error}"
+        if self.node.state() is State.FINISHED:
+            return None
+        return f"{self.node.name} ended without an error, but what it should have written is not there"
 
     def last_lines(self) -> str:
         return tail(self.log) if self.log is not None else ""

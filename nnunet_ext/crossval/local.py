@@ -69,21 +69,15 @@ def run_local(experiment: Experiment, graph: Graph, slots: Sequence[Slot]) -> in
         print(f"{waiting} of {len(graph.nodes)} parts to do; logs in {experiment.bookkeeping / 'logs'}", flush=True)
         with listening(runner):
             finished = runner.run()
-    return _conclude(experiment, graph, runner) if not finished else _report(experiment, graph)
+    if finished:
+        pooled = experiment.pooled_folder(experiment.models[0])
+        product = experiment.report / "report.html" if "compare" in graph.nodes else pooled
+        print(f"All parts are finished: {product}")
+        return 0
+    return _conclude(runner)
 
 
-def _report(experiment: Experiment, graph: Graph) -> int:
-    print(f"All parts are finished. {_product(experiment, graph)}")
-    return 0
-
-
-def _product(experiment: Experiment, graph: Graph) -> str:
-    if "compare" in graph.nodes:
-        return f"Report: {experiment.report / 'report.html'}"
-    return f"Pooled results: {experiment.pooled_folder(experiment.models[0])}"
-
-
-def _conclude(experiment: Experiment, graph: Graph, runner: Runner) -> int:
+def _conclude(runner: Runner) -> int:
     for status in (Status.FAILED, Status.BLOCKED, Status.STOPPED, Status.WAITING):
         names = [name for name, row in runner.rows.items() if row.status is status]
         if names:
@@ -104,7 +98,7 @@ def listening(runner: Runner) -> Iterator[None]:
     def interrupt(*_: Any) -> None:
         for number in ends:
             signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        runner.interrupt()
 
     handlers: dict[int, Callable[..., None]] = dict.fromkeys(ends, interrupt)
     if CHECKPOINT_SIGNAL is not None:

@@ -87,6 +87,7 @@ class Runner:
         self._bookkeeping, self._environment, self._logs, self._grace = bookkeeping, environment, logs, grace
         self._requested: float | None = None
         self._next_request = 0.0
+        self._interrupted = False
         self.rows = {
             name: Row(node, Status.WAITING if name in missing else Status.FINISHED)
             for name, node in graph.nodes.items()
@@ -102,13 +103,16 @@ class Runner:
     def run(self) -> bool:
         """Runs until nothing more can run; whether all nodes are finished.
 
-        On KeyboardInterrupt all commands are ended, with their workers, and it is raised on.
+        Raises:
+            KeyboardInterrupt: after `interrupt`, when all commands are ended, with their workers.
         """
         try:
             while True:
                 self._collect()
                 self._start()
                 self._display.show(list(self.rows.values()))
+                if self._interrupted:
+                    raise KeyboardInterrupt
                 if not self._running():
                     break
                 self._forward_request()
@@ -116,6 +120,10 @@ class Runner:
         finally:
             self._stop()
         return all(row.status is Status.FINISHED for row in self.rows.values())
+
+    def interrupt(self) -> None:
+        """Ends `run` and its commands. For signal handlers."""
+        self._interrupted = True
 
     def request_checkpoints(self) -> None:
         """Starts nothing more, and asks trainings to end after their epoch with a checkpoint. For signal handlers."""
@@ -133,17 +141,17 @@ class Runner:
             if row.child is None or not row.child.ended():
                 continue
             failure = row.child.failure()
-            if failure is None:
-                row.status = Status.FINISHED
-                self._display.note(row)
-            elif self.requested:
-                row.status = Status.STOPPED
+            if failure is None or self.requested:
+                row.status = Status.FINISHED if failure is None else Status.STOPPED
                 self._display.note(row)
             else:
-                row.status = Status.FAILED
                 where = f"; the end of {row.child.log}:" if row.child.log is not None else ""
-                self._display.note(row, f"{failure}{where}\n{row.child.last_lines()}")
-                self._block(row.node.name)
+                self._fail(row, f"{failure}{where}\n{row.child.last_lines()}")
+
+    def _fail(self, row: Row, why: str) -> None:
+        row.status = Status.FAILED
+        self._display.note(row, why)
+        self._block(row.node.name)
 
     def _block(self, failed: str) -> None:
         for row in self.rows.values():
@@ -153,7 +161,7 @@ class Runner:
 
     def _start(self) -> None:
         for row in self.rows.values():
-            if self.requested:
+            if self.requested or self._interrupted:
                 return
             if row.status is not Status.WAITING or not self._is_ready(row.node):
                 continue
@@ -162,12 +170,18 @@ class Runner:
                 continue
             slot = self._free_slot(row.node)
             if slot is not None:
-                log = self._bookkeeping / "logs" / f"{row.node.name}.txt" if self._logs else None
-                environment = {**self._environment, **slot.environment}
-                row.slot = slot
-                row.child = Child(row.node, environment, log, self._pid_file(row.node))
-                row.status = Status.RUNNING
-                self._display.note(row)
+                self._start_on(slot, row)
+
+    def _start_on(self, slot: Slot, row: Row) -> None:
+        log = self._bookkeeping / "logs" / f"{row.node.name}.txt" if self._logs else None
+        environment = {**self._environment, **slot.environment}
+        try:
+            row.child = Child(row.node, environment, log, self._pid_file(row.node))
+        except OSError as error:
+            self._fail(row, f"{row.node.name} could not be run: {error}")
+            return
+        row.slot, row.status = slot, Status.RUNNING
+        self._display.note(row)
 
     def _is_ready(self, node: Node) -> bool:
         return all(need not in self.rows or self.rows[need].status is Status.FINISHED for need in node.needs)

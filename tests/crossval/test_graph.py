@@ -9,8 +9,8 @@ import pytest
 
 from nnunet_ext.cli import crossval
 from nnunet_ext.cli.main import main
+from nnunet_ext.crossval.build import build_graph
 from nnunet_ext.crossval.experiment import make_experiment
-from nnunet_ext.crossval.graph import build_graph
 from nnunet_ext.crossval.local import describe, make_slots
 from nnunet_ext.crossval.state import State
 

@@ -72,7 +72,7 @@ def test_killed_in_the_middle_and_resumed_to_the_report(space):
     again = space.crossval()
     assert again.returncode == 0
     assert "running" not in again.stdout
-    assert f"Report: {space.report / 'report.html'}" in again.stdout
+    assert f"All parts are finished: {space.report / 'report.html'}" in again.stdout
 
 
 def test_ctrl_c_and_a_request_leave_what_can_be_gone_on_with(space):

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -115,6 +116,14 @@ def test_success_without_a_product_is_a_failure(node, make_runner, capsys):
     assert "a ended without an error, but what it should have written is not there" in capsys.readouterr().out
 
 
+def test_a_command_that_is_not_installed_fails_its_part_only(node, make_runner, capsys):
+    absent = replace(node("a"), command=lambda: ["nnUNetv9_train"])
+    runner = make_runner(absent, node("b"))
+    assert not runner.run()
+    assert statuses(runner) == {"a": "failed", "b": "finished"}
+    assert "a could not be run: the command nnUNetv9_train is not installed" in capsys.readouterr().out
+
+
 def test_what_is_finished_is_not_run(node, make_runner, tmp_path):
     (tmp_path / "a").write_text("before")
     assert make_runner(node("a"), node("b", needs=["a"])).run()
@@ -191,7 +200,7 @@ def test_table_shows_what_fails_and_runs_first(node, make_runner):
 
 
 def test_table_on_a_terminal_is_kept_up_to_date(node, tmp_path):
-    console = Console(width=300, height=30, file=io.StringIO(), force_terminal=True)
+    console = Console(width=300, height=30, file=io.StringIO(), force_terminal=True, highlight=False)
     with TableDisplay(console) as display:
         graph = Graph([node("a"), node("b", FAILS)])
         Runner(graph, [Slot("GPU 7", {})], tmp_path / "crossval", dict(os.environ), display).run()
