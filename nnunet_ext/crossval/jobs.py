@@ -45,7 +45,7 @@ class JobOptions:
             )
 
     def number_of_cpus(self, environment: Mapping[str, str] = os.environ) -> int:
-        return self.cpus or int(environment.get("nnUNet_n_proc_DA") or _DEFAULT_CPUS)
+        return self.cpus or int(environment.get("nnUNet_n_proc_DA") or 0) or _DEFAULT_CPUS
 
     def of_job(self, job: "Job") -> tuple[str, ...]:
         return (*self.options, *(self.gpu_options if job.on_gpu else self.cpu_options))

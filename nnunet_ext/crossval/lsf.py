@@ -44,7 +44,8 @@ def _script(experiment: Experiment, job: Job, options: JobOptions) -> list[str]:
         directives.append(f"-W {-(-parse_time(options.time) // 60)}")
     if job.folds:
         directives += ["-r", f'-Q "{RESUMABLE_EXIT}"']
-        directives += [f"-wa USR1 -wt {-(-options.warning_seconds // 60)}"]
+    if job.folds and options.time is not None:  # without a limit there is nothing to warn of
+        directives.append(f"-wa USR1 -wt {-(-options.warning_seconds // 60)}")
     if job.on_gpu and experiment.device == "cuda":
         directives.append(f'-gpu "num={experiment.num_gpus if job.folds else 1}"')
     directives += options.of_job(job)
