@@ -98,21 +98,20 @@ def job_body(experiment: Experiment, job: Job, options: JobOptions, fold: str, c
         fold: Shell expression of an array's fold.
         cpus_variable: Variable with the number of CPUs that the job was given.
     """
-    environment = child_environment()
-    exported = {name: value for name, value in sorted(environment.items()) if name.startswith(_EXPORTED)}
-    part = f'"{job.name}_{fold}"' if job.folds else shlex.quote(job.name)
+    exported = {name: value for name, value in child_environment().items() if name.startswith(_EXPORTED)}
+    for name, folder in (
+        ("nnUNet_raw", experiment.raw),
+        ("nnUNet_preprocessed", experiment.preprocessed),
+        ("nnUNet_results", experiment.results),
+    ):
+        exported[name] = str(folder.parent)  # the variable may be a relative path
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(exported.items())]
+    if "nnUNet_n_proc_DA" not in exported:
+        lines.append(f'export nnUNet_n_proc_DA="${{{cpus_variable}:-{_DEFAULT_CPUS}}}"')
     command = [sys.executable, "-m", "nnunet_ext", "crossval", *experiment.arguments()]
-    return [
-        "set -eo pipefail",
-        *(f"export {name}={shlex.quote(value)}" for name, value in exported.items()),
-        *(
-            []
-            if "nnUNet_n_proc_DA" in exported
-            else [f'export nnUNet_n_proc_DA="${{{cpus_variable}:-{_DEFAULT_CPUS}}}"']
-        ),
-        *options.preamble.splitlines(),
-        f"exec {shlex.join(command)} --warn-before {options.warning_seconds} --only {part}",
-    ]
+    command += ["--warn-before", str(options.warning_seconds), "--only"]
+    part = f'"{job.name}_{fold}"' if job.folds else shlex.quote(job.name)
+    return ["set -eo pipefail", *lines, *options.preamble.splitlines(), f"exec {shlex.join(command)} {part}"]
 
 
 def write_scripts(
