@@ -26,10 +26,13 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one command at a time runs; `None` as its name: work that needs no device."""
+    """Where one command at a time runs, and the variables that give it the device."""
 
     name: str
     environment: Mapping[str, str]
+
+
+_NO_DEVICE = Slot("-", {})
 
 
 @dataclass
@@ -48,9 +51,6 @@ class Display(Protocol):
     def show(self, rows: Sequence[Row]) -> None: ...
 
     def note(self, row: Row, text: str = "") -> None: ...
-
-
-_NO_DEVICE = Slot("-", {})
 
 
 class Runner:

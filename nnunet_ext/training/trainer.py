@@ -113,18 +113,16 @@ class PluginTrainer(nnUNetTrainer):
         )
 
     def on_epoch_start(self) -> None:
-        """Here all that belongs to the epoch before is done, by subclasses too."""
-        if self._checkpoint_request.pending(self.device):
+        """Here all that belongs to the epoch before is done, by subclasses too; one epoch is trained in any case."""
+        if self.current_epoch > self._first_epoch and self._checkpoint_request.pending(self.device):
             self._end_with_checkpoint()
         super().on_epoch_start()
 
     def _end_with_checkpoint(self) -> None:
         """Writes what nnUNetv2_train --c goes on from and ends the process."""
-        if self.current_epoch > self._first_epoch:
-            self.current_epoch -= 1  # nnU-Net saves the number of the epoch after the current one
-            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
-            self.current_epoch += 1
-        self.print_to_log_file(f"Ended on request before epoch {self.current_epoch}; nnUNetv2_train --c goes on.")
+        self.current_epoch -= 1  # nnU-Net saves the number of the epoch after the current one
+        self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
+        self.print_to_log_file(f"Ended on request after epoch {self.current_epoch}; nnUNetv2_train --c goes on.")
         raise SystemExit(RESUMABLE_EXIT)
 
     def on_epoch_end(self) -> None:
