@@ -44,7 +44,7 @@ def ask(slurm):
 
 @pytest.fixture
 def wait(ask, space):
-    def until(condition, seconds=300):
+    def until(condition, seconds=600):
         deadline = time.monotonic() + seconds
         while not condition() and time.monotonic() < deadline:
             time.sleep(0.5)
