@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -77,6 +78,7 @@ def test_shellcheck_has_nothing_to_say(write, space, engine):
     write(engine, "--ensemble", "--test", str(space.raw / "imagesTs"))
     files = sorted((space.bookkeeping / engine).glob("*.sh"))
     assert len(files) > 5
+    files += sorted((Path(__file__).parent / "slurm").glob("*.sh"))  # what starts Slurm for the tests
     done = subprocess.run([console_script("shellcheck"), *map(str, files)], capture_output=True, text=True, check=False)
     assert done.stdout == ""
 
