@@ -23,7 +23,7 @@ def build_graph(experiment: Experiment) -> Graph:
     nodes = [_fingerprint(experiment), *(_plan(experiment, plans) for plans in experiment.plans)]
     unpacked: dict[str, str] = {}
     for plans in experiment.plans:
-        _check_configuration(experiment, plans)
+        _check_plan(experiment, plans)
         first = _shares_data_with(experiment, plans)
         if first == plans:
             nodes += [_preprocess(experiment, plans), _unpack(experiment, plans)]
@@ -80,9 +80,12 @@ def _plan(e: Experiment, plans: str) -> Node:
     )
 
 
-def _check_configuration(e: Experiment, plans: str) -> None:
-    state.data_identifier(e.plans_file(plans), e.configuration)  # complains of an unknown configuration
-    plan = state.read_json(e.plans_file(plans)) or {"configurations": {}}
+def _check_plan(e: Experiment, plans: str) -> None:
+    file = e.plans_file(plans)
+    state.data_identifier(file, e.configuration)  # complains of an unknown configuration
+    plan = state.read_json(file) or {"plans_name": plans, "configurations": {}}
+    if plan["plans_name"] != plans:  # nnU-Net would train into the other's folder
+        raise ValueError(f"plans_name in {file} is {plan['plans_name']!r}; it must be {plans!r}, as the file's name")
     if e.configuration == "3d_cascade_fullres" or "previous_stage" in plan["configurations"].get(e.configuration, {}):
         raise ValueError(
             f"-c {e.configuration} goes on from the predictions of another configuration, of all folds; train it by "

@@ -104,6 +104,14 @@ def test_plans_that_are_not_there_are_written(space):
     assert commands(graph)["plan_SmallPlans"] == "nnunet_ext plan -d 4 -tr SASANTrainer --plans-name SmallPlans"
 
 
+def test_a_copied_plan_keeps_no_other_name(space):
+    shutil.copy(space.preprocessed / "nnUNetPlans.json", space.preprocessed / "CopiedPlans.json")
+    with pytest.raises(
+        ValueError, match=r"plans_name in .*CopiedPlans.json is 'nnUNetPlans'; it must be 'CopiedPlans'"
+    ):
+        space.graph(plans=("CopiedPlans",))
+
+
 def test_one_trainer_is_pooled_but_not_compared(space):
     assert list(space.graph(trainers=["SASANTrainer"]).nodes)[-1] == "pool_SASANTrainer__nnUNetPlans"
 
