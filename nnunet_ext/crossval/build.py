@@ -66,8 +66,8 @@ def _plan(e: Experiment, plans: str) -> Node:
         command = []  # a plan of the user's own, always finished
     else:
         raise ValueError(
-            f"-p {plans}: there is no {file}, and only trainers of ours have planners of their own; write it first, "
-            f"or take one of {', '.join(STOCK_PLANNERS)}"
+            f"-p {plans}: there is no {file}; write it, for example by `nnunet_ext plan -d {e.dataset_id} -tr {trainer} "
+            f"--plans-name {plans}`, or take one of {', '.join(STOCK_PLANNERS)}"
         )
     before = () if plans in STOCK_PLANNERS else tuple(f"plan_{name}" for name in e.plans if name in STOCK_PLANNERS)
     return Node(

@@ -122,7 +122,10 @@ def test_one_trainer_is_pooled_but_not_compared(space):
         ({"trainers": ["SASANTrainr"]}, "unknown trainer 'SASANTrainr'.*ours: EMNetATrainer"),
         ({"trainers": ["SASANTrainer", "SASANTrainer"]}, "SASANTrainer on nnUNetPlans is named twice"),
         ({"plans": ("a", "b", "c")}, "-p has 3 names for 2 trainers"),
-        ({"trainers": ["nnUNetTrainer"], "plans": ("Mine",)}, "only trainers of ours have planners of their own"),
+        (
+            {"trainers": ["nnUNetTrainer"], "plans": ("Mine",)},
+            "there is no .*Mine.json; write it, for example by `nnunet_ext plan -d 4 ",
+        ),
         ({"folds": (0, 0)}, "must be different numbers"),
         ({"num_gpus": 2}, "several devices with --device cuda only"),
         ({"trainers": ["SASANTrainer"], "ensemble": True}, "--ensemble needs at least two trainers"),
