@@ -65,9 +65,10 @@ def _plan(e: Experiment, plans: str) -> Node:
     elif state.read_json(file) is not None:
         command = []  # a plan of the user's own, always finished
     else:
+        write = f"nnunet_ext plan -d {e.dataset_id} -tr {trainer} --plans-name {plans}"
         raise ValueError(
-            f"-p {plans}: there is no {file}; write it, for example by `nnunet_ext plan -d {e.dataset_id} -tr {trainer} "
-            f"--plans-name {plans}`, or take one of {', '.join(STOCK_PLANNERS)}"
+            f"-p {plans}: there is no {file}; write it, for example by `{write}`, or take one of "
+            + ", ".join(STOCK_PLANNERS)
         )
     before = () if plans in STOCK_PLANNERS else tuple(f"plan_{name}" for name in e.plans if name in STOCK_PLANNERS)
     return Node(

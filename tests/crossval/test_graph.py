@@ -124,7 +124,7 @@ def test_one_trainer_is_pooled_but_not_compared(space):
         ({"plans": ("a", "b", "c")}, "-p has 3 names for 2 trainers"),
         (
             {"trainers": ["nnUNetTrainer"], "plans": ("Mine",)},
-            "there is no .*Mine.json; write it, for example by `nnunet_ext plan -d 4 ",
+            "there is no .*Mine.json; write it, for example",
         ),
         ({"folds": (0, 0)}, "must be different numbers"),
         ({"num_gpus": 2}, "several devices with --device cuda only"),
