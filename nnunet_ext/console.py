@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+RESUMABLE_EXIT = 75  # ended on request, to be gone on with (EX_TEMPFAIL of sysexits.h)
 TAIL_LINES = 15
 _STOP_SECONDS = 20
 

@@ -4,6 +4,7 @@ import os
 import pydoc
 import shutil
 import subprocess
+import sys
 from importlib import resources
 from pathlib import Path
 
@@ -148,6 +149,30 @@ class NNUNetWorkspace:
 @pytest.fixture(scope="session")
 def nnunet(tmp_path_factory):
     return NNUNetWorkspace(tmp_path_factory.mktemp("nnunet"))
+
+
+@pytest.fixture
+def run_ranks(tmp_path):
+    """Runs a script as the two ranks of a DDP training, its arguments the rank and a file to meet at."""
+
+    def run(script: str) -> list[str]:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-c", script, str(rank), str(tmp_path / "store")],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+        outputs = []
+        for process in processes:
+            printed, error = process.communicate(timeout=300)
+            assert process.returncode == 0, error[-3000:]
+            outputs.append(printed)
+        return outputs
+
+    return run
 
 
 @pytest.fixture

@@ -1,8 +1,5 @@
 """Two real processes: the ranks of a DDP training agree on the SM loss's weights and on the network."""
 
-import subprocess
-import sys
-
 RANK = """
 import sys
 import torch
@@ -36,21 +33,8 @@ print(sum(p.double().sum().item() for p in network.parameters()))
 """
 
 
-def test_ranks_agree(tmp_path):
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", RANK, str(rank), str(tmp_path / "store")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = []
-    for process in processes:
-        out, error = process.communicate(timeout=300)
-        assert process.returncode == 0, error[-3000:]
-        outputs.append(out.splitlines())
+def test_ranks_agree(run_ranks):
+    outputs = [printed.splitlines() for printed in run_ranks(RANK)]
     (poor, weights0), (good, weights1) = (line[0].split(" ", 1) for line in outputs)
     assert (poor, good) == ("True", "False")
     assert weights0 == weights1

@@ -138,7 +138,8 @@ def test_hard_dependencies_are_the_agreed_ones(built):
         for line in lines
         if line.startswith("Requires-Dist") and "extra" not in line
     }
-    assert required == {"nnunetv2", "torch", "batchgenerators", "SimpleITK", "numpy", "matplotlib", "scipy", "tqdm"}
+    known = {"nnunetv2", "torch", "batchgenerators", "SimpleITK", "numpy", "matplotlib", "rich", "scipy", "tqdm"}
+    assert required == known
     assert "Requires-Python: >=3.10" in lines
     extras = {line.split(":")[1].strip() for line in lines if line.startswith("Provides-Extra")}
     assert extras == {"bench", "mamba", "surface", "test"}

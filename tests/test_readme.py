@@ -53,6 +53,13 @@ def test_the_demo_command_is_the_one_that_is_tested():
     assert line == "pip install -e . && nnunet_ext demo"  # test_demo.py runs the second part at its defaults
 
 
+def test_crossval_command(nnunet, tmp_path):
+    (line,) = [block.strip() for block in blocks("bash") if "nnunet_ext crossval" in block]
+    printed = bash(f"{line} --device cpu --dry-run", nnunet.environment, tmp_path)
+    for trainer in ("nnUNetTrainer", "SASANTrainer", "EMNetTrainer"):
+        assert f"nnUNetv2_train 4 3d_fullres 4 -tr {trainer}" in printed
+
+
 def test_import_command(golden, tmp_path):
     torch.save(golden("sasan").state_dict, tmp_path / "AUTHORS.pth")
     (line,) = [block for block in blocks("bash") if "import-weights" in block]

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from nnunet_ext import __version__
-from nnunet_ext.cli import demo, doctor, fewshot, import_weights, networks, trainers
+from nnunet_ext.cli import crossval, demo, doctor, fewshot, import_weights, networks, trainers
 
 _COMMANDS = {
     "trainers": trainers,
@@ -14,6 +14,7 @@ _COMMANDS = {
     "fewshot": fewshot,
     "import-weights": import_weights,
     "demo": demo,
+    "crossval": crossval,
 }
 
 

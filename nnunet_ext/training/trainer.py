@@ -11,7 +11,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from nnunet_ext import __version__
+from nnunet_ext.console import RESUMABLE_EXIT
 from nnunet_ext.training.budget import Budget
+from nnunet_ext.training.checkpoint_request import CheckpointRequest
 from nnunet_ext.training.from_plan import network_from_plan, output_scales
 
 _CHECKPOINT_KEY = "nnunet_ext"
@@ -101,12 +103,27 @@ class PluginTrainer(nnUNetTrainer):
             self.print_to_log_file(f"Note: the checkpoint was trained with {state['budget']}, now {vars(self.budget)}.")
 
     def on_train_start(self) -> None:
+        self._checkpoint_request = CheckpointRequest()
+        self._first_epoch = self.current_epoch
         super().on_train_start()
         self.print_to_log_file(
             f"nnunet_ext {__version__}, {type(self).__name__}: {self.num_epochs} epochs, "
             f"{self.num_iterations_per_epoch} training and {self.num_val_iterations_per_epoch} validation iterations "
             "per epoch"
         )
+
+    def on_epoch_start(self) -> None:
+        """Here all that belongs to the epoch before is done, by subclasses too; one epoch is trained in any case."""
+        if self.current_epoch > self._first_epoch and self._checkpoint_request.pending(self.device):
+            self._end_with_checkpoint()
+        super().on_epoch_start()
+
+    def _end_with_checkpoint(self) -> None:
+        """Writes what nnUNetv2_train --c goes on from and ends the process."""
+        self.current_epoch -= 1  # nnU-Net saves the number of the epoch after the current one
+        self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
+        self.print_to_log_file(f"Ended on request after epoch {self.current_epoch}; nnUNetv2_train --c goes on.")
+        raise SystemExit(RESUMABLE_EXIT)
 
     def on_epoch_end(self) -> None:
         self.print_to_log_file(f"Peak memory: {_peak_memory_gb(self.device):.2f} GB")

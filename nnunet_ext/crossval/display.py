@@ -1,0 +1,100 @@
+"""Shows a run: a live table on a terminal, lines elsewhere."""
+
+import os
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from nnunet_ext.crossval.progress import Progress, duration, read_progress
+from nnunet_ext.crossval.runner import Row, Status
+
+_STYLES = {Status.RUNNING: "bold", Status.FINISHED: "green", Status.FAILED: "bold red", Status.BLOCKED: "red"}
+_ORDER = [Status.FAILED, Status.RUNNING, Status.STOPPED, Status.WAITING, Status.BLOCKED, Status.FINISHED]
+_LINES_AROUND = 6
+_REFRESH_SECONDS = 2.0
+
+
+class LineDisplay:
+    """A line for every change, with the time."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> "LineDisplay":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, rows: Sequence[Row]) -> None:
+        pass
+
+    def note(self, row: Row, text: str = "") -> None:
+        where = f" on {row.slot.name}" if row.status is Status.RUNNING and row.slot is not None else ""
+        self._console.print(f"{time.strftime('%H:%M:%S')} {row.status.value:<8} {row.node.name}{where}", markup=False)
+        if text:
+            self._console.print(text, markup=False)
+
+
+class TableDisplay(LineDisplay):
+    """A table that is kept up to date within its context, what failed above it."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        super().__init__(console)
+        self._live = Live(console=self._console, auto_refresh=False, vertical_overflow="crop")
+        self._shown = 0.0
+
+    def __enter__(self) -> "TableDisplay":
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def show(self, rows: Sequence[Row]) -> None:
+        if time.monotonic() >= self._shown + _REFRESH_SECONDS or not any(r.status is Status.RUNNING for r in rows):
+            self._shown = time.monotonic()
+            self._live.update(progress_table(rows, self._console.height - _LINES_AROUND), refresh=True)
+
+    def note(self, row: Row, text: str = "") -> None:
+        if text:
+            super().note(row, text)
+        self._shown = 0.0
+
+
+def make_display() -> LineDisplay:
+    """A table if this process writes to a terminal."""
+    return TableDisplay() if Console().is_terminal and os.environ.get("TERM") != "dumb" else LineDisplay()
+
+
+def progress_table(rows: Sequence[Row], height: int) -> Table:
+    """What fails, runs and waits, as far as there is room, and how much is finished."""
+    finished = sum(row.status is Status.FINISHED for row in rows)
+    table = Table(title=f"{finished} of {len(rows)} parts finished", title_justify="left", expand=False)
+    for column in ("part", "state", "on", "epoch", "Dice", "time left"):
+        table.add_column(column, no_wrap=True)
+    for row in sorted(rows, key=lambda r: _ORDER.index(r.status))[: max(height, 1)]:
+        table.add_row(*_cells(row), style=_STYLES.get(row.status))
+    return table
+
+
+def _cells(row: Row) -> list[str]:
+    cells = [row.node.name, row.status.value, row.slot.name if row.slot is not None else "", "", "", ""]
+    if row.node.fold_folder is None or row.status not in (Status.RUNNING, Status.FINISHED):
+        return cells
+    since = row.child.began if row.child is not None else 0.0
+    trainer = row.node.fold_folder.parent.name.split("__")[0]
+    epoch, dice, left = progress_cells(read_progress(row.node.fold_folder, trainer, since))
+    return [*cells[:3], epoch, dice, left] if row.status is Status.RUNNING else [*cells[:4], dice, ""]
+
+
+def progress_cells(progress: Progress) -> list[str]:
+    """Epoch, Dice and time left as text."""
+    epoch = f"{progress.epoch}/{progress.epochs}"
+    if progress.validated:
+        epoch = f"validation, case {progress.validated}"
+    dice = "" if progress.dice is None else f"{progress.dice:.3f}"
+    return [epoch, dice, "" if progress.validated else duration(progress.seconds_left)]

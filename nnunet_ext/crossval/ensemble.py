@@ -1,0 +1,69 @@
+"""The two best trainers of a cross-validation, ensembled by nnU-Net's own function."""
+
+import argparse
+import math
+from pathlib import Path
+
+from nnunet_ext.crossval.experiment import Experiment, Model
+from nnunet_ext.crossval.state import State, is_newer, read_json
+
+
+def best_two(experiment: Experiment) -> list[Model] | None:
+    """The two models with the highest pooled Dice, in the order in which they were named; None before it is known."""
+    scores = {model: _dice(experiment.pooled_folder(model)) for model in experiment.models}
+    if any(score is None for score in scores.values()):
+        return None
+    best = sorted(experiment.models, key=lambda model: -(scores[model] or 0.0))[:2]
+    return [model for model in experiment.models if model in best]
+
+
+def ensemble_state(experiment: Experiment) -> State:
+    """Whether nnU-Net ensembled the two best since they were pooled, and determined the better's postprocessing."""
+    best = best_two(experiment)
+    if best is None:
+        return State.NOT_STARTED
+    pooled = [experiment.pooled_folder(model) for model in best]
+    names = "___".join(experiment.model_folder(model).name for model in best)
+    folds = "_".join(map(str, experiment.folds))
+    ensemble = experiment.results / "ensembles" / f"ensemble___{names}___{folds}"
+    if not is_newer(ensemble / "summary.json", [folder / "summary.json" for folder in pooled]):
+        return State.NOT_STARTED
+    chosen = max([*pooled, ensemble], key=lambda folder: _dice(folder) or 0.0)
+    return State.FINISHED if (chosen / "postprocessing.json").is_file() else State.NOT_STARTED
+
+
+def _dice(folder: Path) -> float | None:
+    """Mean foreground Dice of a folder that nnU-Net evaluated; 0 where there was no foreground at all."""
+    summary = read_json(folder / "summary.json")
+    if summary is None:
+        return None
+    dice = summary["foreground_mean"]["Dice"]
+    return 0.0 if math.isnan(dice) else dice
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset")
+    parser.add_argument("configuration")
+    parser.add_argument("--models", nargs="+", required=True, metavar="TRAINER__PLANS")
+    parser.add_argument("--folds", nargs="+", type=int, required=True)
+    arguments = parser.parse_args()
+    from nnunetv2.evaluation.find_best_configuration import find_best_configuration
+
+    from nnunet_ext.crossval.experiment import make_experiment
+
+    trainers, plans = zip(*(name.split("__") for name in arguments.models), strict=True)
+    best = best_two(
+        make_experiment(arguments.dataset, arguments.configuration, trainers, plans, arguments.folds, device="cpu")
+    )
+    if best is None:
+        raise SystemExit("the trainers' results are not pooled yet")
+    models = [
+        {"plans": model.plans, "configuration": arguments.configuration, "trainer": model.trainer} for model in best
+    ]
+    # What is pooled already is kept, so that it does not become newer than what was made of it.
+    find_best_configuration(arguments.dataset, models, overwrite=False, folds=arguments.folds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The work as a graph of commands."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_ext.crossval.state import State
+
+PREPARE = "prepare"  # the group of what comes before the trainings
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Node:
+    """One command of nnU-Net's or ours.
+
+    Attributes:
+        name: Made of letters, digits, underscores and dots, unique in a dataset and configuration.
+        needs: Names of nodes that must be finished before.
+        state: Reads how far it is.
+        command: The exact command for the state it is in.
+        group: Nodes of one group are one job, or one array of jobs, of a cluster.
+        on_gpu: Whether it computes on the device.
+        before: Called before the command is started.
+        after: Called when the command has ended well.
+        fold: Number of the fold of a training.
+        fold_folder: nnU-Net's folder of a training.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    state: Callable[[], State]
+    command: Callable[[], list[str]]
+    group: str
+    on_gpu: bool = False
+    before: Callable[[], None] = _nothing
+    after: Callable[[], None] = _nothing
+    fold: int | None = None
+    fold_folder: Path | None = None
+
+
+class Graph:
+    """Nodes in an order in which they can run; the first folds stand before the second ones."""
+
+    def __init__(self, nodes: Iterable[Node]) -> None:
+        self.nodes = {node.name: node for node in nodes}
+
+    def states(self) -> dict[str, State]:
+        return {name: node.state() for name, node in self.nodes.items()}
+
+    def missing(self, states: Mapping[str, State]) -> list[Node]:
+        """What must run: unfinished, and the end of the work or needed by what must run.
+
+        Preprocessed data that were removed after all trainings are not missed.
+        """
+        needed = {need for node in self.nodes.values() for need in node.needs}
+        wanted = {name for name in self.nodes if name not in needed}
+        for name in reversed(self.nodes):
+            if name in wanted and states[name] is not State.FINISHED:
+                wanted.update(self.nodes[name].needs)
+        return [node for name, node in self.nodes.items() if name in wanted and states[name] is not State.FINISHED]
+
+    def select(self, name: str) -> list[Node]:
+        """The node of a name, or the nodes of a group.
+
+        Raises:
+            ValueError: for an unknown name.
+        """
+        if name in self.nodes:
+            return [self.nodes[name]]
+        chosen = [node for node in self.nodes.values() if node.group == name]
+        if not chosen:
+            raise ValueError(f"--only {name}: no such part; known: {PREPARE}, {', '.join(self.nodes)}")
+        return chosen

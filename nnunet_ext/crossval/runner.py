@@ -1,0 +1,219 @@
+"""Runs a graph on this machine: one process a slot, a queue over them."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Protocol
+
+from nnunet_ext.crossval.child import Child, check_not_running
+from nnunet_ext.crossval.graph import Graph, Node
+from nnunet_ext.crossval.state import State
+
+_POLL_SECONDS = 0.5
+_REQUEST_SECONDS = 5.0
+
+
+class Status(Enum):
+    FINISHED = "finished"
+    WAITING = "waiting"
+    RUNNING = "running"
+    FAILED = "failed"
+    BLOCKED = "blocked"  # something that it needs failed
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one command at a time runs, and the variables that give it the device."""
+
+    name: str
+    environment: Mapping[str, str]
+
+
+_NO_DEVICE = Slot("-", {})
+
+
+@dataclass
+class Row:
+    """A node on its way."""
+
+    node: Node
+    status: Status
+    slot: Slot | None = None
+    child: Child | None = None
+
+
+class Display(Protocol):
+    """Shows how the nodes get on."""
+
+    def show(self, rows: Sequence[Row]) -> None: ...
+
+    def note(self, row: Row, text: str = "") -> None: ...
+
+
+class Runner:
+    """Runs what is missing of a graph, or of some of its nodes.
+
+    Args:
+        graph: All nodes.
+        slots: For nodes that compute on the device; others run beside them, one at a time.
+        bookkeeping: Folder of pid files and, with `logs`, of logs.
+        environment: Of the commands.
+        display: Is told of every change.
+        only: Names of the nodes to run; None: all that are missing.
+        logs: Whether commands write to files rather than where this process writes.
+        grace: Seconds after `request_checkpoints` at which commands that still run are stopped; None: never.
+
+    Raises:
+        ValueError: if one of the nodes is being run by another process, or needs what is not finished.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        slots: Sequence[Slot],
+        bookkeeping: Path,
+        environment: Mapping[str, str],
+        display: Display,
+        only: Sequence[str] | None = None,
+        logs: bool = True,
+        grace: float | None = None,
+    ) -> None:
+        states = graph.states()
+        missing = {node.name for node in graph.missing(states)} if only is None else set(only)
+        self._graph, self._slots, self._display = graph, slots, display
+        self._bookkeeping, self._environment, self._logs, self._grace = bookkeeping, environment, logs, grace
+        self._requested: float | None = None
+        self._next_request = 0.0
+        self._interrupted = False
+        self.rows = {
+            name: Row(node, Status.WAITING if name in missing else Status.FINISHED)
+            for name, node in graph.nodes.items()
+            if name in missing or (only is None and states[name] is State.FINISHED)
+        }
+        for name in missing:
+            check_not_running(self._pid_file(graph.nodes[name]))
+            unfinished = [need for need in graph.nodes[name].needs if need not in missing]
+            unfinished = [need for need in unfinished if states[need] is not State.FINISHED]
+            if only is not None and unfinished and states[name] is not State.FINISHED:
+                raise ValueError(f"{name} needs {', '.join(unfinished)}, which is not finished")
+
+    def run(self) -> bool:
+        """Runs until nothing more can run; whether all nodes are finished.
+
+        Raises:
+            KeyboardInterrupt: after `interrupt`, when all commands are ended, with their workers.
+        """
+        try:
+            while True:
+                self._collect()
+                self._start()
+                self._display.show(list(self.rows.values()))
+                if self._interrupted:
+                    raise KeyboardInterrupt
+                if not self._running():
+                    break
+                self._forward_request()
+                time.sleep(_POLL_SECONDS)
+        finally:
+            self._stop()
+        return all(row.status is Status.FINISHED for row in self.rows.values())
+
+    def interrupt(self) -> None:
+        """Ends `run` and its commands. For signal handlers."""
+        self._interrupted = True
+
+    def request_checkpoints(self) -> None:
+        """Starts nothing more, and asks trainings to end after their epoch with a checkpoint. For signal handlers."""
+        self._requested = self._requested or time.monotonic()
+
+    @property
+    def requested(self) -> bool:
+        return self._requested is not None
+
+    def _running(self) -> list[Row]:
+        return [row for row in self.rows.values() if row.status is Status.RUNNING]
+
+    def _collect(self) -> None:
+        for row in self._running():
+            if row.child is None or not row.child.ended():
+                continue
+            failure = row.child.failure()
+            if failure is None or self.requested:
+                row.status = Status.FINISHED if failure is None else Status.STOPPED
+                self._display.note(row)
+            else:
+                where = f"; the end of {row.child.log}:" if row.child.log is not None else ""
+                self._fail(row, f"{failure}{where}\n{row.child.last_lines()}")
+
+    def _fail(self, row: Row, why: str) -> None:
+        row.status = Status.FAILED
+        self._display.note(row, why)
+        self._block(row.node.name)
+
+    def _block(self, failed: str) -> None:
+        for row in self.rows.values():
+            if row.status is Status.WAITING and failed in row.node.needs:
+                row.status = Status.BLOCKED
+                self._block(row.node.name)
+
+    def _start(self) -> None:
+        for row in self.rows.values():
+            if self.requested or self._interrupted:
+                return
+            if row.status is not Status.WAITING or not self._is_ready(row.node):
+                continue
+            if row.node.state() is State.FINISHED:  # by what ran meanwhile: data that two plans share
+                row.status = Status.FINISHED
+                continue
+            slot = self._free_slot(row.node)
+            if slot is not None:
+                self._start_on(slot, row)
+
+    def _start_on(self, slot: Slot, row: Row) -> None:
+        log = self._bookkeeping / "logs" / f"{row.node.name}.txt" if self._logs else None
+        environment = {**self._environment, **slot.environment}
+        try:
+            row.child = Child(row.node, environment, log, self._pid_file(row.node))
+        except OSError as error:
+            self._fail(row, f"{row.node.name} could not be run: {error}")
+            return
+        row.slot, row.status = slot, Status.RUNNING
+        self._display.note(row)
+
+    def _is_ready(self, node: Node) -> bool:
+        return all(need not in self.rows or self.rows[need].status is Status.FINISHED for need in node.needs)
+
+    def _free_slot(self, node: Node) -> Slot | None:
+        taken = [row.slot for row in self._running()]
+        slots = self._slots if node.on_gpu else [_NO_DEVICE]
+        return next((slot for slot in slots if slot not in taken), None)
+
+    def _pid_file(self, node: Node) -> Path:
+        return self._bookkeeping / "running" / f"{node.name}.pid"
+
+    def _forward_request(self) -> None:
+        if self._requested is None:
+            return
+        now = time.monotonic()
+        children = [row.child for row in self._running() if row.child is not None]
+        if self._grace is not None and now > self._requested + self._grace:
+            for child in children:
+                child.stop()
+        elif now >= self._next_request:  # repeated: a command that is just starting does not listen yet
+            self._next_request = now + _REQUEST_SECONDS
+            for child in children:
+                child.request_checkpoint()
+
+    def _stop(self) -> None:
+        running = self._running()
+        for row in running:  # all at once: each may take seconds
+            if row.child is not None:
+                row.child.ask_to_stop()
+        for row in running:
+            if row.child is not None:
+                row.child.stop()
+                row.status = Status.STOPPED
+                self._display.note(row)

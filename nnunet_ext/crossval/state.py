@@ -1,0 +1,176 @@
+"""How far each part is, read from nnU-Net's own folders, whatever ended it.
+
+nnU-Net writes most files in place, so that a kill leaves half of one: a file counts if it can be read to its end.
+"""
+
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+_FINAL = "checkpoint_final.pth"
+CHECKPOINTS = (_FINAL, "checkpoint_latest.pth", "checkpoint_best.pth")  # as nnUNetv2_train --c looks for them
+
+
+class State(Enum):
+    FINISHED = "finished"
+    RESUMABLE = "resumable"
+    NOT_STARTED = "not started"
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file; None if there is none or only part of it."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def json_state(path: Path) -> State:
+    return State.NOT_STARTED if read_json(path) is None else State.FINISHED
+
+
+def is_newer(product: Path, sources: Iterable[Path]) -> bool:
+    """Whether a file is there, and none of its sources was written after it."""
+    if not product.is_file():
+        return False
+    written = product.stat().st_mtime_ns
+    return all(source.stat().st_mtime_ns <= written for source in sources if source.is_file())
+
+
+def file_ending(raw: Path, preprocessed: Path) -> str:
+    """That of the dataset's images, for example .nii.gz."""
+    return (read_json(raw / "dataset.json") or read_json(preprocessed / "dataset.json") or {}).get("file_ending", "")
+
+
+def training_cases(raw: Path, preprocessed: Path) -> list[str]:
+    """Names of the training cases; where the raw data are no longer kept, of those with a true label."""
+    dataset = read_json(raw / "dataset.json")
+    if dataset is None:
+        truth, ending = preprocessed / "gt_segmentations", file_ending(raw, preprocessed)
+        return sorted(file.name.removesuffix(ending) for file in truth.iterdir()) if truth.is_dir() else []
+    return list(dataset["dataset"]) if "dataset" in dataset else image_cases(raw / "imagesTr", dataset["file_ending"])
+
+
+def image_cases(folder: Path, ending: str) -> list[str]:
+    """Names of the cases in a folder of images, whose channels end in _0000, _0001, ..."""
+    from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
+
+    return [str(name) for name in get_identifiers_from_splitted_dataset_folder(str(folder), ending)]
+
+
+def data_identifier(plans_file: Path, configuration: str) -> str | None:
+    """Folder of a configuration's preprocessed data; None while there is no plan.
+
+    Raises:
+        ValueError: for a configuration that the plan does not have.
+    """
+    plans = read_json(plans_file)
+    if plans is None:
+        return None
+    if configuration not in plans["configurations"]:
+        known = ", ".join(plans["configurations"])
+        raise ValueError(f"unknown configuration {configuration!r} in {plans_file}; known: {known}")
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    return PlansManager(plans).get_configuration(configuration).data_identifier
+
+
+def preprocessing_state(folder: Path, cases: Sequence[str], truth: Path, ending: str) -> State:
+    """nnU-Net writes a case's .pkl last, and copies the true labels after all cases; it begins anew each time."""
+    done = bool(cases) and all(
+        _is_whole_pickle(folder / f"{case}.pkl") and (truth / f"{case}{ending}").is_file() for case in cases
+    )
+    return State.FINISHED if done else State.NOT_STARTED
+
+
+def _is_whole_pickle(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"."  # a pickle's last instruction
+    except OSError:
+        return False
+
+
+def unpacking_state(folder: Path, splits: Path) -> State:
+    """Whether the folds are decided and no case waits to be unpacked: .npz are, .b2nd are read as they are."""
+    packed = list(folder.glob("*.npz"))
+    whole = all(_is_whole_array(file.with_suffix(".npy")) for file in packed) and all(
+        _is_whole_array(file.with_name(f"{file.stem}_seg.npy")) for file in packed
+    )
+    return State.FINISHED if whole and read_json(splits) else State.NOT_STARTED
+
+
+def _is_whole_array(path: Path) -> bool:
+    import numpy as np
+
+    try:
+        np.load(path, mmap_mode="r")  # fails if the file is shorter than its header says
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _is_whole_checkpoint(path: Path) -> bool:
+    return path.is_file() and zipfile.is_zipfile(path)  # the table of a zip file stands at its end
+
+
+def training_state(fold: Path, probabilities: bool = False) -> State:
+    """Of a fold's training and validation; with `probabilities`, the validation's must be there too."""
+    if _is_whole_checkpoint(fold / _FINAL):
+        return State.FINISHED if _is_validated(fold / "validation", probabilities) else State.RESUMABLE
+    return State.NOT_STARTED if resume_point(fold) is None else State.RESUMABLE
+
+
+def _is_validated(folder: Path, probabilities: bool) -> bool:
+    summary = read_json(folder / "summary.json")
+    if summary is None:
+        return False
+    whole = sum(zipfile.is_zipfile(file) for file in folder.glob("*.npz")) if probabilities else 0
+    return not probabilities or whole == len(summary["metric_per_case"])
+
+
+def resume_point(fold: Path) -> Path | None:
+    """The checkpoint that nnUNetv2_train --c goes on from."""
+    return next((fold / name for name in CHECKPOINTS if _is_whole_checkpoint(fold / name)), None)
+
+
+def resume_options(fold: Path) -> list[str]:
+    """Options of nnUNetv2_train that go on from where a fold is; one that is trained is only validated."""
+    point = resume_point(fold)
+    if point is None:
+        return []
+    return ["--val"] if point.name == _FINAL else ["--c"]
+
+
+def set_aside_broken(path: Path) -> None:
+    """Renames a JSON file or a checkpoint of which a kill left half, so that nnU-Net does not trip over it."""
+    whole = _is_whole_checkpoint(path) if path.suffix == ".pth" else read_json(path) is not None
+    if path.is_file() and not whole:
+        os.replace(path, path.with_name(f"{path.name}.broken"))
+
+
+def pooling_state(pooled: Path, folds: Iterable[Path]) -> State:
+    """Whether the folds' validations were pooled since the last of them was written."""
+    summary = pooled / "summary.json"
+    newer = is_newer(summary, (fold / "validation" / "summary.json" for fold in folds))
+    return State.FINISHED if newer and read_json(summary) is not None else State.NOT_STARTED
+
+
+def report_state(report: Path, names: Sequence[str], folds: Sequence[str], pooled: Iterable[Path]) -> State:
+    """Whether a report of just these was written after their results were pooled."""
+    summary = read_json(report / "summary.json")
+    if summary is None or set(summary["entrants"]) != set(names) or set(summary["folds"]) != set(folds):
+        return State.NOT_STARTED
+    newer = is_newer(report / "report.html", [folder / "summary.json" for folder in pooled])
+    return State.FINISHED if newer else State.NOT_STARTED
+
+
+def prediction_state(target: Path, cases: Sequence[str], ending: str, sources: Sequence[Path]) -> State:
+    """Whether all cases were predicted since the last source was written."""
+    done = all(is_newer(target / f"{case}{ending}", sources) for case in cases)
+    return State.FINISHED if done else State.NOT_STARTED

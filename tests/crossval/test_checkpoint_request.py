@@ -1,0 +1,55 @@
+"""SIGUSR1 asks a training for a checkpoint; test_local.py and test_slurm.py do so with whole trainings."""
+
+import os
+import signal
+import threading
+
+import pytest
+import torch
+
+from nnunet_ext.training.checkpoint_request import CheckpointRequest
+
+CPU = torch.device("cpu")
+RANK = """
+import os, signal, sys, time
+import torch
+import torch.distributed as dist
+from nnunet_ext.training.checkpoint_request import CheckpointRequest
+
+rank, store = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+request = CheckpointRequest()
+before = request.pending(torch.device("cpu"))
+if rank == 1:
+    os.kill(os.getpid(), signal.SIGUSR1)
+print(before, request.pending(torch.device("cpu")))
+dist.destroy_process_group()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _signal():
+    previous = signal.getsignal(signal.SIGUSR1)
+    yield
+    signal.signal(signal.SIGUSR1, previous)
+
+
+def test_it_is_pending_once_the_signal_came():
+    request = CheckpointRequest()
+    assert not request.pending(CPU)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert request.pending(CPU)
+    assert not CheckpointRequest().pending(CPU)
+
+
+def test_outside_of_the_main_thread_it_is_never_pending():
+    pending = []
+    thread = threading.Thread(target=lambda: pending.append(CheckpointRequest().pending(CPU)))
+    thread.start()
+    thread.join()
+    assert pending == [False]
+
+
+def test_ranks_agree_when_one_heard_it(run_ranks):
+    for printed in run_ranks(RANK):
+        assert printed.split() == ["False", "True"]
