@@ -88,6 +88,7 @@ setup(
     package_dir={"nnunet_ext.trainers": "trainers", "nnunet_ext.plans": "plans"},
     package_data={
         "nnunet_ext": ["py.typed"],
+        "nnunet_ext.compare": ["templates/*"],
         "nnunet_ext.data.hippocampus": ["*.md", "*.json", "*/*.nii.gz"],
     },
     # Optional: where no compiler is, PyTorch does the work.
@@ -102,18 +103,24 @@ setup(
         "numpy>=1.24",  # as nnunetv2
         # Come with nnunetv2 without a bound; named because we import them.
         "matplotlib",
+        "pandas",
         "scipy",
         "tqdm",
+        "scikit-image>=0.19.3",  # as nnunetv2
+        "jinja2",  # comes with torch
     ],
     extras_require={
         "mamba": ["mamba-ssm", "causal-conv1d"],
-        "surface": ["surface-distance"],
         "bench": ["mambapy"],  # what the scan is compared with
         "test": [
             "pytest>=8.0",  # strict configuration
             "hypothesis>=6.100",  # property-based tests
             "build>=1.0",  # the wheel test
             "setuptools>=77",  # the wheel test builds without isolation
+            # What surface distances are compared with.
+            "monai>=1.4",  # NumPy 2
+            "surface-distance",
+            "selenium>=4.11",  # finds the browser by itself; drives Chromium through the report
             "ruff>=0.6",
             "mypy>=1.11",
         ],
