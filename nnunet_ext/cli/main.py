@@ -5,13 +5,14 @@ import sys
 from collections.abc import Sequence
 
 from nnunet_ext import __version__
-from nnunet_ext.cli import demo, doctor, import_weights, networks, trainers
+from nnunet_ext.cli import compare, demo, doctor, import_weights, networks, trainers
 
 _COMMANDS = {
     "trainers": trainers,
     "doctor": doctor,
     "networks": networks,
     "import-weights": import_weights,
+    "compare": compare,
     "demo": demo,
 }
 

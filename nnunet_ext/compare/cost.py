@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +115,9 @@ def _trainer_class(name: str) -> Any:
     folders = [part for part in (before or "").split(os.pathsep) if part]
     os.environ[_EXTERNAL_TRAINERS] = os.pathsep.join([*folders, str(trainers_folder())])
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints where it looks
+        # It prints where it looks, and what it imports warns of what PyTorch has deprecated.
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return recursive_find_trainer_class_by_name(name)
     finally:
         if before is None:

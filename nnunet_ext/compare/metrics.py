@@ -40,7 +40,9 @@ class Metric:
         """A value as the report prints it; a dash if it is not there."""
         if value is None or not np.isfinite(value):
             return "\N{EN DASH}"
-        return f"{value * self.scale:{'+' if signed else ''}.{self.digits}f}".replace("-", "\N{MINUS SIGN}")
+        rounded = round(value * self.scale, self.digits) + 0.0  # no minus before zero
+        sign = "+" if signed and rounded > 0 else ""
+        return f"{sign}{rounded:.{self.digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 METRICS: Mapping[str, Metric] = MappingProxyType(

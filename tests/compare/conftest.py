@@ -13,6 +13,8 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from scipy import ndimage
 
+from nnunet_ext.cli.main import main
+
 DATASET = "Dataset004_Hippocampus"
 CONFIGURATION = "3d_fullres"
 LABELS = [1, 2]
@@ -140,3 +142,60 @@ def results(made_results, tmp_path, monkeypatch):
     for name, value in copy.environment.items():
         monkeypatch.setenv(name, value)
     return copy
+
+
+@pytest.fixture(scope="session")
+def report(made_results, tmp_path_factory):
+    """A report of the three trainers, by the command."""
+    output = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in made_results.environment.items():
+            patch.setenv(name, value)
+        patch.delenv("nnUNet_extTrainer", raising=False)
+        assert main(["compare", "-d", "4", "-tr", *TRAINERS, "-np", "1", "-o", str(output)]) == 0
+    return output
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium, driven by selenium."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    found = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
+    for name, path in found.items():
+        if path is None:
+            pytest.skip(f"needs {name}: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = found["chromium"]
+    # Only pages of our own are opened; root, as in containers, cannot have Chromium's sandbox.
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(found["chromedriver"]))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens a report at a width and in a theme, and checks that it asks the network for nothing and logs no error."""
+
+    def open_it(path: Path, width: int = 1280, scheme: str = "light"):
+        for log in ("browser", "performance"):
+            browser.get_log(log)
+        browser.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        )
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500},
+        )
+        browser.get(path.resolve().as_uri())
+        messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+        asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+        assert [url for url in asked if not url.startswith("data:")] == [path.resolve().as_uri()]
+        assert browser.get_log("browser") == []
+        return browser
+
+    return open_it

@@ -39,9 +39,19 @@ def test_signed_rank_test_by_hand():
     assert signed_rank_p(np.zeros(10)) == 1
 
 
-def test_signed_rank_test_of_many_cases_is_scipys():
-    values = np.random.default_rng(0).normal(0.1, 1, 200)
-    assert signed_rank_p(values) == stats.wilcoxon(values, method="asymptotic").pvalue
+@pytest.mark.parametrize("alternative", ["two-sided", "greater", "less"])
+@pytest.mark.parametrize(("cases", "method"), [(8, "exact"), (50, "exact"), (51, "asymptotic"), (200, "asymptotic")])
+def test_signed_rank_test_is_scipys(cases, method, alternative):
+    values = np.random.default_rng(0).normal(0.1, 1, cases)
+    expected = stats.wilcoxon(values, alternative=alternative, method=method).pvalue
+    assert signed_rank_p(values, alternative) == pytest.approx(expected)
+
+
+def test_signed_rank_test_with_ties_and_zeros_comes_close_to_the_normal_one():
+    values = np.round(np.random.default_rng(0).normal(0.1, 1, 50), 1)
+    assert 0 in values
+    expected = stats.wilcoxon(values, zero_method="pratt", method="asymptotic").pvalue
+    assert signed_rank_p(values) == pytest.approx(expected, abs=0.01)
 
 
 def test_five_folds_alone_could_never_be_significant():
