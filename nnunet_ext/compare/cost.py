@@ -28,7 +28,7 @@ class Cost:
         epoch_seconds: Median over epochs and folds.
         scan_seconds: Median over scans and folds, of nnU-Net's final validation.
         memory_gb: Highest peak that the logs have.
-        epochs: Trained, the fewest of all folds.
+        epochs: Trained, the fewest of all folds; 0 without logs.
         iterations: An epoch, where logged.
         patch_size: Of the plan, in voxels.
         reason: Why the network could not be counted; empty if it was.

@@ -1,6 +1,6 @@
 """The plots of a report."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from nnunet_ext.compare.svg import BAND, GRID, INK, MUTED, TIP, Plot, colour, dr
 from nnunet_ext.compare.words import count_text, difference_text, interval_text, mean_text
 
 _WIDTH = 5.0  # of a phone's page
+_MOST_DOTS = 5000  # in one plot: more make the page heavy and cover each other
 _DICE = METRICS[PRIMARY]
 
 
@@ -121,6 +122,7 @@ def distributions(outcome: Outcome) -> Plot:
     """Dice of all cases of each label and entrant: quartiles and dots."""
     labels, numbers, scores = list(outcome.study.labels.labels), _numbers(outcome), outcome.scores
     generator = np.random.default_rng(0)
+    dotted = len(scores) <= _MOST_DOTS
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -130,8 +132,12 @@ def distributions(outcome: Outcome) -> Plot:
                 chosen = scores[(scores["entrant"] == name) & (scores["label"] == label)].dropna(subset=["dice"])
                 if len(chosen):
                     values = chosen["dice"].to_numpy() * _DICE.scale
-                    cases = [f"{TIP}{name}, {c}: {v:.2f}" for c, v in zip(chosen["case"], values, strict=True)]
-                    _box(axes, group * step + number, values, cases, colour(number), generator)
+                    tips = [f"{TIP}{name}, {c}: {v:.2f}" for c, v in zip(chosen["case"], values, strict=True)]
+                    _box(axes, group * step + number, values, colour(number))
+                    if dotted:
+                        heights = group * step + number + 0.4 * (generator.random(len(values)) - 0.5)
+                        dots = axes.scatter(values, heights, s=10, color=colour(number), alpha=0.7)
+                        dots.set_urls(tips)
         for name, number in numbers.items():
             axes.plot([], [], color=colour(number), linewidth=6, label=name)
         axes.set_yticks([group * step + (len(numbers) - 1) / 2 for group in range(len(labels))], labels)
@@ -147,23 +153,16 @@ def distributions(outcome: Outcome) -> Plot:
         for label in labels
     )
     height = 1.3 + 0.34 * len(labels) * (len(numbers) + 1)
-    description = f"Boxes from the first to the third quartile with the median, a dot for each case. Means: {text}."
+    shown = f"median, lines from the 5th to the 95th percentile{', a dot for each case' if dotted else ''}"
+    description = f"Boxes from the first to the third quartile with the {shown}. Means: {text}."
     return draw("distributions", "Dice of each label", description, (_WIDTH, height), paint)
 
 
-def _box(
-    axes: Axes,
-    y: float,
-    values: NDArray[np.float64],
-    tips: Sequence[str],
-    shade: str,
-    generator: np.random.Generator,
-) -> None:
-    first, median, third = np.percentile(values, [25, 50, 75])
+def _box(axes: Axes, y: float, values: NDArray[np.float64], shade: str) -> None:
+    low, first, median, third, high = np.percentile(values, [5, 25, 50, 75, 95])
+    axes.plot([low, high], [y, y], color=shade, linewidth=1)
     axes.barh(y, third - first, left=first, height=0.7, color=shade, alpha=0.35, linewidth=0)
     axes.plot([median, median], [y - 0.35, y + 0.35], color=shade, linewidth=2.5)
-    dots = axes.scatter(values, y + 0.4 * (generator.random(len(values)) - 0.5), s=10, color=shade, alpha=0.7)
-    dots.set_urls(list(tips))
 
 
 def accuracy_against_cost(outcome: Outcome) -> Plot | None:

@@ -108,7 +108,7 @@ def cost_table(outcome: Outcome) -> Table:
             [
                 *(name, count_text(cost.parameters), count_text(cost.multiply_adds)),
                 *(_number(cost.epoch_seconds, "s"), _number(cost.memory_gb, "GB"), _number(cost.scan_seconds, "s")),
-                f"{cost.epochs}{iterations}",
+                f"{cost.epochs}{iterations}" if cost.epochs else DASH,
                 f" {TIMES} ".join(map(str, cost.patch_size)) or DASH,
             ]
         )

@@ -131,7 +131,7 @@ def notes(outcome: Outcome) -> list[str]:
         found.append(
             f"{cases} cases are few: only large differences can be shown, and with fewer than six no difference at all."
         )
-    trained = {name: (cost.epochs, cost.iterations) for name, cost in outcome.costs.items()}
+    trained = {name: (cost.epochs, cost.iterations) for name, cost in outcome.costs.items() if cost.epochs}
     if len(set(trained.values())) > 1:
         texts = [
             f"{name} {epochs} epochs{f' of {iterations} iterations' if iterations else ''}"

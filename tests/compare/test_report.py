@@ -4,15 +4,21 @@ import csv
 import json
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
+from scipy import stats
 
 from nnunet_ext.cli.main import main
 from nnunet_ext.compare.collect import collect_cross_validation
+from nnunet_ext.compare.heldout import collect_predictions
+from nnunet_ext.compare.logs import read_training
+from nnunet_ext.compare.outcome import Settings
 from nnunet_ext.compare.overlays import chosen_slice
+from nnunet_ext.compare.run import compare
 from nnunet_ext.compare.words import count_text
 
 NAMES = ["nnUNetTrainer", "SASANTrainer", "EMNetTrainer"]
@@ -33,8 +39,6 @@ def test_the_summary_says_what_is_true(content):
 
 def test_the_numbers_are_those_of_the_cases(report, content):
     """The difference, and its signed-rank test, computed anew from cases.csv."""
-    from scipy import stats
-
     cases = pd.read_csv(report / "cases.csv")
     assert len(cases) == 3 * 12 * 2
     means = cases.groupby(["entrant", "case"])["dice"].mean().unstack("entrant")
@@ -95,24 +99,37 @@ def test_a_page_without_network(report):
 
 def test_names_are_escaped(results, tmp_path):
     """A name from the command line cannot become markup."""
-    from nnunet_ext.compare.heldout import collect_predictions
-    from nnunet_ext.compare.outcome import Settings
-    from nnunet_ext.compare.run import compare
-
-    folders = [results.model(name) / "fold_0" / "validation" for name in NAMES[:2]]
-    for folder in folders:
-        (folder / "dataset.json").write_text(json.dumps(results.dataset))
-    truths = tmp_path / "labels"
-    truths.mkdir()
-    for case in results.splits[0]["val"]:
-        (truths / f"{case}.nii.gz").write_bytes(results.truth(case).read_bytes())
-    study = collect_predictions([f"a={folders[0]}", f"<b>x</b>&={folders[1]}"], truths)
-    compare(study, Settings(), tmp_path / "report", 1)
+    compare_folders(results, tmp_path, "<b>x</b>&", results.dataset)
     page = (tmp_path / "report" / "report.html").read_text()
     assert "<b>x" not in page
     assert "&lt;b&gt;x&lt;/b&gt;&amp;" in page
     assert "(no image found)" in page  # no --images
     assert json.loads((tmp_path / "report" / "summary.json").read_text())["costs"] == {}
+
+
+def test_a_label_that_no_case_has(results, tmp_path):
+    """It takes part in nothing: every pair of it is dropped, and the mean is that of the others."""
+    dataset = results.dataset | {"labels": results.dataset["labels"] | {"Tail": 3}}
+    outcome = compare_folders(results, tmp_path, "other", dataset)
+    without = compare_folders(results, tmp_path, "other", results.dataset)
+    found = outcome.analysis.comparisons["other", "dice", "Tail"]
+    assert (found.estimate.cases, found.dropped, found.verdict) == (0, 6, "undecided")
+    assert outcome.analysis.primary("other") == without.analysis.primary("other")
+    assert outcome.analysis.emptiness["other", "Tail"].absent == 6
+    assert "NaN" not in (tmp_path / "report" / "summary.json").read_text()
+
+
+def compare_folders(results, folder, name, dataset):
+    """Two trainers' first folds as folders of predictions."""
+    folders = [results.model(trainer) / "fold_0" / "validation" for trainer in NAMES[:2]]
+    for predictions in folders:
+        (predictions / "dataset.json").write_text(json.dumps(dataset))
+    truths = folder / "labels"
+    truths.mkdir(exist_ok=True)
+    for case in results.splits[0]["val"]:
+        (truths / f"{case}.nii.gz").write_bytes(results.truth(case).read_bytes())
+    study = collect_predictions([f"a={folders[0]}", f"{name}={folders[1]}"], truths)
+    return compare(study, Settings(), folder / "report", 1)
 
 
 def test_the_slice_shows_most_foreground_across_the_thickest_voxels():
@@ -185,8 +202,6 @@ def test_a_network_that_cannot_be_built_leaves_the_report(results, report, tmp_p
 
 def test_logs_of_a_resumed_training(tmp_path):
     """The later file wins for an epoch that both have, in the order of their dates and not of their names."""
-    from nnunet_ext.compare.logs import read_training
-
     lines = "2026-01-01 10:00:00.000000: Epoch {}\n2026-01-01 10:00:01.000000: train_loss {}\n"
     (tmp_path / "training_log_2026_9_30_10_00_00.txt").write_text(lines.format(0, 1) + lines.format(1, 2))
     (tmp_path / "training_log_2026_10_1_10_00_00.txt").write_text(lines.format(1, 5) + lines.format(2, "nan"))
@@ -207,12 +222,21 @@ def test_large_numbers(value, text):
 
 def test_the_same_study_gives_the_same_report(report, made_results, tmp_path, monkeypatch):
     """Bootstrap, figures and pictures are reproducible: the page is the same to the byte."""
-    from nnunet_ext.compare.outcome import Settings
-    from nnunet_ext.compare.run import compare
-
     for name, value in made_results.environment.items():
         monkeypatch.setenv(name, value)
     study = collect_cross_validation("4", "3d_fullres", NAMES)
     compare(study, Settings(), tmp_path, 1, cache=report / "cache")
     for name in ("report.html", "report.md", "summary.json", "cases.csv"):
         assert (tmp_path / name).read_text() == (report / name).read_text(), name
+
+
+def test_the_readmes_command(made_results, tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (line,) = re.findall(r"^nnunet_ext (compare .*)$", readme, re.M)
+    for name, value in made_results.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    assert main(line.split()) == 0
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        *("cache", "cases.csv", "report.html", "report.md", "summary.json")
+    ]
