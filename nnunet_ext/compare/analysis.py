@@ -70,7 +70,8 @@ class Analysis:
         means: Mean over cases by entrant, metric and label (or `MEAN`).
         emptiness: By entrant and label.
         ranking: By Dice.
-        case_scores: Of each case, entrant by metric, the mean of its labels; rows in the study's order.
+        case_scores: Of each case, by entrant and metric, the mean of its labels; in the study's order.
+        case_differences: Of each case in Dice, by challenger, the mean of the labels that both have.
     """
 
     comparisons: dict[tuple[str, str, str], Comparison]
@@ -78,6 +79,7 @@ class Analysis:
     emptiness: dict[tuple[str, str], Emptiness]
     ranking: Ranking
     case_scores: dict[tuple[str, str], NDArray[np.float64]]
+    case_differences: dict[str, NDArray[np.float64]]
 
     def primary(self, entrant: str) -> Comparison:
         """The comparison that gives the verdict: Dice, mean of labels."""
@@ -114,6 +116,7 @@ def analyse(study: Study, scores: pd.DataFrame, margin: float, seed: int) -> Ana
         {(name, label): _emptiness(scores, name, label) for name in names for label in labels},
         rank(names, ranked, folds, seed),
         {key: _case_means(table) for key, table in values.items()},
+        {name: _case_means(values[name, PRIMARY] - values[study.baseline, PRIMARY]) for name in study.challengers},
     )
 
 

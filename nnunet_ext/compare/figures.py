@@ -56,16 +56,14 @@ def _interval(axes: Axes, y: float, low: float, mean: float, high: float, shade:
 
 def differences(outcome: Outcome) -> Plot:
     """A dot a case, and the mean with its interval."""
-    study, scores = outcome.study, outcome.analysis.case_scores
-    base, cases = scores[study.baseline, PRIMARY], list(study.cases)
-    rows = study.challengers
+    rows, cases = outcome.study.challengers, list(outcome.study.cases)
     generator = np.random.default_rng(0)  # of the dots' height only
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         _difference_axes(axes, outcome)
         for row, name in enumerate(rows):
-            points = (scores[name, PRIMARY] - base) * _DICE.scale
+            points = outcome.analysis.case_differences[name] * _DICE.scale
             there = np.isfinite(points)
             heights = row - 0.12 - 0.26 * generator.random(len(points))
             dots = axes.scatter(points[there], heights[there], s=22, color=colour(_numbers(outcome)[name]), alpha=0.65)

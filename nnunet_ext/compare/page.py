@@ -70,13 +70,13 @@ def _case_heads(outcome: Outcome) -> list[str]:
 
 
 def _cases(outcome: Outcome) -> list[dict[str, Any]]:
-    study, scores = outcome.study, outcome.analysis.case_scores
-    base = scores[study.baseline, PRIMARY]
-    own = [scores[name, PRIMARY] for name in study.challengers]
+    study, analysis = outcome.study, outcome.analysis
+    own = [analysis.case_scores[name, PRIMARY] for name in (study.baseline, *study.challengers)]
+    differences = [analysis.case_differences[name] for name in study.challengers]
     rows = []
     for number, case in enumerate(study.cases.values()):
-        cells = [_cell(column[number]) for column in (base, *own)]
-        cells += [_cell(column[number] - base[number], signed=True) for column in own]
+        cells = [_cell(column[number]) for column in own]
+        cells += [_cell(column[number], signed=True) for column in differences]
         rows.append({"name": case.name, "fold": case.fold, "cells": cells})
     return rows
 

@@ -24,6 +24,7 @@ class Estimate:
         mean: Mean difference, challenger minus baseline.
         low: Lower end of the 95% interval; NaN where fewer than two cases vary.
         high: Upper end.
+        direction: 1, -1 or 0, of the sum of signed ranks: what the signed-rank test speaks for.
         p: Two-sided Wilcoxon signed-rank test of no difference.
         p_equivalent: The larger of the two one-sided signed-rank tests against -margin and +margin.
     """
@@ -32,6 +33,7 @@ class Estimate:
     mean: float
     low: float
     high: float
+    direction: int
     p: float
     p_equivalent: float
 
@@ -53,11 +55,12 @@ def estimate(
     values, kept = values[there], np.asarray(folds)[there]
     if not len(values):
         nan = float("nan")
-        return Estimate(0, nan, nan, nan, 1.0, 1.0)
+        return Estimate(0, nan, nan, nan, 0, 1.0, 1.0)
     means = bootstrap_means(values, kept, np.random.default_rng(seed), resamples)
     low, high = interval(means, float(values.mean()), len(values) - len(strata(kept)))
     beyond = max(signed_rank_p(values + margin, "greater"), signed_rank_p(values - margin, "less"))
-    return Estimate(len(values), float(values.mean()), low, high, signed_rank_p(values), beyond)
+    direction = int(np.sign(stats.rankdata(np.abs(values)) @ np.sign(values)))
+    return Estimate(len(values), float(values.mean()), low, high, direction, signed_rank_p(values), beyond)
 
 
 def bootstrap_means(
@@ -172,7 +175,7 @@ def verdict(
     """What a difference says, from its 95% interval and Holm's adjusted p-values.
 
     equivalent: the interval lies within -margin and +margin, and both one-sided tests against them reject.
-    better or worse: otherwise, the interval leaves out zero and the test of no difference rejects.
+    better or worse: otherwise, the interval leaves out zero and the test of no difference rejects to the same side.
     undecided: otherwise.
 
     So a proven difference that is smaller than the margin is called equivalent.
@@ -186,6 +189,7 @@ def verdict(
     """
     if -margin < difference.low and difference.high < margin and p_equivalent < LEVEL:
         return "equivalent"
-    if p < LEVEL and (difference.low > 0 or difference.high < 0):
-        return "better" if (difference.low > 0) == higher_is_better else "worse"
+    side = 1 if difference.low > 0 else -1 if difference.high < 0 else 0
+    if p < LEVEL and side == difference.direction != 0:
+        return "better" if (side > 0) == higher_is_better else "worse"
     return "undecided"

@@ -88,15 +88,22 @@ def reason(outcome: Outcome, name: str) -> str:
         "worse": f"The interval lies below zero, and the signed-rank test agrees: {sure}",
         "equivalent": f"The interval lies within ±{margin} points, and the test against that margin rejects "
         f"({p_text(found.p_equivalent_holm)}).{_proven(found)}",
-        "undecided": f"Neither is a difference shown ({p_text(found.p_holm)} after Holm's correction, and the interval "
-        f"{'includes' if _includes_zero(found) else 'leaves out'} zero), nor that it stays within ±{margin} points: "
-        "more cases or folds would be needed.",
+        "undecided": f"{_doubt(found)}, nor that it stays within ±{margin} points: more cases or folds are needed.",
     }
     return reasons[found.verdict or "undecided"]
 
 
 def _includes_zero(found: Comparison) -> bool:
     return not (found.estimate.low > 0 or found.estimate.high < 0)
+
+
+def _doubt(found: Comparison) -> str:
+    p = f"{p_text(found.p_holm)} after Holm's correction"
+    if _includes_zero(found):
+        return f"Neither is a difference shown ({p}, and the interval includes zero)"
+    if found.p_holm >= LEVEL:
+        return f"Neither is a difference shown ({p}, though the interval leaves out zero)"
+    return f"The mean and the signed ranks speak for different sides ({p}): no difference is shown"
 
 
 def _proven(found: Comparison) -> str:
@@ -178,10 +185,10 @@ def methods(outcome: Outcome) -> list[str]:
             f"two-sided, with Holm's correction over the trainers ({len(study.challengers)})."
         ),
         (
-            "Verdict: better or worse, if the interval leaves out zero and the test rejects at 5%; equivalent, if the "
-            f"interval lies within ±{margin} Dice points and both one-sided tests against that margin reject, even "
-            "where a smaller difference is shown; undecided otherwise. It rests on the mean Dice alone: other metrics "
-            "and single labels are reported without correction for their number."
+            "Verdict: better or worse, if the interval leaves out zero and the test rejects to the same side at 5%; "
+            f"equivalent, if the interval lies within ±{margin} Dice points and both one-sided tests against that "
+            "margin reject, even where a smaller difference is shown; undecided otherwise. It rests on the mean Dice "
+            "alone: other metrics and single labels are reported without correction for their number."
         ),
         (
             f"Surface Dice (NSD) at {settings.tolerance:g} mm and HD95 weight surface elements by their area "

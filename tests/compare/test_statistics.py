@@ -138,10 +138,19 @@ def test_missing_pairs_are_dropped_and_a_single_pair_decides_nothing():
     ],
 )
 def test_verdicts(low, high, p, p_equivalent, expected):
-    difference = Estimate(20, (low + high) / 2, low, high, p, p_equivalent)
+    difference = Estimate(20, (low + high) / 2, low, high, 1 if low + high > 0 else -1, p, p_equivalent)
     assert verdict(difference, p, p_equivalent, MARGIN) == expected
     opposite = {"better": "worse", "worse": "better"}.get(expected, expected)
     assert verdict(difference, p, p_equivalent, MARGIN, higher_is_better=False) == opposite
+
+
+def test_interval_and_test_to_different_sides_decide_nothing():
+    """A few cases gain much, most lose a little: the mean rises, the signed ranks fall."""
+    result = estimate([-0.001] * 30 + [0.2] * 6, ["0"] * 36, MARGIN, seed=0)
+    assert result.low > 0
+    assert result.p < 0.05
+    assert result.direction == -1
+    assert verdict(result, result.p, result.p_equivalent, MARGIN) == "undecided"
 
 
 @pytest.mark.parametrize("shape", ["normal", "skewed", "heavy"])
