@@ -50,7 +50,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         metric.key: metric
         for metric in (
             Metric("dice", "Dice", "points", True, 100),
-            Metric("nsd", "Surface Dice (NSD)", "points", True, 100),
+            Metric("nsd", "NSD", "points", True, 100),
             Metric("hd95", "HD95", "mm", False),
             Metric("volume_error", "Volume error", "ml", False, 1, 3),
         )

@@ -77,7 +77,7 @@ def metric_table(outcome: Outcome) -> Table:
                 [
                     *(
                         name,
-                        f"{metric.title}, {metric.unit} ({'higher' if metric.higher_is_better else 'lower'} is better)",
+                        f"{metric.title}, {metric.unit}; {'higher' if metric.higher_is_better else 'lower'} is better",
                     ),
                     *(metric.shown(found.baseline), metric.shown(found.own)),
                     *(metric.shown(found.estimate.mean, signed=True), interval_text(found), p_text(found.p_holm)),

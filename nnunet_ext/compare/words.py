@@ -191,7 +191,7 @@ def methods(outcome: Outcome) -> list[str]:
             "alone: other metrics and single labels are reported without correction for their number."
         ),
         (
-            f"Surface Dice (NSD) at {settings.tolerance:g} mm and HD95 weight surface elements by their area "
+            f"NSD, the surface Dice at {settings.tolerance:g} mm, and HD95 weight surface elements by their area "
             "(DeepMind's definition). Volume error is the absolute difference of the volumes."
         ),
     ]

@@ -9,8 +9,10 @@ import pytest
 from nnunet_ext.compare.analysis import MEAN, analyse
 from nnunet_ext.compare.labels import LabelSet
 from nnunet_ext.compare.metrics import METRICS
+from nnunet_ext.compare.outcome import Outcome, Settings
 from nnunet_ext.compare.statistics import estimate, holm
 from nnunet_ext.compare.study import Case, Entrant, Study
+from nnunet_ext.compare.words import headline, reason, sentence
 
 LABELS = LabelSet({"a": 1, "b": 2}, None, ".nii.gz", "SimpleITKIO")
 NAN = float("nan")
@@ -79,3 +81,49 @@ def test_equal_predictions_are_equivalent_from_five_cases_on():
     for cases, expected in ((4, "undecided"), (5, "equivalent")):
         table = [[0.5 + i / 100, 0.5] for i in range(cases)]
         assert analysed({"base": table, "other": table}).primary("other").verdict == expected
+
+
+def outcome_of(values):
+    study, scores = study_of(values)
+    settings = Settings()
+    return Outcome(study, settings, scores, analyse(study, scores, settings.margin, settings.seed), {}, {})
+
+
+def test_every_verdict_is_put_into_words():
+    generator = np.random.default_rng(0)
+    base = generator.uniform(0.7, 0.9, (40, 2))
+
+    def shifted(mean, spread):
+        return base + generator.normal(mean, spread, (40, 2))
+
+    outcome = outcome_of(
+        {
+            "base": base,
+            "up": shifted(0.05, 0.02),
+            "down": shifted(-0.05, 0.02),
+            "same": shifted(0, 0.002),
+            "slightly": shifted(0.002, 0.001),
+            "open": shifted(0.004, 0.05),
+        }
+    )
+    assert headline(outcome) == (
+        "up is better than base; down is worse than base; same and slightly are equivalent to base; for open it is "
+        "undecided."
+    )
+    assert sentence(outcome, "up").startswith("better, +4.98 Dice points (95% interval +")
+    assert "The interval lies above zero, and the signed-rank test agrees: p\N{NO-BREAK SPACE}<" in reason(
+        outcome, "up"
+    )
+    assert "The interval lies below zero" in reason(outcome, "down")
+    assert "within ±0.50 points, and the test against that margin rejects" in reason(outcome, "same")
+    assert "A difference is shown" not in reason(outcome, "same")
+    assert reason(outcome, "slightly").endswith("but one smaller than the margin.")
+    assert reason(outcome, "open").startswith("Neither is a difference shown (p")
+
+
+def test_sides_that_disagree_are_put_into_words():
+    base = np.full((36, 2), 0.5)
+    other = base + np.array([[-0.001 - i / 1e6] * 2 for i in range(30)] + [[0.2 + i / 1e3] * 2 for i in range(6)])
+    outcome = outcome_of({"base": base, "other": other})
+    assert headline(outcome) == "Undecided: other against base."
+    assert reason(outcome, "other").startswith("The mean and the signed ranks speak for different sides (p")
