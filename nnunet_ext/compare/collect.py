@@ -45,12 +45,14 @@ def collect_cross_validation(
     dataset_json = read_dataset_json(models[0] / "dataset.json")
     for model in models[1:]:
         check_same_labels(dataset_json, read_dataset_json(model / "dataset.json"), model.name, models[0].name)
-    truths = preprocessed / "gt_segmentations"
-    if not truths.is_dir():
-        raise FileNotFoundError(f"no such folder: {truths}; nnUNetv2_plan_and_preprocess puts the true labels there")
+    truths, ending = preprocessed / "gt_segmentations", dataset_json["file_ending"]
+    example = next(iter(sorted(truths.glob(f"*{ending}"))), None)
+    if example is None:
+        raise FileNotFoundError(
+            f"no {ending} files in {truths}; nnUNetv2_plan_and_preprocess puts the true labels there"
+        )
     check_same_labels(dataset_json, read_dataset_json(preprocessed / "dataset.json"), str(preprocessed), models[0].name)
-    ending = dataset_json["file_ending"]
-    labels = label_set(dataset_json, next(iter(sorted(truths.glob(f"*{ending}")))))
+    labels = label_set(dataset_json, example)
     splits, notes = _splits(preprocessed)
     entrants = []
     for name, (trainer, plan), model in zip(names, pairs, models, strict=True):

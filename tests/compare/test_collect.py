@@ -255,6 +255,12 @@ def test_a_missing_folder(tmp_path):
         collect_predictions(["a=nowhere", f"b={tmp_path}"], tmp_path)
 
 
+def test_missing_true_labels(results):
+    shutil.rmtree(results.preprocessed / "gt_segmentations")
+    with pytest.raises(FileNotFoundError, match=r"no \.nii\.gz files in .*gt_segmentations; nnUNetv2_plan"):
+        collect()
+
+
 def test_regions_and_ignore_label_are_those_of_nnunet(results):
     dataset = {
         "labels": {"background": 0, "whole": [1, 2], "core": [2], "edge": 1, "ignore": 3},
