@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk
 from selenium.webdriver.common.by import By
 
 pytestmark = pytest.mark.slow
@@ -20,7 +21,10 @@ TRAINERS = ["StockTrainer", "SASANTrainer"]
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory):
-    """Ten scans for training and two with labels for testing: planned, trained on two folds, compared, ensembled."""
+    """Ten scans for training and two with labels for testing: planned, trained on two folds, compared, ensembled.
+
+    At half their resolution, so that the plan's networks train in seconds on a CPU.
+    """
     root = tmp_path_factory.mktemp("example")
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (root / name).mkdir()
@@ -30,7 +34,8 @@ def example(tmp_path_factory):
         for kind, ending in (("images", "_0000.nii.gz"), ("labels", ".nii.gz")):
             (raw / f"{kind}{part}").mkdir(parents=True)
             for case in cases:
-                shutil.copy(source / f"{kind}Tr" / f"{case}{ending}", raw / f"{kind}{part}")
+                scan = sitk.ReadImage(str(source / f"{kind}Tr" / f"{case}{ending}"))
+                sitk.WriteImage(scan[::2, ::2, ::2], str(raw / f"{kind}{part}" / f"{case}{ending}"))
     dataset = json.loads((source / "dataset.json").read_text()) | {"numTraining": 10}
     (raw / "dataset.json").write_text(json.dumps(dataset))
     return root, run_example(root)
