@@ -61,7 +61,12 @@ def collect_cross_validation(
             command = _TRAIN.format(
                 dataset=results.name, configuration=configuration, fold=fold, trainer=trainer, plans=plan
             )
-            cases |= _fold_cases(model / f"fold_{fold}", fold, labels, truths, raw, splits, command)
+            more = _fold_cases(model / f"fold_{fold}", fold, labels, truths, raw, splits, command)
+            if twice := cases.keys() & more.keys():
+                raise ValueError(
+                    f"{name} validated {some_of(list(twice))} in several folds: choose folds that share none"
+                )
+            cases |= more
         entrants.append(Entrant(name, dict(sorted(cases.items())), trainer, model))
     _check_same_cases(entrants)
     _check_same_truth(entrants)

@@ -110,6 +110,17 @@ def test_another_split(results):
         collect()
 
 
+def test_a_case_in_two_folds(results):
+    case = results.splits[0]["val"][0]
+    edit(results.preprocessed / "splits_final.json", lambda splits: splits[1]["val"].append(case))
+    for trainer in TRAINERS:
+        first, second = (results.model(trainer) / f"fold_{fold}" / "validation" for fold in (0, 1))
+        shutil.copy(first / f"{case}.nii.gz", second)
+        results.evaluate(trainer, 1)
+    with pytest.raises(ValueError, match=f"nnUNetTrainer validated {case} in several folds"):
+        collect()
+
+
 def test_trainers_with_different_splits(results):
     """Without splits_final.json they are compared with each other."""
     (results.preprocessed / "splits_final.json").unlink()
