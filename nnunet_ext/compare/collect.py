@@ -83,7 +83,7 @@ def _folders(dataset: str) -> tuple[Path, Path, Path]:
         name = str(maybe_convert_to_dataset_name(dataset))
         results, preprocessed = Path(nnUNet_results) / name, Path(nnUNet_preprocessed) / name
     except RuntimeError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(str(error).splitlines()[0]) from error
     raw = Path(nnUNet_raw.get() or "") / name
     if not results.is_dir():
         raise FileNotFoundError(f"no such folder: {results}; nothing has been trained on {name}")

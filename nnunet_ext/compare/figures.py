@@ -17,6 +17,7 @@ from nnunet_ext.compare.words import count_text, difference_text, interval_text,
 
 _WIDTH = 5.0  # of a phone's page
 _MOST_DOTS = 5000  # in one plot: more make the page heavy and cover each other
+_MARKED_EPOCHS = 10
 _DICE = METRICS[PRIMARY]
 
 
@@ -229,9 +230,10 @@ def _curves(outcome: Outcome, curves: dict[str, list[tuple[list[int], list[float
                 for epoch, value in zip(epochs, values, strict=True):
                     by_epoch.setdefault(epoch, []).append(value)
             means = [float(np.mean(by_epoch[epoch])) for epoch in sorted(by_epoch)]
-            axes.plot(sorted(by_epoch), means, color=shade, linewidth=2.2, label=name)
+            marker = "o" if len(means) <= _MARKED_EPOCHS else None  # a single epoch has no line
+            axes.plot(sorted(by_epoch), means, color=shade, linewidth=2.2, marker=marker, label=name)
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(axis="y", color=GRID)
         axes.tick_params(axis="y", labelcolor=MUTED)
         figure.legend(loc="outside upper left", ncols=_columns(curves))

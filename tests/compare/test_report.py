@@ -175,6 +175,8 @@ def test_missing_labels_are_counted_and_told(results, report, tmp_path):
         (["-d", "4", "-tr", "A", "--predictions", "a=b"], "--predictions stands instead of -d and -tr"),
         (["--predictions", "a=b"], "--predictions needs --labels"),
         (["-d", "4", "-tr", "A", "B", "--labels", "x"], "--labels and --images belong to --predictions"),
+        (["-d", "77", "-tr", *NAMES], "Could not find a dataset with the ID 77"),
+        (["-d", "four", "-tr", *NAMES], "did not start with 'Dataset'"),
         (["-d", "4", "-tr", *NAMES, "--margin", "0"], "`margin`=0 must be above 0"),
         (["-d", "4", "-tr", *NAMES, "--tolerance", "-1"], "`tolerance`=-1 must be above 0"),
         (["-d", "4", "-tr", *NAMES, "-np", "0"], "-np 0 must be at least 1"),
