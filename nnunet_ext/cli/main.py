@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from nnunet_ext import __version__
-from nnunet_ext.cli import crossval, demo, doctor, fewshot, import_weights, networks, trainers
+from nnunet_ext.cli import compare, crossval, demo, doctor, fewshot, import_weights, networks, trainers
 
 _COMMANDS = {
     "trainers": trainers,
@@ -13,6 +13,7 @@ _COMMANDS = {
     "networks": networks,
     "fewshot": fewshot,
     "import-weights": import_weights,
+    "compare": compare,
     "demo": demo,
     "crossval": crossval,
 }

@@ -1,0 +1,61 @@
+"""Scores kept in a file per pair of segmentation maps, found again by what the files contain."""
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from nnunet_ext.compare import metrics
+from nnunet_ext.compare.labels import LabelSet
+
+Scores = dict[str, dict[str, Any]]
+
+
+def content_key(truth: Path, prediction: Path, labels: LabelSet, tolerance: float) -> str:
+    """SHA-256 of what the scores depend on, in hexadecimal digits."""
+    header = {
+        "version": metrics.VERSION,
+        "labels": [[name, value] for name, value in labels.labels.items()],
+        "ignore_label": labels.ignore_label,
+        "reader": labels.reader,
+        "tolerance": tolerance,
+        "truth": _file_hash(truth, truth.stat().st_mtime_ns),
+        "prediction": _file_hash(prediction, prediction.stat().st_mtime_ns),
+    }
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
+
+
+def read(folder: Path, key: str, labels: Mapping[str, Any]) -> Scores | None:
+    """The scores, or None if there are none or the file is damaged."""
+    try:
+        content = json.loads((folder / f"{key}.json").read_text())
+    except (OSError, ValueError):
+        return None
+    fields = set(metrics.LabelScores.__dataclass_fields__)
+    whole = isinstance(content, dict) and all(set(content.get(label) or ()) == fields for label in labels)
+    return content if whole else None
+
+
+def write(folder: Path, key: str, scores: Scores) -> None:
+    """Writes a file that appears complete or not at all.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    partial = folder / f"{key}.{uuid.uuid4().hex}.partial"
+    partial.write_text(json.dumps(scores))
+    os.replace(partial, folder / f"{key}.json")
+
+
+@lru_cache(maxsize=4096)
+def _file_hash(path: Path, changed: int) -> str:
+    """Of a file's bytes; `changed`, when it was last written, tells a new file of the same name from the old one."""
+    digest = hashlib.sha256()  # hashlib.file_digest needs Python 3.11
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()

@@ -1,0 +1,135 @@
+"""What a model costs: parameters, multiply-adds, time and memory."""
+
+import contextlib
+import io
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_ext.compare.logs import TrainingLog, read_training
+from nnunet_ext.compare.study import Study
+
+_EXTERNAL_TRAINERS = "nnUNet_extTrainer"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one entrant; NaN where it was not measured.
+
+    Attributes:
+        parameters: Number of the network's.
+        multiply_adds: Of convolutions and matrix products in one forward pass of the plan's patch, batch 1.
+        epoch_seconds: Median over epochs and folds.
+        scan_seconds: Median over scans and folds, of nnU-Net's final validation.
+        memory_gb: Highest peak that the logs have.
+        epochs: Trained, the fewest of all folds; 0 without logs.
+        iterations: An epoch, where logged.
+        patch_size: Of the plan, in voxels.
+        reason: Why the network could not be counted; empty if it was.
+    """
+
+    parameters: float = float("nan")
+    multiply_adds: float = float("nan")
+    epoch_seconds: float = float("nan")
+    scan_seconds: float = float("nan")
+    memory_gb: float = float("nan")
+    epochs: int = 0
+    iterations: int | None = None
+    patch_size: tuple[int, ...] = ()
+    reason: str = ""
+
+
+def training_logs(study: Study) -> dict[str, dict[str, TrainingLog]]:
+    """Logs by entrant and fold; none for folders of predictions."""
+    return {
+        entrant.name: {fold: read_training(entrant.model / f"fold_{fold}") for fold in study.folds}
+        for entrant in study.entrants
+        if entrant.model is not None
+    }
+
+
+def costs(study: Study, logs: Mapping[str, Mapping[str, TrainingLog]]) -> dict[str, Cost]:
+    """Costs by entrant; none for folders of predictions."""
+    result = {}
+    for entrant in study.entrants:
+        if entrant.model is None or entrant.trainer is None or study.configuration is None:
+            continue
+        read = list(logs[entrant.name].values())
+        size: dict[str, Any]
+        try:
+            size = network_size(entrant.model, entrant.trainer, study.configuration)
+        except Exception as error:  # a report without this number is better than none; the reason is shown
+            size = {"reason": f"{type(error).__name__}: {error}"}
+        result[entrant.name] = Cost(
+            epoch_seconds=_median([s for log in read for s in log.curve("seconds")[1]]),
+            scan_seconds=_median([s for log in read for s in log.scan_seconds]),
+            memory_gb=_highest([log.peak_memory_gb for log in read]),
+            epochs=min(len(log.epochs) for log in read),
+            iterations=next((log.iterations for log in read if log.iterations), None),
+            **size,
+        )
+    return result
+
+
+def network_size(model: Path, trainer: str, configuration: str) -> dict[str, Any]:
+    """Parameters, multiply-adds and patch size of the network that a trainer builds from a model's plan.
+
+    Raises:
+        RuntimeError: if nnU-Net does not find the trainer.
+    """
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from nnunet_ext.planning.cost import multiply_adds
+
+    plans = PlansManager(str(model / "plans.json"))
+    dataset = json.loads((model / "dataset.json").read_text())
+    chosen = plans.get_configuration(configuration)
+    channels = determine_num_input_channels(plans, chosen, dataset)
+    heads = plans.get_label_manager(dataset).num_segmentation_heads
+    trainer_class = _trainer_class(trainer)
+    with FakeTensorMode():
+        network = trainer_class.build_network_architecture(plans, chosen, channels, heads, False).eval()
+        patch = tuple(int(size) for size in chosen.patch_size)
+        return {
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "multiply_adds": multiply_adds(network, channels, patch),
+            "patch_size": patch,
+        }
+
+
+def _trainer_class(name: str) -> Any:
+    """The class as nnU-Net finds it; ours also where nnUNet_extTrainer is not set."""
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    from nnunet_ext.installed import trainers_folder
+
+    before = os.environ.get(_EXTERNAL_TRAINERS)
+    folders = [part for part in (before or "").split(os.pathsep) if part]
+    os.environ[_EXTERNAL_TRAINERS] = os.pathsep.join([*folders, str(trainers_folder())])
+    try:
+        # It prints where it looks, and what it imports warns of what PyTorch has deprecated.
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return recursive_find_trainer_class_by_name(name)
+    finally:
+        if before is None:
+            del os.environ[_EXTERNAL_TRAINERS]
+        else:
+            os.environ[_EXTERNAL_TRAINERS] = before
+
+
+def _median(values: list[float]) -> float:
+    return float(np.median(values)) if values else float("nan")
+
+
+def _highest(values: list[float]) -> float:
+    there = [value for value in values if np.isfinite(value)]
+    return max(there) if there else float("nan")

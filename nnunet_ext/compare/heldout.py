@@ -1,0 +1,67 @@
+"""Collects folders of predictions for a held-out test set."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nnunet_ext.compare.labels import check_same_labels, label_set, read_dataset_json
+from nnunet_ext.compare.study import Case, Entrant, Study, check_entrants, some_of
+
+TEST_FOLD = "test"
+
+
+def collect_predictions(
+    predictions: Sequence[str], labels: Path, images: Path | None = None, baseline: str | None = None
+) -> Study:
+    """Checks that every folder has a prediction for every label and nothing else.
+
+    Args:
+        predictions: NAME=FOLDER each; nnUNetv2_predict left dataset.json beside the predictions.
+        labels: Folder of the true segmentation maps.
+        images: Folder of the images, for the overlays.
+        baseline: A NAME; None: the first.
+
+    Raises:
+        ValueError: where cases or labels differ.
+        FileNotFoundError: for missing folders and files.
+    """
+    folders = _named(predictions)
+    baseline = baseline or next(iter(folders))
+    check_entrants(list(folders), baseline)
+    for folder in (*folders.values(), labels, *([images] if images else [])):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no such folder: {folder}")
+    (first, *others) = folders.items()
+    dataset = read_dataset_json(first[1] / "dataset.json")
+    for name, folder in others:
+        check_same_labels(dataset, read_dataset_json(folder / "dataset.json"), name, first[0])
+    ending = dataset["file_ending"]
+    truths = {path.name.removesuffix(ending): path for path in sorted(labels.glob(f"*{ending}"))}
+    if not truths:
+        raise ValueError(f"{labels} has no files that end in {ending}")
+    entrants = [Entrant(name, _cases(name, folder, truths, ending, images)) for name, folder in folders.items()]
+    chosen = label_set(dataset, next(iter(truths.values())))
+    return Study(f"Held-out set {labels.resolve().name}", entrants, baseline, chosen, [TEST_FOLD])
+
+
+def _named(predictions: Sequence[str]) -> dict[str, Path]:
+    folders: dict[str, Path] = {}
+    for text in predictions:
+        name, separator, folder = text.partition("=")
+        if not (name and separator and folder):
+            raise ValueError(f"--predictions {text!r} must be NAME=FOLDER, for example SASAN=predictions/SASANTrainer")
+        if name in folders:
+            raise ValueError(f"named twice: {name}")
+        folders[name] = Path(folder)
+    return folders
+
+
+def _cases(name: str, folder: Path, truths: Mapping[str, Path], ending: str, images: Path | None) -> dict[str, Case]:
+    found = {path.name.removesuffix(ending): path for path in folder.glob(f"*{ending}")}
+    for text, cases in (("has no prediction of", truths.keys() - found), ("has no label for", found.keys() - truths)):
+        if cases:
+            raise ValueError(f"the cases differ: {name} ({folder}) {text} {some_of(list(cases))}")
+    result = {}
+    for case, truth in truths.items():
+        image = images / f"{case}_0000{ending}" if images else None
+        result[case] = Case(case, TEST_FOLD, found[case], truth, image if image and image.is_file() else None)
+    return result

@@ -1,0 +1,86 @@
+"""The labels of a dataset as nnU-Net evaluates them: labels or regions, and the ignore label."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_ext.compare.metrics import Label
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """What is compared, and how its files are read.
+
+    Attributes:
+        labels: Value of each label, or values of each region, by its name; without background.
+        ignore_label: Its value.
+        file_ending: Of the segmentation maps.
+        reader: Name of nnU-Net's class that reads them.
+    """
+
+    labels: Mapping[str, Label]
+    ignore_label: int | None
+    file_ending: str
+    reader: str
+
+
+def read_dataset_json(path: Path) -> dict[str, Any]:
+    """The content of a dataset.json.
+
+    Raises:
+        FileNotFoundError: if it is missing.
+        ValueError: if it has no labels.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    content = json.loads(path.read_text())
+    if "labels" not in content or "file_ending" not in content:
+        raise ValueError(f"{path} has no `labels` or no `file_ending`: it is not nnU-Net's dataset.json")
+    return content
+
+
+def label_set(dataset: Mapping[str, Any], example: Path) -> LabelSet:
+    """The labels that a dataset.json declares, by the rules of nnU-Net's LabelManager.
+
+    Args:
+        dataset: Its content.
+        example: A segmentation map, to choose the reader.
+
+    Raises:
+        ValueError: if it declares none besides background, or nnU-Net cannot read the map.
+    """
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    manager = LabelManager(dataset["labels"], dataset.get("regions_class_order"))
+    values: list[Any] = manager.foreground_regions if manager.has_regions else manager.foreground_labels
+    if not values:
+        raise ValueError("dataset.json names no label besides background: there is nothing to compare")
+    names = {_canonical(value): name for name, value in dataset["labels"].items() if name != "ignore"}
+    try:
+        reader = determine_reader_writer_from_dataset_json(dict(dataset), str(example), verbose=False)
+    except RuntimeError as error:
+        raise ValueError(f"nnU-Net cannot read {example}: {error}") from error
+    plain = [_canonical(value) if isinstance(value, tuple) else int(value) for value in values]
+    return LabelSet(
+        {names.get(_canonical(value), str(value)): value for value in plain},
+        manager.ignore_label,
+        dataset["file_ending"],
+        reader.__name__,
+    )
+
+
+def _canonical(value: Any) -> tuple[int, ...]:
+    return tuple(int(v) for v in value) if isinstance(value, list | tuple) else (int(value),)
+
+
+def check_same_labels(expected: Mapping[str, Any], found: Mapping[str, Any], where: str, other: str) -> None:
+    """Raises ValueError, naming the difference, if two dataset.json declare other labels."""
+    for key in ("labels", "regions_class_order"):
+        if expected.get(key) != found.get(key):
+            raise ValueError(
+                f"the labels differ: {where} has `{key}`={found.get(key)}, {other} has {expected.get(key)}; "
+                "compare only what was trained and validated on the same labels"
+            )
