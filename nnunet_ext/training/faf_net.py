@@ -66,20 +66,31 @@ class FAFNetBaseTrainer(PluginTrainer):
         self._episode_support = self._on_device(self._draw_support())
 
     def train_step(self, batch: dict) -> dict:
-        queries, target = self._query_slices(
-            batch["data"].to(self.device, non_blocking=True), batch["target"].to(self.device, non_blocking=True)
-        )
-        images, masks = self._episode_support
+        data, target = (batch[key].to(self.device, non_blocking=True) for key in ("data", "target"))
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
-            # One episode, through the network's own call: DDP and torch.compile see no other.
-            episode = self.network(queries[None], images[None], masks[None])
-            logits = episode.logits[0]
-            if not self.label_manager.has_regions:
-                logits = torch.cat((torch.zeros_like(logits[:, :1]), logits), 1)
-            loss = self.loss(logits, target) + episode.alignment_loss + episode.prototype_loss
+            loss, _ = self.batch_loss(data, target)
         self._descend(loss)
         return {"loss": loss.detach().cpu().numpy()}
+
+    def batch_loss(self, data: Tensor, target: Any) -> tuple[Tensor, Any]:
+        queries, target = self._query_slices(data, target)
+        images, masks = self._episode_support
+        # One episode, through the network's own call: DDP and torch.compile see no other.
+        episode = self.network(queries[None], images[None], masks[None])
+        logits = episode.logits[0]
+        if not self.label_manager.has_regions:
+            logits = torch.cat((torch.zeros_like(logits[:, :1]), logits), 1)
+        return self.loss(logits, target) + episode.alignment_loss + episode.prototype_loss, (episode, logits)
+
+    def epoch_tensors(self) -> list[Tensor]:
+        classes = len(class_labels(self.label_manager))
+        slices, size = self.shots * classes, self.configuration_manager.patch_size[-2:]
+        self._episode_support = (
+            torch.empty(slices, self.num_input_channels, *size, device=self.device),
+            torch.empty(slices, classes, *size, device=self.device),
+        )
+        return list(self._episode_support)
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
