@@ -57,10 +57,17 @@ def unet(patch: tuple[int, ...]) -> nn.Module:
     )
 
 
+def em_net(patch: tuple[int, ...]) -> nn.Module:
+    """In the paper's widths, its stages laid out as from nnU-Net's plans."""
+    topology = ("patch_size", "n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides")
+    adapted = EMNet.adapt_topology(**{key: settings(patch)[key] for key in topology})
+    return EMNet(**settings(patch) | adapted)
+
+
 NETWORKS: dict[str, Callable[[tuple[int, ...]], nn.Module]] = {
     "nnU-Net": unet,
     "SASAN": lambda patch: SASAN(**settings(patch)),
-    "EM-Net": lambda patch: EMNet(**settings(patch)),
+    "EM-Net": em_net,
     "SALSTM": lambda patch: SALSTM(**settings(patch)),
     "LSTMSA": lambda patch: LSTMSA(**settings(patch)),
 }
