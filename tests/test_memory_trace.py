@@ -1,7 +1,10 @@
 """The traced memory of training steps, against what real runs hold."""
 
+import csv
+import re
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -232,3 +235,28 @@ def test_packages_with_kernels_of_their_own_stay_out_of_a_trace(monkeypatch):
     monkeypatch.setattr("nnunet_ext.ops.mamba_ssm_scan.why_unusable", lambda: None)
     monkeypatch.setattr(sys.modules["nnunet_ext.ops.causal_conv1d"], "_package_usable", lambda: True)
     assert trace_network(network, 1, SMALL["patch_size"], 2) == plain
+
+
+DOCUMENTATION = (Path(__file__).parent.parent / "docs" / "planning.md").read_text()
+
+
+def test_the_documentations_table_is_the_committed_measurement():
+    lines = [
+        "| | saved, traced | by hooks | ratio | step at 128 x 128 x 128 | saved | transient | seconds of the trace |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    with (Path(__file__).parent.parent / "benchmarks" / "results" / "planned_memory_cpu.csv").open() as file:
+        for row in csv.DictReader(file):
+            ratio = float(row["traced_to_measured"])
+            assert abs(ratio - 1) < 0.1
+            lines.append(
+                f"| {row['network']} | {row['traced_MB']} MB | {row['measured_MB']} MB | {ratio:.3f} | "
+                f"{row['planned_GB']} GB | {row['saved_GB']} GB | {row['transient_GB']} GB | {row['trace_s']} |"
+            )
+    assert "\n".join(lines) in DOCUMENTATION
+
+
+def test_the_documentations_example_runs(capsys):
+    (snippet,) = re.findall(r"```python\n(.*?)```", DOCUMENTATION, re.S)
+    exec(compile(snippet, "planning.md", "exec"), {})
+    assert "saved=" in capsys.readouterr().out

@@ -97,7 +97,8 @@ class TracedPlanner(ExperimentPlanner):
         """Why a configuration has its patch and batch size."""
         self._name = ""
         self._fullres_patch: list[int] | None = None
-        self._too_large: list[tuple[dict[str, Any], tuple[int, ...]]] = []
+        self._second_stage = False
+        self._too_large: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {}
 
     @property
     def folder(self) -> Path:
@@ -112,9 +113,9 @@ class TracedPlanner(ExperimentPlanner):
         """
         with redirect_stdout(StringIO()):  # nnU-Net prints its plans whole
             plans = super().plan_experiment()
-            fullres = plans["configurations"].get("3d_fullres")
-            if _CASCADE in plans["configurations"] and not self._fits_as_second_stage(fullres):
-                self.fitting.cascaded = True
+            if _CASCADE in plans["configurations"]:
+                # Its input has the first stage's segmentation too; 3d_fullres must fit with that as well.
+                self._second_stage = True
                 plans = super().plan_experiment()
         for name, identifier in shared_identifiers(plans, self.folder).items():
             plans["configurations"][name]["data_identifier"] = identifier
@@ -126,6 +127,9 @@ class TracedPlanner(ExperimentPlanner):
         if {"3d_fullres", "3d_lowres"} <= wanted:
             wanted.add(_CASCADE)
         plans["configurations"] = {name: found[name] for name in found if name in wanted}
+        for name in self.configurations:
+            if name in plans["configurations"]:
+                self._choose_batch_size(name, plans["configurations"][name])
         if _CASCADE not in wanted:
             plans["configurations"].get("3d_lowres", {}).pop("next_stage", None)
         recursive_fix_for_json_export(plans)
@@ -145,21 +149,20 @@ class TracedPlanner(ExperimentPlanner):
         _cache: dict,
     ) -> dict[str, Any]:
         """nnU-Net's plan of a configuration, with architecture, patch and batch size for this network."""
-        name = self._name = data_identifier.removeprefix(f"{self.plans_identifier}_")
+        name = data_identifier.removeprefix(f"{self.plans_identifier}_")
         if not self._is_needed(name):
             # nnU-Net reads on only to see whether a lower resolution than that of 3d_fullres is worth while.
             return {"patch_size": self._fullres_patch or tuple(median_shape), "spacing": spacing}
-        self._too_large = []
+        self._look_at(name)
+        self._too_large[name] = []
         shape = self._large_enough(spacing, median_shape[: len(spacing)])
-        with tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=None) as self._progress:
+        with self._progress_bar():
             plan = super().get_plans_for_configuration(
                 spacing, shape, data_identifier, approximate_n_voxels_dataset, {}
             )
             plan["median_image_size_in_voxels"] = median_shape
-            if self.used_preset is None:
-                self._fit(plan)
-            else:
-                self._apply(self.used_preset, plan)
+            patch = self.legal_patch(plan["patch_size"])
+            plan.update(patch_size=list(patch), architecture=self.architecture(plan["architecture"], patch))
         if name == "3d_fullres":
             self._fullres_patch = plan["patch_size"]
         return plan
@@ -182,19 +185,19 @@ class TracedPlanner(ExperimentPlanner):
             "_kw_requires_import": arch_kwargs_req_import,
         }
         patch = self.legal_patch(patch_size)
-        self._progress.set_description_str(f"{self._name}: {' x '.join(map(str, patch))}")
+        self._show(f"{self._name}: {_times(patch)}")
         try:
             architecture = self.architecture(unet, patch)
             fits = self.fitting.trace(architecture, patch, self.UNet_min_batch_size) is not None
         except ValueError as error:
             raise self._nothing_fits(error) from error
         if not fits:
-            self._too_large.append((architecture, patch))
+            self._too_large[self._name].append((architecture, patch))
         return _FITS if fits else _TOO_LARGE
 
     def legal_patch(self, patch_size: Sequence[int]) -> tuple[int, ...]:
         """The smallest patch, at least as large on every axis, that the network works with."""
-        return tuple(int(size) for size in patch_size)
+        return tuple(int(size) for size in (patch_size if self.used_preset is None else self.used_preset.patch_size))
 
     def architecture(self, unet: dict[str, Any], patch_size: Sequence[int]) -> dict[str, Any]:
         """`architecture` of the plan, for this network, from that of nnU-Net's U-Net.
@@ -202,6 +205,9 @@ class TracedPlanner(ExperimentPlanner):
         Raises:
             ValueError: if the network does not work with its stages.
         """
+        if self.used_preset is not None and self.network is not None:
+            preset = self.used_preset
+            return describe(self.network, {"patch_size": preset.patch_size, **preset.arguments, **self.settings})
         if min(patch_size) < 1 or unet["arch_kwargs"]["n_stages"] < 2:
             raise ValueError(f"a patch of {tuple(patch_size)} is too small to be pooled")
         if self.network is None:
@@ -219,26 +225,32 @@ class TracedPlanner(ExperimentPlanner):
         least = self.UNet_featuremap_min_edge_length * (1 if len(finest) > 1 else 1.5) * 2**self.poolings
         return [max(size, least) if axis in finest and self.poolings else size for axis, size in enumerate(shape)]
 
-    def _fit(self, plan: dict[str, Any]) -> None:
-        patch = self.legal_patch(plan["patch_size"])
-        architecture = self.architecture(plan["architecture"], patch)
-        most, least = int(plan["batch_size"]), self.UNet_min_batch_size
-        self._progress.set_description_str(f"{self._name}: {' x '.join(map(str, patch))}, batch size")
-        batch_size = self.fitting.largest_batch(architecture, patch, least, most)
-        plan.update(patch_size=list(patch), architecture=architecture, batch_size=batch_size)
-        begun = f"from {' x '.join(map(str, self._too_large[0][1]))}" if self._too_large else "not"
-        limit = "5% of the training voxels" if batch_size == most and most > least else "what fits"
-        self.reasons[self._name] = f"patch {begun} shrunk; batch: {limit if batch_size > least else 'the least'}"
+    def _progress_bar(self) -> tqdm:
+        self._progress = tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=None)
+        return self._progress
 
-    def _apply(self, preset: Preset, plan: dict[str, Any]) -> None:
-        assert self.network is not None  # for mypy: a preset is of a network
-        arguments = {"patch_size": preset.patch_size, **preset.arguments, **self.settings}
-        plan.update(
-            patch_size=list(preset.patch_size),
-            architecture=describe(self.network, arguments),
-            batch_size=preset.batch_size,
-        )
-        self.reasons[self._name] = f"preset: {preset.source}"
+    def _show(self, text: str) -> None:
+        self._progress.set_description_str(text)
+
+    def _look_at(self, name: str) -> None:
+        self._name = name
+        self.fitting.cascaded = self._second_stage and name == "3d_fullres"
+
+    def _choose_batch_size(self, name: str, plan: dict[str, Any]) -> None:
+        if self.used_preset is not None:
+            plan["batch_size"] = self.used_preset.batch_size
+            self.reasons[name] = f"preset: {self.used_preset.source}"
+            return
+        self._look_at(name)
+        most, least = int(plan["batch_size"]), self.UNet_min_batch_size
+        patch = tuple(plan["patch_size"])
+        with self._progress_bar():
+            self._show(f"{name}: {_times(patch)}, batch size")
+            batch_size = plan["batch_size"] = self.fitting.largest_batch(plan["architecture"], patch, least, most)
+        first = self._too_large[name][:1]
+        begun = f"from {_times(first[0][1])}" if first else "not"
+        limit = "5% of the training voxels" if batch_size == most else "what fits"
+        self.reasons[name] = f"patch {begun} shrunk; batch: {limit if batch_size > least else 'the least'}"
 
     def _suitable_preset(self) -> Preset:
         if self.preset is None:
@@ -251,24 +263,23 @@ class TracedPlanner(ExperimentPlanner):
             )
         return self.preset
 
-    def _fits_as_second_stage(self, fullres: dict[str, Any]) -> bool:
-        second = Fitting(self.trainer, self.dataset_json, self.target)
-        second.cascaded = True
-        return second.trace(fullres["architecture"], tuple(fullres["patch_size"]), fullres["batch_size"]) is not None
-
     def _nothing_fits(self, error: ValueError) -> ValueError:
-        if not self._too_large:
+        if not self._too_large[self._name]:
             return ValueError(f"{self._name}: {error}")
-        architecture, patch = self._too_large[-1]
+        architecture, patch = self._too_large[self._name][-1]
         needed = self.fitting.trace(architecture, patch, self.UNet_min_batch_size, unlimited=True)
         assert needed is not None  # for mypy: without a limit there is always a result
         gigabytes = needed.total / GIGABYTE
         return ValueError(
-            f"{self._name}: the smallest patch that the network works with here, {' x '.join(map(str, patch))}, needs "
+            f"{self._name}: the smallest patch that the network works with here, {_times(patch)}, needs "
             f"{gigabytes:.2f} GB for a batch of {self.UNet_min_batch_size} in {self.trainer.__name__}, more than the "
             f"{self.target / GIGABYTE:.2f} GB that {self.UNet_vram_target_GB:g} GB of GPU memory leave; "
             f"give at least {ceil(100 * gigabytes / (1 - MARGIN)) / 100:.2f} GB"
         )
+
+
+def _times(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
 
 
 def default_plans_name(trainer: type) -> str:
