@@ -1,6 +1,7 @@
 """Real, tiny nnU-Net runs through the console commands."""
 
 import json
+import os
 import re
 
 import pytest
@@ -9,6 +10,15 @@ import torch
 
 BUDGET = {"NNUNET_EXT_EPOCHS": "1", "NNUNET_EXT_ITERATIONS": "2", "NNUNET_EXT_VAL_ITERATIONS": "1"}
 TINY_PLAN = ("--gpu-memory", "0.15", "-c", "3d_fullres")
+SHORT_STOCK_TRAINER = """
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+class ShortStockTrainer(nnUNetTrainer):
+    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cpu")):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, 2, 1
+"""
 
 
 def train(nnunet, trainer, configuration, *options, **environment):
@@ -124,17 +134,17 @@ def test_stock_trainer_trains_a_plan_that_names_our_network(nnunet, name_network
 @pytest.mark.parametrize(
     ("trainer", "plans"), [("SASANTrainer", "nnUNetSASANPlans"), ("EMNetTrainer", "nnUNetEMNetPlans")]
 )
-def test_planned_trained_and_predicted_on_shared_data(nnunet, tmp_path, trainer, plans):
-    """By the trainer and by nnU-Net's own, on the data of nnU-Net's default plan."""
+def test_planned_trained_and_predicted_on_shared_data(nnunet, tmp_path, monkeypatch, trainer, plans):
+    """By the trainer and by nnU-Net's own, a few iterations of it, on the data of nnU-Net's default plan."""
     printed = nnunet.run("nnunet_ext", "plan", "-d", "4", "-tr", trainer, *TINY_PLAN)
     assert "nothing to preprocess: the data are there" in printed
     configuration = json.loads((nnunet.preprocessed / f"{plans}.json").read_text())["configurations"]["3d_fullres"]
     assert configuration["data_identifier"] == "nnUNetPlans_3d_fullres"
-    train(nnunet, trainer, "3d_fullres", "-p", plans)
-    # nnU-Net's own trainer for one epoch of 250 iterations; our budget variables do not bind it.
-    stock = "nnUNetTrainer_1epoch"
-    train(nnunet, stock, "3d_fullres", "-p", plans)
-    for name in (trainer, stock):
+    (tmp_path / "ShortStockTrainer.py").write_text(SHORT_STOCK_TRAINER)
+    folders = (nnunet.environment["nnUNet_extTrainer"], str(tmp_path))
+    monkeypatch.setitem(nnunet.environment, "nnUNet_extTrainer", os.pathsep.join(folders))
+    for name in (trainer, "ShortStockTrainer"):
+        train(nnunet, name, "3d_fullres", "-p", plans)
         predict(nnunet, name, "3d_fullres", tmp_path / name, plans)
     assert not list(nnunet.preprocessed.glob(f"{plans}_*"))
 
