@@ -1,1 +1,25 @@
-"""Experiment planners, one per network, and the papers' settings as plan presets."""
+"""nnU-Net's experiment planner for each of our networks, and the papers' own settings."""
+
+from nnunet_ext.planning.planner import TracedPlanner
+from nnunet_ext.plans.em_net import EMNetPlanner
+from nnunet_ext.plans.faf_net import FAFNetPlanner
+from nnunet_ext.plans.lstm_sa import LSTMSAPlanner, SALSTMPlanner
+from nnunet_ext.plans.sasan import SASANPlanner
+from nnunet_ext.plans.stock import StockPlanner
+
+PLANNERS: tuple[type[TracedPlanner], ...] = (
+    SASANPlanner,
+    EMNetPlanner,
+    SALSTMPlanner,
+    LSTMSAPlanner,
+    FAFNetPlanner,
+    StockPlanner,
+)
+
+__all__ = ["PLANNERS", "planner_for", *(planner.__name__ for planner in PLANNERS)]
+
+
+def planner_for(trainer: type) -> type[TracedPlanner]:
+    """The planner of a trainer's network; nnU-Net's own trainers, and others, train the plan's U-Net."""
+    network = getattr(trainer, "network_class", None)
+    return next((planner for planner in PLANNERS if planner.network is network), StockPlanner)

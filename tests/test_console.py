@@ -1,6 +1,7 @@
 """Real, tiny nnU-Net runs through the console commands."""
 
 import json
+import os
 import re
 
 import pytest
@@ -8,6 +9,16 @@ import SimpleITK as sitk
 import torch
 
 BUDGET = {"NNUNET_EXT_EPOCHS": "1", "NNUNET_EXT_ITERATIONS": "2", "NNUNET_EXT_VAL_ITERATIONS": "1"}
+TINY_PLAN = ("--gpu-memory", "0.15", "-c", "3d_fullres")
+SHORT_STOCK_TRAINER = """
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+class ShortStockTrainer(nnUNetTrainer):
+    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cpu")):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, 2, 1
+"""
 
 
 def train(nnunet, trainer, configuration, *options, **environment):
@@ -117,6 +128,41 @@ def test_stock_trainer_trains_a_plan_that_names_our_network(nnunet, name_network
     trainer = "nnUNetTrainer_1epoch"
     train(nnunet, trainer, "3d_fullres_tiny", "-p", f"{name}Plans")
     predict(nnunet, trainer, "3d_fullres_tiny", tmp_path, f"{name}Plans")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("trainer", "plans"), [("SASANTrainer", "nnUNetSASANPlans"), ("EMNetTrainer", "nnUNetEMNetPlans")]
+)
+def test_planned_trained_and_predicted_on_shared_data(nnunet, tmp_path, monkeypatch, trainer, plans):
+    """By the trainer and by nnU-Net's own, a few iterations of it, on the data of nnU-Net's default plan."""
+    printed = nnunet.run("nnunet_ext", "plan", "-d", "4", "-tr", trainer, *TINY_PLAN)
+    assert "nothing to preprocess: the data are there" in printed
+    configuration = json.loads((nnunet.preprocessed / f"{plans}.json").read_text())["configurations"]["3d_fullres"]
+    assert configuration["data_identifier"] == "nnUNetPlans_3d_fullres"
+    (tmp_path / "ShortStockTrainer.py").write_text(SHORT_STOCK_TRAINER)
+    folders = (nnunet.environment["nnUNet_extTrainer"], str(tmp_path))
+    monkeypatch.setitem(nnunet.environment, "nnUNet_extTrainer", os.pathsep.join(folders))
+    for name in (trainer, "ShortStockTrainer"):
+        train(nnunet, name, "3d_fullres", "-p", plans)
+        predict(nnunet, name, "3d_fullres", tmp_path / name, plans)
+    assert not list(nnunet.preprocessed.glob(f"{plans}_*"))
+
+
+@pytest.mark.slow
+def test_a_missing_fingerprint_is_extracted_and_other_data_are_preprocessed_by_the_printed_command(nnunet):
+    file = nnunet.preprocessed / "dataset_fingerprint.json"
+    before = file.read_text()
+    file.unlink()
+    options = ("--plans-name", "Coarse", "--overwrite-target-spacing", "2", "2", "2")
+    arguments = ("-tr", "StockTrainer", "-c", "3d_fullres", *options)
+    printed = nnunet.run("nnunet_ext", "plan", "-d", nnunet.dataset, *arguments)
+    assert json.loads(file.read_text()).keys() == json.loads(before).keys()
+    (command,) = [line.split() for line in printed.splitlines() if "nnUNetv2_preprocess" in line]
+    nnunet.run(*command, "-np", "2")
+    again = nnunet.run("nnunet_ext", "plan", "-d", "4", *arguments)
+    assert "nothing to preprocess" in again
+    train(nnunet, "StockTrainer", "3d_fullres", "-p", "Coarse")
 
 
 @pytest.mark.slow

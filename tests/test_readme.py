@@ -168,6 +168,14 @@ def test_nnunet_commands(nnunet, tmp_path):
 
 
 @pytest.mark.slow
+def test_plan_command(nnunet, tmp_path):
+    (line,) = [block for block in blocks("bash") if "nnunet_ext plan" in block]
+    assert "-p nnUNetSASANPlans" in README
+    assert "Written: " in bash(line, nnunet.environment, tmp_path)
+    assert (nnunet.preprocessed / "nnUNetSASANPlans.json").is_file()
+
+
+@pytest.mark.slow
 def test_examples(nnunet, tmp_path):
     bash(f"bash '{ROOT}/examples/demo.sh' '{tmp_path}/a b' cpu", nnunet.environment | BUDGET, tmp_path)
     assert len(list((tmp_path / "a b" / "predictions" / "SASANTrainer").glob("*.nii.gz"))) == 4

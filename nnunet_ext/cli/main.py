@@ -5,12 +5,13 @@ import sys
 from collections.abc import Sequence
 
 from nnunet_ext import __version__
-from nnunet_ext.cli import compare, crossval, demo, doctor, fewshot, import_weights, networks, trainers
+from nnunet_ext.cli import compare, crossval, demo, doctor, fewshot, import_weights, networks, plan, trainers
 
 _COMMANDS = {
     "trainers": trainers,
     "doctor": doctor,
     "networks": networks,
+    "plan": plan,
     "fewshot": fewshot,
     "import-weights": import_weights,
     "compare": compare,

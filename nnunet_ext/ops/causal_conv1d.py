@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_ext.ops.native import NativeLibrary, Strided, native_library, pointer
+from nnunet_ext.ops.tracing import is_traced
 
 
 def causal_conv1d_reference(
@@ -54,7 +55,7 @@ def causal_conv1d(
         raise ValueError(f"`bias` must have the shape ({weight.shape[0]},), got {tuple(bias.shape)}")
     if x.device.type == "cpu":
         return _convolution(x, weight, bias, activation == "silu", reverse)
-    if x.device.type == "cuda" and not torch.compiler.is_compiling() and _package_usable() and not reverse:
+    if x.device.type == "cuda" and not is_traced(x) and _package_usable() and not reverse:
         from causal_conv1d import causal_conv1d_fn
 
         return causal_conv1d_fn(x, weight, bias, activation=activation)

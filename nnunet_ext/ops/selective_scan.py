@@ -9,6 +9,7 @@ from torch import Tensor
 from nnunet_ext.ops import mamba_ssm_scan
 from nnunet_ext.ops.native import native_library
 from nnunet_ext.ops.scan_operator import selective_scan_operator
+from nnunet_ext.ops.tracing import is_traced
 
 BACKENDS = ("mamba_ssm", "triton", "cpu", "torch")
 
@@ -83,7 +84,7 @@ def selective_scan(
     """
     _check(u, delta, A, B, C, D, z, delta_bias)
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
-    chosen = _choose(backend, u.device.type, dtype, torch.compiler.is_compiling())
+    chosen = _choose(backend, u.device.type, dtype, is_traced(u))
     tensors = [None if x is None else x.to(dtype) for x in (u, delta, A, _grouped(B), _grouped(C), D, z, delta_bias)]
     if chosen == "mamba_ssm":
         y, state = mamba_ssm_scan.scan(tensors, delta_softplus, reverse)

@@ -24,7 +24,7 @@ _MAX_GRADIENT_NORM = 12  # nnU-Net's
 
 
 class FAFNetBaseTrainer(PluginTrainer):
-    """FAF-Net with a support from the labels of the training fold; what it learns from is `episode_loss`'s to say.
+    """FAF-Net with a support from the labels of the training fold; what it learns from is `batch_loss`'s to say.
 
     What the network predicts with, in validation, in checkpoints and so in nnUNetv2_predict, is the support of a fixed,
     seeded set of slices, which is encoded anew for each of these. The optimiser is the authors'.
@@ -61,8 +61,8 @@ class FAFNetBaseTrainer(PluginTrainer):
         super().on_train_start()
         self._log_support()
 
-    def episode_loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """Loss of a batch, by one call of the network: DDP and torch.compile see no other."""
+    def batch_loss(self, batch: dict[str, Any]) -> tuple[Tensor, Any]:
+        """By one call of the network: DDP and torch.compile see no other."""
         raise NotImplementedError
 
     def train_step(self, batch: dict) -> dict:
@@ -71,7 +71,7 @@ class FAFNetBaseTrainer(PluginTrainer):
         }
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
-            loss = self.episode_loss(on_device)
+            loss, _ = self.batch_loss(on_device)
         self._descend(loss)
         return {"loss": loss.detach().cpu().numpy()}
 

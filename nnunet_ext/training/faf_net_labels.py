@@ -1,9 +1,12 @@
 """Training of FAF-Net from labels: slices of nnU-Net's batches are segmented by support slices, anew every epoch."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from nnunet_ext.fewshot.bank import class_labels
 from nnunet_ext.training.faf_net import SEED, FAFNetBaseTrainer
 
 
@@ -25,14 +28,23 @@ class FAFNetLabelTrainer(FAFNetBaseTrainer):
         generator = np.random.default_rng((SEED, self.current_epoch, self.local_rank))
         self.epoch_support = self.on_device(self.support_bank.draw(self.shots, generator))
 
-    def episode_loss(self, batch: dict[str, Tensor]) -> Tensor:
+    def batch_loss(self, batch: dict[str, Any]) -> tuple[Tensor, Any]:
         queries, target = self._query_slices(batch["data"], batch["target"])
         images, masks = self.epoch_support
         episode = self.network(queries[None], images[None], masks[None])
         logits = episode.logits[0]
         if not self.label_manager.has_regions:
             logits = torch.cat((torch.zeros_like(logits[:, :1]), logits), 1)
-        return self.loss(logits, target) + episode.alignment_loss + episode.prototype_loss
+        return self.loss(logits, target) + episode.alignment_loss + episode.prototype_loss, (episode, logits)
+
+    def epoch_tensors(self) -> list[Tensor]:
+        classes = len(class_labels(self.label_manager))
+        slices, size = self.shots * classes, self.configuration_manager.patch_size[-2:]
+        self.epoch_support = (
+            torch.empty(slices, self.num_input_channels, *size, device=self.device),
+            torch.empty(slices, classes, *size, device=self.device),
+        )
+        return list(self.epoch_support)
 
     def _query_slices(self, data: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """At most `max_slices` slices of every sample: (B, M, D, H, W) -> (Q, M, H, W); 2D data as they are."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
@@ -57,11 +58,21 @@ class FAFNetSupervoxelTrainer(FAFNetBaseTrainer):
         """Below the preprocessed data, among whose files nnU-Net wants none of another kind."""
         return Path(self.preprocessed_dataset_folder) / "supervoxels"
 
-    def episode_loss(self, batch: dict[str, Tensor]) -> Tensor:
+    def batch_loss(self, batch: dict[str, Any]) -> tuple[Tensor, Any]:
         episode = self.network(
             batch["query_images"], batch["support_images"], batch["support_masks"], batch["query_masks"]
         )
-        return episode.query_loss + episode.alignment_loss + episode.prototype_loss
+        return episode.query_loss + episode.alignment_loss + episode.prototype_loss, episode
+
+    def example_batch(self, _: int) -> dict[str, Tensor]:
+        """A batch in the shapes of `SupervoxelEpisodes`, of as many episodes whatever the plan's batch size."""
+        size = self.configuration_manager.patch_size[-2:]
+        channels = {"images": self.num_input_channels, "masks": 1}
+        return {
+            f"{role}_{kind}": torch.empty(self.episodes, 1, count, *size, device=self.device)
+            for role in ("support", "query")
+            for kind, count in channels.items()
+        }
 
     def _make_supervoxels(self) -> None:
         training, _ = self.get_tr_and_val_datasets()

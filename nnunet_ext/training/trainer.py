@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import nn
+from torch import Tensor, nn
 
 from nnunet_ext import __version__
 from nnunet_ext.console import RESUMABLE_EXIT
@@ -87,6 +87,19 @@ class PluginTrainer(nnUNetTrainer):
         if self.network_class is None or not self.enable_deep_supervision:
             return super()._get_deep_supervision_scales()
         return output_scales(self.network_class, self.configuration_manager)
+
+    def batch_loss(self, batch: dict[str, Any]) -> tuple[Tensor, Any]:
+        """The loss of a batch, and what else `train_step` holds until its end: what planning traces.
+
+        As nnU-Net's `train_step` has it; who overrides that overrides this. A trainer whose batches have not nnU-Net's
+        data and target also has `example_batch(batch_size)`, which makes one.
+        """
+        output = self.network(batch["data"])
+        return self.loss(output, batch["target"]), output
+
+    def epoch_tensors(self) -> list[Tensor]:
+        """Takes tensors without content for what an epoch keeps on the device beside its batches, and returns them."""
+        return []
 
     @property
     def budget(self) -> Budget:

@@ -1,0 +1,108 @@
+"""Backward passes on tensors of a device that is not there.
+
+PyTorch's engine asks the device of every gradient for its streams, also for tensors without content, so it cannot run
+for CUDA where there is no GPU. This one runs the same nodes, in the same order, in Python.
+"""
+
+import heapq
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def run_backward(loss: Tensor) -> None:
+    """`loss.backward()` of a scalar: adds gradients to the `grad` of the leaves and frees the graph on the way.
+
+    Nodes run as the engine runs them: those that were made last first, each as soon as all of its gradients are there,
+    leaves at once. Hooks of tensors and nodes are not called. The caller must hold nothing but `loss`, whose graph is
+    detached, or what the graph saves stays alive.
+    """
+    root: Any = loss.grad_fn
+    run = _Run(root, torch.ones_like(loss))
+    loss.detach_()
+    del root
+    with torch.no_grad():
+        while run.ready:
+            run.next()
+
+
+class _Run:
+    """The nodes that have not run, and the gradients that have reached them."""
+
+    def __init__(self, root: Any, gradient: Tensor) -> None:
+        self.users = _count_users(root)
+        self.received: dict[Any, list[Tensor | None]] = {root: [gradient]}
+        self.ready: list[tuple[int, int, Any]] = []
+        self._order = count()
+        self._push(root)
+
+    def next(self) -> None:
+        _, _, node = heapq.heappop(self.ready)
+        # Only nodes that use this one could hold it now, and they have run: after this call, what it saved is freed.
+        del self.users[node]
+        for gradient, target, index in _run(node, self.received.pop(node, [])):
+            if gradient is not None:
+                _receive(self.received, target, index, gradient)
+            self.users[target] -= 1
+            if self.users[target] == 0:
+                self._push(target)
+
+    def _push(self, node: Any) -> None:
+        heapq.heappush(self.ready, (-node._sequence_nr(), next(self._order), node))
+
+
+def _count_users(root: Any) -> dict[Any, int]:
+    """Edges into every node of a graph."""
+    users = {root: 0}
+    stack = [root]
+    while stack:
+        for target, _ in stack.pop().next_functions:
+            if target is not None:
+                if target not in users:
+                    users[target] = 0
+                    stack.append(target)
+                users[target] += 1
+    return users
+
+
+def _receive(received: dict, target: Any, index: int, gradient: Tensor) -> None:
+    inputs = target._input_metadata
+    meta = inputs[index]
+    if gradient.shape != meta.shape:
+        gradient = gradient.sum_to_size(meta.shape)
+    if gradient.dtype != meta.dtype:
+        gradient = gradient.to(meta.dtype)
+    slots = received.setdefault(target, [None] * len(inputs))
+    slots[index] = gradient if slots[index] is None else slots[index] + gradient
+
+
+def _run(node: Any, gradients: list[Tensor | None]) -> list[tuple[Tensor | None, Any, int]]:
+    """What a node gives, with the node and the input of it that gets it."""
+    edges = [(target, index) for target, index in node.next_functions if target is not None]
+    if all(gradient is None for gradient in gradients):
+        return [(None, *edge) for edge in edges]
+    if hasattr(node, "variable"):  # a leaf
+        leaf, (gradient,) = node.variable, gradients
+        leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+        return []
+    metadata = node._input_metadata
+    if isinstance(node, torch.autograd.function.BackwardCFunction):
+        # Whether it wants None or zeros is not readable; these zeros take no memory.
+        zipped = zip(gradients, metadata, strict=True)
+        results = _as_tuple(node.apply(*(_zeros(meta) if gradient is None else gradient for gradient, meta in zipped)))
+        needed = list(node.needs_input_grad)  # one entry an argument, tensor or not
+    else:
+        results = _as_tuple(node(*gradients))
+        needed = [target is not None for target, _ in node.next_functions]
+    chosen = (result for result, need in zip(results, needed, strict=True) if need)
+    return [(result, *edge) for result, edge in zip(chosen, edges, strict=True)]
+
+
+def _as_tuple(results: Any) -> tuple:
+    return results if isinstance(results, tuple) else (results,)
+
+
+def _zeros(meta: Any) -> Tensor:
+    return torch.zeros((), dtype=meta.dtype, device=meta.device).expand(meta.shape)

@@ -1,0 +1,104 @@
+"""What a plan costs and why it is as it is, as a table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from nnunet_ext.planning.cost import multiply_adds
+from nnunet_ext.planning.memory import TrainingMemory, trace_step
+from nnunet_ext.planning.trainer_step import trainer_step
+
+_GIGABYTE = 1e9
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a configuration of a plan costs.
+
+    Attributes:
+        name: The configuration.
+        patch_size: Voxels.
+        batch_size: Samples.
+        strides: Into every stage, per axis.
+        memory: Traced memory of the training step.
+        multiply_adds: Of one forward pass of one patch; see `nnunet_ext.planning.cost.multiply_adds`.
+        parameters: Number of them.
+    """
+
+    name: str
+    patch_size: tuple[int, ...]
+    batch_size: int
+    strides: tuple[tuple[int, ...], ...]
+    memory: TrainingMemory
+    multiply_adds: int
+    parameters: int
+
+
+def plan_costs(trainer: Any, plans: dict[str, Any], dataset_json: dict) -> list[Cost]:
+    """Traces every configuration of a plan as a trainer would train it."""
+    return [_cost(trainer, plans, name, dataset_json) for name in plans["configurations"]]
+
+
+def _cost(trainer: Any, plans: dict[str, Any], name: str, dataset_json: dict) -> Cost:
+    manager = PlansManager(plans)
+    configuration = manager.get_configuration(name)
+    channels = determine_num_input_channels(manager, configuration, dataset_json)
+    classes = manager.get_label_manager(dataset_json).num_segmentation_heads
+    patch = tuple(configuration.patch_size)
+    with FakeTensorMode():
+        network = trainer.build_network_architecture(manager, configuration, channels, classes, False).eval()
+        operations = multiply_adds(network, channels, patch)
+    batch_size = configuration.batch_size
+    return Cost(
+        name=name,
+        patch_size=patch,
+        batch_size=batch_size,
+        strides=tuple(tuple(stride) for stride in configuration.pool_op_kernel_sizes),
+        memory=trace_step(trainer_step(trainer, plans, name, dataset_json, batch_size)),
+        multiply_adds=operations,
+        parameters=sum(p.numel() for p in network.parameters()),
+    )
+
+
+def cost_table(costs: Sequence[Cost]) -> str:
+    """One column a configuration."""
+    rows = [("", [cost.name for cost in costs])]
+    rows += [(title, [tell(cost) for cost in costs]) for title, tell in _ROWS.items()]
+    widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(costs))]
+    head = max(len(title) for title, _ in rows)
+    return "\n".join(
+        f"{title:<{head}}  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        for title, cells in rows
+    )
+
+
+def times(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def _strides(cost: Cost) -> str:
+    """Of every stage after the first: one number where the axes agree."""
+    return " ".join(str(s[0]) if len(set(s)) == 1 else "x".join(map(str, s)) for s in cost.strides[1:])
+
+
+def _gigabytes(part: str) -> Any:
+    return lambda cost: f"{getattr(cost.memory, part) / _GIGABYTE:.2f}"
+
+
+_ROWS = {
+    "patch": lambda cost: times(cost.patch_size),
+    "batch": lambda cost: str(cost.batch_size),
+    "strides": _strides,
+    "memory, GB": _gigabytes("total"),
+    "  parameters": _gigabytes("parameters"),
+    "  gradients": _gigabytes("gradients"),
+    "  optimiser state": _gigabytes("optimiser_state"),
+    "  saved for backward": _gigabytes("saved"),
+    "  largest transient": _gigabytes("transient"),
+    "multiply-adds, G": lambda cost: f"{cost.multiply_adds / 1e9:.1f}",
+    "parameters, M": lambda cost: f"{cost.parameters / 1e6:.1f}",
+}
