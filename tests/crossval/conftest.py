@@ -1,4 +1,5 @@
 import copy
+import json
 import os
 import shutil
 from pathlib import Path
@@ -25,13 +26,23 @@ class Space:
         shutil.copytree(nnunet.preprocessed, self.preprocessed)
         self.results.mkdir(parents=True)
         folders = {folder.parent.name: str(folder.parent) for folder in (self.raw, self.preprocessed, self.results)}
-        self.environment = nnunet.environment | folders | BUDGET
+        # Threads of trainings side by side would otherwise wait for each other at full speed.
+        self.environment = nnunet.environment | folders | BUDGET | {"OMP_WAIT_POLICY": "PASSIVE"}
+        self._add_configuration()
+
+    def _add_configuration(self) -> None:
+        """A tiny network that sees a slice at once, so that validation takes a second."""
+        file = self.preprocessed / "nnUNetPlans.json"
+        plans = json.loads(file.read_text())
+        configurations = plans["configurations"]
+        configurations["2d_small"] = configurations["2d_tiny"] | {"patch_size": configurations["2d"]["patch_size"]}
+        file.write_text(json.dumps(plans))
 
     @property
     def bookkeeping(self) -> Path:
-        return self.results / "crossval" / "2d_tiny"
+        return self.results / "crossval" / "2d_small"
 
-    def experiment(self, trainers=("StockTrainer", "SASANTrainer"), configuration="2d_tiny", **options):
+    def experiment(self, trainers=("StockTrainer", "SASANTrainer"), configuration="2d_small", **options):
         defaults = {"folds": (0, 1), "report": self.report, "device": "cpu", "environment": self.environment}
         return make_experiment("4", configuration, trainers, **defaults | options)
 
@@ -40,7 +51,7 @@ class Space:
 
     def options(self, *further, trainers=("StockTrainer", "SASANTrainer"), folds=("0", "1")):
         return [
-            *("crossval", "-d", "4", "-c", "2d_tiny", "-tr", *trainers, "--folds", *folds),
+            *("crossval", "-d", "4", "-c", "2d_small", "-tr", *trainers, "--folds", *folds),
             *("--device", "cpu", "-o", str(self.report), *further),
         ]
 

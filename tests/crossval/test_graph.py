@@ -20,7 +20,7 @@ def finish(space, *trainers, folds=(0, 1)):
     import torch
 
     for trainer in trainers:
-        model = space.results / f"{trainer}__nnUNetPlans__2d_tiny"
+        model = space.results / f"{trainer}__nnUNetPlans__2d_small"
         for fold in folds:
             (model / f"fold_{fold}" / "validation").mkdir(parents=True)
             torch.save({}, model / f"fold_{fold}" / "checkpoint_final.pth")
@@ -47,10 +47,10 @@ def test_parts_and_commands(space):
     assert graph.nodes["compare"].needs == (f"pool_{stock}", f"pool_{sasan}")
     found = commands(graph)
     assert found["plan_nnUNetPlans"] == "nnUNetv2_plan_experiment -d 4 -pl ExperimentPlanner"
-    assert found["preprocess_nnUNetPlans"] == "nnUNetv2_preprocess -d 4 -plans_name nnUNetPlans -c 2d_tiny"
-    assert found[f"train_{sasan}_1"] == "nnUNetv2_train 4 2d_tiny 1 -tr SASANTrainer -p nnUNetPlans -device cpu --npz"
+    assert found["preprocess_nnUNetPlans"] == "nnUNetv2_preprocess -d 4 -plans_name nnUNetPlans -c 2d_small"
+    assert found[f"train_{sasan}_1"] == "nnUNetv2_train 4 2d_small 1 -tr SASANTrainer -p nnUNetPlans -device cpu --npz"
     assert found["compare"] == (
-        f"nnunet_ext compare -d 4 -c 2d_tiny -tr StockTrainer SASANTrainer -p nnUNetPlans -f 0 1 -o {space.report}"
+        f"nnunet_ext compare -d 4 -c 2d_small -tr StockTrainer SASANTrainer -p nnUNetPlans -f 0 1 -o {space.report}"
     )
     assert "BEST" in found["predict_ensemble"]
 
@@ -92,7 +92,7 @@ def test_plans_with_the_same_data_are_preprocessed_once(space):
     assert [name for name in graph.nodes if "process" in name] == ["preprocess_nnUNetPlans"]
     assert graph.nodes["train_SASANTrainer__OwnPlans_0"].needs == ("unpack_nnUNetPlans",)
     assert "-tr StockTrainer SASANTrainer -p nnUNetPlans OwnPlans" in commands(graph)["compare"]
-    plans["configurations"]["2d_tiny"]["data_identifier"] = "other"
+    plans["configurations"]["2d_small"]["data_identifier"] = "other"
     (space.preprocessed / "OwnPlans.json").write_text(json.dumps(plans))
     assert "preprocess_OwnPlans" in space.graph(plans=("nnUNetPlans", "OwnPlans")).nodes
 
@@ -162,17 +162,17 @@ def test_the_options_of_an_experiment_give_it_again(space):
 
 
 def test_dry_run_prints_states_and_commands_and_does_nothing(space, capsys):
-    options = ["-d", "4", "-c", "2d_tiny", "-tr", "StockTrainer", "SASANTrainer", "--folds", "0", "--device", "cpu"]
+    options = ["-d", "4", "-c", "2d_small", "-tr", "StockTrainer", "SASANTrainer", "--folds", "0", "--device", "cpu"]
     assert main(["crossval", *options, "-o", str(space.report), "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"finished +plan_nnUNetPlans\n", printed)
-    assert re.search(r"not started +train_SASANTrainer__nnUNetPlans_0.*\n +nnUNetv2_train 4 2d_tiny 0 -tr", printed)
+    assert re.search(r"not started +train_SASANTrainer__nnUNetPlans_0.*\n +nnUNetv2_train 4 2d_small 0 -tr", printed)
     assert re.search(r"not started +compare  after pool_StockTrainer__nnUNetPlans, pool_SASAN", printed)
     assert list(space.results.iterdir()) == []
 
 
 def test_a_user_mistake_is_one_line(space, capsys):
-    assert main(["crossval", "-d", "4", "-c", "2d_tiny", "-tr", "X", "--device", "cpu"]) == 2
+    assert main(["crossval", "-d", "4", "-c", "2d_small", "-tr", "X", "--device", "cpu"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 

@@ -46,7 +46,7 @@ def test_killed_in_the_middle_and_resumed_to_the_report(space):
     shutil.rmtree(space.preprocessed / "gt_segmentations")
     (space.preprocessed / "dataset_fingerprint.json").unlink()
     (space.preprocessed / "splits_final.json").unlink(missing_ok=True)
-    second = space.results / "SASANTrainer__nnUNetPlans__2d_tiny" / "fold_0"
+    second = space.results / "SASANTrainer__nnUNetPlans__2d_small" / "fold_0"
     process = start(space)
     wait_until(lambda: list(second.glob("training_log_*.txt")), process)
     running = space.bookkeeping / "running" / "train_SASANTrainer__nnUNetPlans_0.pid"
@@ -58,7 +58,7 @@ def test_killed_in_the_middle_and_resumed_to_the_report(space):
     assert f"process {child} is still at work on train_SASANTrainer__nnUNetPlans_0" in refused.stdout
     os.killpg(child, signal.SIGKILL)
 
-    first = space.results / "StockTrainer__nnUNetPlans__2d_tiny" / "fold_0"
+    first = space.results / "StockTrainer__nnUNetPlans__2d_small" / "fold_0"
     written = (first / "checkpoint_final.pth").stat().st_mtime_ns
     done = space.crossval()
     assert done.returncode == 0, done.stdout
@@ -66,7 +66,7 @@ def test_killed_in_the_middle_and_resumed_to_the_report(space):
     assert "running  train_SASANTrainer__nnUNetPlans_0" in done.stdout
     assert "preprocess" not in done.stdout
     for trainer in ("StockTrainer", "SASANTrainer"):
-        pooled = space.results / f"{trainer}__nnUNetPlans__2d_tiny" / "crossval_results_folds_0_1"
+        pooled = space.results / f"{trainer}__nnUNetPlans__2d_small" / "crossval_results_folds_0_1"
         assert len(json.loads((pooled / "summary.json").read_text())["metric_per_case"]) == 4
     assert (space.report / "report.html").is_file()
     again = space.crossval()
@@ -79,7 +79,7 @@ def test_ctrl_c_and_a_request_leave_what_can_be_gone_on_with(space):
     """SIGUSR1 makes a trainer of ours end after its epoch with a checkpoint, from which it goes on exactly there."""
     space.environment["NNUNET_EXT_EPOCHS"] = "1000"
     options = {"trainers": ["SASANTrainer"], "folds": ["0"]}
-    fold = space.results / "SASANTrainer__nnUNetPlans__2d_tiny" / "fold_0"
+    fold = space.results / "SASANTrainer__nnUNetPlans__2d_small" / "fold_0"
 
     def logs():
         return sorted(fold.glob("training_log_*.txt"), key=lambda file: file.stat().st_mtime)
@@ -113,7 +113,7 @@ def processes():
 
 def test_a_training_that_fails_does_not_stop_another(space):
     """One trainer cannot write its results."""
-    blocked = space.results / "SASANTrainer__nnUNetPlans__2d_tiny"
+    blocked = space.results / "SASANTrainer__nnUNetPlans__2d_small"
     blocked.mkdir()
     (blocked / "fold_0").write_text("a file where a folder should be")
     done = space.crossval(trainers=["SASANTrainer", "StockTrainer"], folds=["0"])

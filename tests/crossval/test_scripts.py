@@ -19,7 +19,19 @@ def write(space, tmp_path, capsys):
     preamble.write_text("module load cuda\nconda activate it\n")
 
     def run(engine, *options):
-        arguments = ["crossval", "-d", "4", "-c", "2d_tiny", "-tr", "StockTrainer", "SASANTrainer", "--folds", "1", "3"]
+        arguments = [
+            "crossval",
+            "-d",
+            "4",
+            "-c",
+            "2d_small",
+            "-tr",
+            "StockTrainer",
+            "SASANTrainer",
+            "--folds",
+            "1",
+            "3",
+        ]
         cluster = ["--partition", "gpu", "--time", "24:00:00", "--preamble", str(preamble), "-o", str(space.report)]
         assert main([*arguments, *cluster, f"--{engine}", "--dry-run", *options]) == 0
         assert "to submit: bash " in capsys.readouterr().out
@@ -67,7 +79,7 @@ def test_slurm(write, space):
 def test_lsf(write):
     scripts = write("lsf", "--num-gpus", "2", "--warn-before", "90")
     train = directives(scripts[f"train_{SASAN}"], "BSUB")
-    assert f'-J "crossval-4-2d_tiny-train_{SASAN}[2,4]"' in train  # indices begin at 1
+    assert f'-J "crossval-4-2d_small-train_{SASAN}[2,4]"' in train  # indices begin at 1
     for expected in ('-Q "75"', "-wa USR1 -wt 2", "-W 1440", '-gpu "num=2"', "-q gpu", "-r"):
         assert expected in train
     assert scripts[f"train_{SASAN}"].rstrip().endswith(f'--only "train_{SASAN}_$((LSB_JOBINDEX - 1))"')
@@ -86,7 +98,7 @@ def test_shellcheck_has_nothing_to_say(write, space, engine):
 def test_only_missing_folds_are_submitted(write, space):
     import torch
 
-    fold = space.results / f"{SASAN}__2d_tiny" / "fold_1"
+    fold = space.results / f"{SASAN}__2d_small" / "fold_1"
     (fold / "validation").mkdir(parents=True)
     (fold / "validation" / "summary.json").write_text("{}")
     torch.save({}, fold / "checkpoint_final.pth")
@@ -135,7 +147,7 @@ def test_wrong_times():
 
 def test_without_slurm_the_scripts_are_there(write, space, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "/nowhere")
-    options = ["-d", "4", "-c", "2d_tiny", "-tr", "SASANTrainer", "--folds", "0", "--slurm"]
+    options = ["-d", "4", "-c", "2d_small", "-tr", "SASANTrainer", "--folds", "0", "--slurm"]
     assert main(["crossval", *options]) == 2
     assert "there is no sbatch here; on a machine of the cluster: bash " in capsys.readouterr().err
     assert (space.bookkeeping / "slurm" / "submit.sh").is_file()

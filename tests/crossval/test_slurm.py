@@ -66,7 +66,7 @@ def test_array_and_dependencies_run_to_the_report(space, slurm, ask, wait):
     assert "are still in the queue" in again.stdout
     wait(lambda: not ask("squeue", "--noheader"))
     for trainer in ("StockTrainer", "SASANTrainer"):
-        model = space.results / f"{trainer}__nnUNetPlans__2d_tiny"
+        model = space.results / f"{trainer}__nnUNetPlans__2d_small"
         assert (model / "crossval_results_folds_0_1" / "summary.json").is_file()
     assert (space.report / "report.html").is_file()
     assert "All parts are finished." in space.crossval("--slurm", environment=slurm).stdout
@@ -82,7 +82,7 @@ def test_a_training_that_reaches_its_time_limit_is_resumed(space, slurm, ask, wa
     submitted = space.crossval("--slurm", *limits, trainers=["SASANTrainer"], folds=["0"], environment=slurm)
     assert submitted.returncode == 0, submitted.stdout
     job = next(line.split()[0] for line in submitted.stdout.splitlines() if " train_SASAN" in line)
-    fold = space.results / "SASANTrainer__nnUNetPlans__2d_tiny" / "fold_0"
+    fold = space.results / "SASANTrainer__nnUNetPlans__2d_small" / "fold_0"
     wait(lambda: "Restarts=1" in ask("scontrol", "show", "job", f"{job}_0"))
     wait(lambda: (fold / "checkpoint_latest.pth").is_file(), 10)
     done = torch.load(fold / "checkpoint_latest.pth", weights_only=False)["current_epoch"]

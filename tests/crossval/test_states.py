@@ -5,7 +5,6 @@ import os
 import shutil
 
 import numpy as np
-import pytest
 import torch
 
 from nnunet_ext.crossval.state import (
@@ -168,8 +167,7 @@ def test_predictions_need_every_case(tmp_path):
     assert prediction_state(tmp_path, ["patient.1", "patient.2"], ".nii.gz", []) is NOT_STARTED
 
 
-@pytest.mark.parametrize("configuration", ["2d_tiny", "2d"])
-def test_the_split_of_a_folder_is_kept(space, configuration):
+def test_the_split_of_a_folder_is_kept(space):
     splits = space.preprocessed / "splits_final.json"
     splits.write_text(json.dumps([{"train": ["x"], "val": ["y"]}]))
     unpack(space.preprocessed / "nnUNetPlans_2d")
