@@ -152,6 +152,12 @@ def nnunet(tmp_path_factory):
 
 
 @pytest.fixture
+def all_scans(tmp_path_factory):
+    """As `nnunet`, with all of the shipped scans."""
+    return NNUNetWorkspace(tmp_path_factory.mktemp("all_scans"), cases=24)
+
+
+@pytest.fixture
 def run_ranks(tmp_path):
     """Runs a script as the two ranks of a DDP training, its arguments the rank and a file to meet at."""
 

@@ -8,6 +8,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from benchmarks import few_shot
+
 BUDGET = {"NNUNET_EXT_EPOCHS": "1", "NNUNET_EXT_ITERATIONS": "2", "NNUNET_EXT_VAL_ITERATIONS": "1"}
 TINY_PLAN = ("--gpu-memory", "0.15", "-c", "3d_fullres")
 SHORT_STOCK_TRAINER = """
@@ -109,6 +111,7 @@ def test_unset_folders_are_named(nnunet, monkeypatch):
         ("SALSTMTrainer", "3d_fullres_tiny"),
         ("FAFNetTrainer", "2d"),
         ("FAFNetTrainer", "3d_fullres_tiny"),
+        ("FAFNetFewShotTrainer", "2d"),
     ],
 )
 def test_other_trainers_and_configurations(nnunet, tmp_path, trainer, configuration):
@@ -116,34 +119,38 @@ def test_other_trainers_and_configurations(nnunet, tmp_path, trainer, configurat
     predict(nnunet, trainer, configuration, tmp_path)
 
 
+@pytest.fixture
+def short_stock_trainer(nnunet, tmp_path, monkeypatch):
+    """nnU-Net's own trainer for a few iterations: our budget variables do not bind it."""
+    (tmp_path / "ShortStockTrainer.py").write_text(SHORT_STOCK_TRAINER)
+    folders = (nnunet.environment["nnUNet_extTrainer"], str(tmp_path))
+    monkeypatch.setitem(nnunet.environment, "nnUNet_extTrainer", os.pathsep.join(folders))
+    return "ShortStockTrainer"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SASAN", "EMNet", "LSTMSA"])
-def test_stock_trainer_trains_a_plan_that_names_our_network(nnunet, name_network, name, tmp_path):
+def test_stock_trainer_trains_a_plan_that_names_our_network(nnunet, name_network, name, tmp_path, short_stock_trainer):
     """The third way to use a network: `network_class_name` of a plan, under nnU-Net's own trainer."""
     plans = nnunet.plans
     name_network(name, plans["configurations"]["3d_fullres_tiny"])
     plans["plans_name"] = f"{name}Plans"
     (nnunet.preprocessed / f"{name}Plans.json").write_text(json.dumps(plans))
-    # nnU-Net's own trainer for one epoch of 250 iterations; our budget variables do not bind it.
-    trainer = "nnUNetTrainer_1epoch"
-    train(nnunet, trainer, "3d_fullres_tiny", "-p", f"{name}Plans")
-    predict(nnunet, trainer, "3d_fullres_tiny", tmp_path, f"{name}Plans")
+    train(nnunet, short_stock_trainer, "3d_fullres_tiny", "-p", f"{name}Plans")
+    predict(nnunet, short_stock_trainer, "3d_fullres_tiny", tmp_path / "masks", f"{name}Plans")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainer", "plans"), [("SASANTrainer", "nnUNetSASANPlans"), ("EMNetTrainer", "nnUNetEMNetPlans")]
 )
-def test_planned_trained_and_predicted_on_shared_data(nnunet, tmp_path, monkeypatch, trainer, plans):
+def test_planned_trained_and_predicted_on_shared_data(nnunet, tmp_path, short_stock_trainer, trainer, plans):
     """By the trainer and by nnU-Net's own, a few iterations of it, on the data of nnU-Net's default plan."""
     printed = nnunet.run("nnunet_ext", "plan", "-d", "4", "-tr", trainer, *TINY_PLAN)
     assert "nothing to preprocess: the data are there" in printed
     configuration = json.loads((nnunet.preprocessed / f"{plans}.json").read_text())["configurations"]["3d_fullres"]
     assert configuration["data_identifier"] == "nnUNetPlans_3d_fullres"
-    (tmp_path / "ShortStockTrainer.py").write_text(SHORT_STOCK_TRAINER)
-    folders = (nnunet.environment["nnUNet_extTrainer"], str(tmp_path))
-    monkeypatch.setitem(nnunet.environment, "nnUNet_extTrainer", os.pathsep.join(folders))
-    for name in (trainer, "ShortStockTrainer"):
+    for name in (trainer, short_stock_trainer):
         train(nnunet, name, "3d_fullres", "-p", plans)
         predict(nnunet, name, "3d_fullres", tmp_path / name, plans)
     assert not list(nnunet.preprocessed.glob(f"{plans}_*"))
@@ -175,3 +182,16 @@ def test_imported_weights_are_accepted_as_pretrained(nnunet, golden, authors_pla
         nnunet, "SASANTrainer", "authors", "-p", "AuthorsPlans", "-pretrained_weights", str(tmp_path / "ours.pth")
     )
     assert "encoder.fine.0.mask shape torch.Size([1, 4, 32, 32, 32])" in printed
+
+
+@pytest.mark.slow
+def test_few_shot_training_beats_no_training_and_copied_masks(all_scans):
+    """Without labels on 19 scans; the posterior part is then shown in one scan at a time and found in five others."""
+    budget = {"NNUNET_EXT_EPOCHS": "8", "NNUNET_EXT_ITERATIONS": "125", "NNUNET_EXT_VAL_ITERATIONS": "1"}
+    train(all_scans, "FAFNetFewShotTrainer", "3d_fullres", **budget)
+    split = json.loads((all_scans.preprocessed / "splits_final.json").read_text())[0]
+    model = all_scans.model("FAFNetFewShotTrainer", "3d_fullres").parent
+    found = few_shot.means(few_shot.dice(model, all_scans.raw, split["train"][:3], split["val"], label=2))
+    print(found)
+    assert found["trained"] > found["untrained"] + 0.2
+    assert found["trained"] > found["shown slices copied"] + 0.03
