@@ -78,7 +78,6 @@ SHAPES = {
     "two modalities": (*ISOTROPIC, 2),
     "2D": ([1, 96, 128], [999.0, 1.0, 1.0]),
     "very small": ([6, 9, 7], [1.0, 1.0, 1.0]),
-    "very large": ([500, 512, 512], [0.8, 0.8, 0.8]),
 }
 GIGABYTES = {
     "SASANTrainer": 0.5,
@@ -164,11 +163,20 @@ EVERY_SHAPE = ("SASANTrainer", "EMNetTrainer")
 )
 def test_all_shapes_and_networks(dataset, trainer, shape):
     dataset.describe(*SHAPES[shape])
-    wanted = {"2D": ["2d"], "very large": ["3d_fullres", "3d_lowres"]}.get(shape, ["3d_fullres"])
-    plans = plan(dataset, trainer, GIGABYTES[trainer], "-c", *wanted)
-    if shape == "very large":
-        assert {"3d_lowres", "3d_cascade_fullres"} <= plans["configurations"].keys()
+    plans = plan(dataset, trainer, GIGABYTES[trainer], "-c", "2d" if shape == "2D" else "3d_fullres")
     check(dataset, trainer, GIGABYTES[trainer], plans)
+
+
+@pytest.mark.slow
+def test_very_large_images_get_a_lower_resolution_and_a_second_stage_that_fit(dataset):
+    trainer = "SASANTrainer"
+    dataset.describe([400, 512, 512], [1.0, 0.8, 0.8])
+    plans = plan(dataset, trainer, 24, "-c", "3d_fullres", "3d_lowres")
+    assert list(plans["configurations"]) == ["3d_lowres", "3d_fullres", "3d_cascade_fullres"]
+    dataset_json = json.loads((dataset.preprocessed / "dataset.json").read_text())
+    totals = {name: traced(trainer, plans, name, dataset_json) for name in plans["configurations"]}
+    assert max(totals.values()) <= 24 * (1 - MARGIN) * GIGABYTE
+    assert totals["3d_cascade_fullres"] > totals["3d_fullres"]  # it reads two labels more
 
 
 def test_a_budget_too_small_states_the_memory_needed(dataset, capsys):
