@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -146,7 +147,9 @@ def test_demo_refuses_other_settings_than_it_began_with(tmp_path, capsys):
 def test_demo_refuses_a_folder_in_which_another_one_works(tmp_path, capsys):
     space = Workspace(tmp_path, Settings(iterations=10, device="cpu"))
     space.command_pid.write_text(str(os.getppid()))
+    before = signal.getsignal(signal.SIGTERM)
     assert main(["demo", "--folder", str(tmp_path), "--device", "cpu", "--iterations", "10"]) == 2
+    assert signal.getsignal(signal.SIGTERM) is before
     assert f"process {os.getppid()} is still at work" in capsys.readouterr().err
 
 

@@ -24,8 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.demo.run import run_demo
 
-    signal.signal(signal.SIGTERM, _stop)
-    return run_demo(arguments.folder, arguments.trainers, arguments.iterations, arguments.device)
+    previous = signal.signal(signal.SIGTERM, _stop)
+    try:
+        return run_demo(arguments.folder, arguments.trainers, arguments.iterations, arguments.device)
+    finally:
+        # What is forked later, in the same process, must die of this signal.
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _stop(*_: object) -> None:
