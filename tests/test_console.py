@@ -11,7 +11,7 @@ import torch
 from benchmarks import few_shot
 
 BUDGET = {"NNUNET_EXT_EPOCHS": "1", "NNUNET_EXT_ITERATIONS": "2", "NNUNET_EXT_VAL_ITERATIONS": "1"}
-TINY_PLAN = ("--gpu-memory", "0.15", "-c", "3d_fullres")
+TINY_PLAN = ("--gpu-memory", "0.3", "-c", "3d_fullres")
 SHORT_STOCK_TRAINER = """
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer

@@ -272,8 +272,8 @@ class TracedPlanner(ExperimentPlanner):
         gigabytes = needed.total / GIGABYTE
         return ValueError(
             f"{self._name}: the smallest patch that the network works with here, {_times(patch)}, needs "
-            f"{gigabytes:.2f} GB for a batch of {self.UNet_min_batch_size} in {self.trainer.__name__}, more than the "
-            f"{self.target / GIGABYTE:.2f} GB that {self.UNet_vram_target_GB:g} GB of GPU memory leave; "
+            f"{gigabytes:.3g} GB for a batch of {self.UNet_min_batch_size} in {self.trainer.__name__}, more than the "
+            f"{self.target / GIGABYTE:.3g} GB that {self.UNet_vram_target_GB:g} GB of GPU memory leave; "
             f"give at least {ceil(100 * gigabytes / (1 - MARGIN)) / 100:.2f} GB (a smaller patch: {error})"
         )
 
