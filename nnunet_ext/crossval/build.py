@@ -21,20 +21,22 @@ def build_graph(experiment: Experiment) -> Graph:
         ValueError: for a configuration that a plan lacks, a plan that nothing can write, and a cascade.
     """
     nodes = [_fingerprint(experiment), *(_plan(experiment, plans) for plans in experiment.plans)]
-    unpacked: dict[str, str] = {}
+    prepared: dict[str, tuple[str, ...]] = {}
     for plans in experiment.plans:
         _check_plan(experiment, plans)
         first = _shares_data_with(experiment, plans)
         if first == plans:
             nodes += [_preprocess(experiment, plans), _unpack(experiment, plans)]
-        unpacked[plans] = f"unpack_{first}"
+        # All by name: what is finished does not ask for what it was made of, and a training reads every one of them.
+        prepared[plans] = ("fingerprint", f"plan_{plans}", f"preprocess_{first}", f"unpack_{first}")
     for fold in experiment.folds:
-        nodes += [_train(experiment, model, fold, unpacked[model.plans]) for model in experiment.models]
-    nodes += [_pool(experiment, model) for model in experiment.models]
+        nodes += [_train(experiment, model, fold, prepared[model.plans]) for model in experiment.models]
+    pools = [_pool(experiment, model) for model in experiment.models]
+    nodes += pools
     if len(experiment.models) > 1:
-        nodes.append(_compare(experiment))
+        nodes.append(_compare(experiment, pools))
     if experiment.ensemble:
-        nodes.append(_ensemble(experiment))
+        nodes.append(_ensemble(experiment, pools))
     if experiment.test is not None:
         nodes += [_predict(experiment, model) for model in experiment.models]
         if experiment.ensemble:
@@ -139,7 +141,7 @@ def _unpack(e: Experiment, plans: str) -> Node:
     )
 
 
-def _train(e: Experiment, model: Model, fold: int, unpacked: str) -> Node:
+def _train(e: Experiment, model: Model, fold: int, prepared: tuple[str, ...]) -> Node:
     folder = e.fold_folder(model, fold)
 
     def command() -> list[str]:
@@ -156,7 +158,7 @@ def _train(e: Experiment, model: Model, fold: int, unpacked: str) -> Node:
 
     return Node(
         f"train_{model.name}_{fold}",
-        (unpacked,),
+        prepared,
         partial(state.training_state, folder, e.ensemble),
         command,
         f"train_{model.name}",
@@ -180,7 +182,7 @@ def _pool(e: Experiment, model: Model) -> Node:
     )
 
 
-def _compare(e: Experiment) -> Node:
+def _compare(e: Experiment, pools: Sequence[Node]) -> Node:
     command = ["nnunet_ext", "compare", "-d", e.dataset_id, "-c", e.configuration, *e.model_options]
     if e.baseline is not None:
         command += ["--baseline", e.baseline]
@@ -188,15 +190,25 @@ def _compare(e: Experiment) -> Node:
     # The report names trainers, with their plans only where these differ.
     names = [model.trainer if len(e.plans) == 1 else model.name for model in e.models]
     pooled = [e.pooled_folder(model) for model in e.models]
-    read = partial(state.report_state, e.report, names, [str(fold) for fold in e.folds], pooled)
-    return Node("compare", _pools(e), read, lambda: command, "compare")
+    own = partial(state.report_state, e.report, names, [str(fold) for fold in e.folds], pooled)
+    return _of_pools("compare", pools, own, command)
 
 
-def _ensemble(e: Experiment) -> Node:
+def _ensemble(e: Experiment, pools: Sequence[Node]) -> Node:
     models = [model.name for model in e.models]
     command = [sys.executable, "-m", "nnunet_ext.crossval.ensemble", e.dataset, e.configuration, "--models", *models]
     command += ["--folds", *map(str, e.folds)]
-    return Node("ensemble", _pools(e), partial(ensemble_state, e), lambda: command, "ensemble")
+    return _of_pools("ensemble", pools, partial(ensemble_state, e), command)
+
+
+def _of_pools(name: str, pools: Sequence[Node], own: Callable[[], State], command: list[str]) -> Node:
+    """What is made of pooled results is finished only while they are: a fold may have been removed to train it anew."""
+
+    def read() -> State:
+        pooled = all(pool.state() is State.FINISHED for pool in pools)
+        return own() if pooled else State.NOT_STARTED
+
+    return Node(name, tuple(pool.name for pool in pools), read, lambda: command, name)
 
 
 def _predict(e: Experiment, model: Model) -> Node:
@@ -205,9 +217,9 @@ def _predict(e: Experiment, model: Model) -> Node:
     command += ["-f", *map(str, e.folds), "-device", e.device]
     if e.ensemble:
         command.append("--save_probabilities")
-    checkpoints = [e.fold_folder(model, fold) / "checkpoint_final.pth" for fold in e.folds]
+    summaries = [e.fold_folder(model, fold) / "validation" / "summary.json" for fold in e.folds]
     trainings = tuple(f"train_{model.name}_{fold}" for fold in e.folds)
-    return _predicting(e, model.name, trainings, lambda: command, lambda: checkpoints, on_gpu=True)
+    return _predicting(e, model.name, trainings, lambda: command, lambda: summaries, on_gpu=True)
 
 
 def _predict_ensemble(e: Experiment) -> Node:
@@ -255,10 +267,6 @@ def _predicting(
 
 def _partial(target: Path) -> Path:
     return target.with_name(f"{target.name}.partial")
-
-
-def _pools(e: Experiment) -> tuple[str, ...]:
-    return tuple(f"pool_{model.name}" for model in e.models)
 
 
 def _processes(e: Experiment) -> list[str]:
