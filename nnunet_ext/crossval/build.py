@@ -31,12 +31,11 @@ def build_graph(experiment: Experiment) -> Graph:
         prepared[plans] = ("fingerprint", f"plan_{plans}", f"preprocess_{first}", f"unpack_{first}")
     for fold in experiment.folds:
         nodes += [_train(experiment, model, fold, prepared[model.plans]) for model in experiment.models]
-    pools = [_pool(experiment, model) for model in experiment.models]
-    nodes += pools
+    nodes += [_pool(experiment, model) for model in experiment.models]
     if len(experiment.models) > 1:
-        nodes.append(_compare(experiment, pools))
+        nodes.append(_compare(experiment))
     if experiment.ensemble:
-        nodes.append(_ensemble(experiment, pools))
+        nodes.append(_ensemble(experiment))
     if experiment.test is not None:
         nodes += [_predict(experiment, model) for model in experiment.models]
         if experiment.ensemble:
@@ -179,10 +178,11 @@ def _pool(e: Experiment, model: Model) -> Node:
         partial(state.pooling_state, e.pooled_folder(model), [e.fold_folder(model, fold) for fold in e.folds]),
         lambda: command,
         name,
+        follows=True,
     )
 
 
-def _compare(e: Experiment, pools: Sequence[Node]) -> Node:
+def _compare(e: Experiment) -> Node:
     command = ["nnunet_ext", "compare", "-d", e.dataset_id, "-c", e.configuration, *e.model_options]
     if e.baseline is not None:
         command += ["--baseline", e.baseline]
@@ -190,25 +190,19 @@ def _compare(e: Experiment, pools: Sequence[Node]) -> Node:
     # The report names trainers, with their plans only where these differ.
     names = [model.trainer if len(e.plans) == 1 else model.name for model in e.models]
     pooled = [e.pooled_folder(model) for model in e.models]
-    own = partial(state.report_state, e.report, names, [str(fold) for fold in e.folds], pooled)
-    return _of_pools("compare", pools, own, command)
+    read = partial(state.report_state, e.report, names, [str(fold) for fold in e.folds], pooled)
+    return Node("compare", _pools(e), read, lambda: command, "compare", follows=True)
 
 
-def _ensemble(e: Experiment, pools: Sequence[Node]) -> Node:
+def _ensemble(e: Experiment) -> Node:
     models = [model.name for model in e.models]
     command = [sys.executable, "-m", "nnunet_ext.crossval.ensemble", e.dataset, e.configuration, "--models", *models]
     command += ["--folds", *map(str, e.folds)]
-    return _of_pools("ensemble", pools, partial(ensemble_state, e), command)
+    return Node("ensemble", _pools(e), partial(ensemble_state, e), lambda: command, "ensemble", follows=True)
 
 
-def _of_pools(name: str, pools: Sequence[Node], own: Callable[[], State], command: list[str]) -> Node:
-    """What is made of pooled results is finished only while they are: a fold may have been removed to train it anew."""
-
-    def read() -> State:
-        pooled = all(pool.state() is State.FINISHED for pool in pools)
-        return own() if pooled else State.NOT_STARTED
-
-    return Node(name, tuple(pool.name for pool in pools), read, lambda: command, name)
+def _pools(e: Experiment) -> tuple[str, ...]:
+    return tuple(f"pool_{model.name}" for model in e.models)
 
 
 def _predict(e: Experiment, model: Model) -> Node:
@@ -217,9 +211,9 @@ def _predict(e: Experiment, model: Model) -> Node:
     command += ["-f", *map(str, e.folds), "-device", e.device]
     if e.ensemble:
         command.append("--save_probabilities")
-    summaries = [e.fold_folder(model, fold) / "validation" / "summary.json" for fold in e.folds]
+    checkpoints = [e.fold_folder(model, fold) / "checkpoint_final.pth" for fold in e.folds]
     trainings = tuple(f"train_{model.name}_{fold}" for fold in e.folds)
-    return _predicting(e, model.name, trainings, lambda: command, lambda: summaries, on_gpu=True)
+    return _predicting(e, model.name, trainings, lambda: command, lambda: checkpoints, on_gpu=True)
 
 
 def _predict_ensemble(e: Experiment) -> Node:
@@ -262,7 +256,8 @@ def _predicting(
         shutil.rmtree(target, ignore_errors=True)
         _partial(target).rename(target)
 
-    return Node(f"predict_{name}", needs, read, command, f"predict_{name}", on_gpu, before, after)
+    group = f"predict_{name}"
+    return Node(group, needs, read, command, group, on_gpu, follows=True, before=before, after=after)
 
 
 def _partial(target: Path) -> Path:

@@ -111,6 +111,24 @@ def test_a_fold_that_is_removed_is_trained_again_and_what_was_made_of_it(space):
     missing = [node.name for node in graph.missing(graph.states())]
     assert missing[-3:] == ["train_SASANTrainer__nnUNetPlans_1", "pool_SASANTrainer__nnUNetPlans", "compare"]
     assert not any("StockTrainer" in name for name in missing)
+    assert "outdated    compare  after pool_SASANTrainer__nnUNetPlans\n" in describe(space.experiment(), graph)
+
+
+def test_a_fold_that_is_validated_anew_is_pooled_anew(space):
+    """For an ensemble its validation is repeated; what was pooled of the first one is finished until then."""
+    finish(space, "StockTrainer", "SASANTrainer")
+    graph = space.graph(ensemble=True)
+    for model in ("StockTrainer", "SASANTrainer"):
+        validation = space.results / f"{model}__nnUNetPlans__2d_small" / "fold_0" / "validation"
+        (validation / "summary.json").write_text('{"metric_per_case": [{}], "foreground_mean": {"Dice": 0.5}}')
+        pooled = validation.parent.parent / "crossval_results_folds_0_1" / "summary.json"
+        pooled.write_text(pooled.read_text())
+    states = graph.states()
+    assert states["pool_SASANTrainer__nnUNetPlans"] is State.FINISHED
+    missing = [node.name for node in graph.missing(states)]
+    assert "train_SASANTrainer__nnUNetPlans_0" in missing
+    assert "train_SASANTrainer__nnUNetPlans_1" not in missing
+    assert "pool_SASANTrainer__nnUNetPlans" in missing
 
 
 def test_plans_with_the_same_data_are_preprocessed_once(space):
