@@ -21,15 +21,16 @@ def build_graph(experiment: Experiment) -> Graph:
         ValueError: for a configuration that a plan lacks, a plan that nothing can write, and a cascade.
     """
     nodes = [_fingerprint(experiment), *(_plan(experiment, plans) for plans in experiment.plans)]
-    unpacked: dict[str, str] = {}
+    prepared: dict[str, tuple[str, ...]] = {}
     for plans in experiment.plans:
         _check_plan(experiment, plans)
         first = _shares_data_with(experiment, plans)
         if first == plans:
             nodes += [_preprocess(experiment, plans), _unpack(experiment, plans)]
-        unpacked[plans] = f"unpack_{first}"
+        # All by name: what is finished does not ask for what it was made of, and a training reads every one of them.
+        prepared[plans] = ("fingerprint", f"plan_{plans}", f"preprocess_{first}", f"unpack_{first}")
     for fold in experiment.folds:
-        nodes += [_train(experiment, model, fold, unpacked[model.plans]) for model in experiment.models]
+        nodes += [_train(experiment, model, fold, prepared[model.plans]) for model in experiment.models]
     nodes += [_pool(experiment, model) for model in experiment.models]
     if len(experiment.models) > 1:
         nodes.append(_compare(experiment))
@@ -139,7 +140,7 @@ def _unpack(e: Experiment, plans: str) -> Node:
     )
 
 
-def _train(e: Experiment, model: Model, fold: int, unpacked: str) -> Node:
+def _train(e: Experiment, model: Model, fold: int, prepared: tuple[str, ...]) -> Node:
     folder = e.fold_folder(model, fold)
 
     def command() -> list[str]:
@@ -156,7 +157,7 @@ def _train(e: Experiment, model: Model, fold: int, unpacked: str) -> Node:
 
     return Node(
         f"train_{model.name}_{fold}",
-        (unpacked,),
+        prepared,
         partial(state.training_state, folder, e.ensemble),
         command,
         f"train_{model.name}",
@@ -177,6 +178,7 @@ def _pool(e: Experiment, model: Model) -> Node:
         partial(state.pooling_state, e.pooled_folder(model), [e.fold_folder(model, fold) for fold in e.folds]),
         lambda: command,
         name,
+        follows=True,
     )
 
 
@@ -189,14 +191,18 @@ def _compare(e: Experiment) -> Node:
     names = [model.trainer if len(e.plans) == 1 else model.name for model in e.models]
     pooled = [e.pooled_folder(model) for model in e.models]
     read = partial(state.report_state, e.report, names, [str(fold) for fold in e.folds], pooled)
-    return Node("compare", _pools(e), read, lambda: command, "compare")
+    return Node("compare", _pools(e), read, lambda: command, "compare", follows=True)
 
 
 def _ensemble(e: Experiment) -> Node:
     models = [model.name for model in e.models]
     command = [sys.executable, "-m", "nnunet_ext.crossval.ensemble", e.dataset, e.configuration, "--models", *models]
     command += ["--folds", *map(str, e.folds)]
-    return Node("ensemble", _pools(e), partial(ensemble_state, e), lambda: command, "ensemble")
+    return Node("ensemble", _pools(e), partial(ensemble_state, e), lambda: command, "ensemble", follows=True)
+
+
+def _pools(e: Experiment) -> tuple[str, ...]:
+    return tuple(f"pool_{model.name}" for model in e.models)
 
 
 def _predict(e: Experiment, model: Model) -> Node:
@@ -250,15 +256,12 @@ def _predicting(
         shutil.rmtree(target, ignore_errors=True)
         _partial(target).rename(target)
 
-    return Node(f"predict_{name}", needs, read, command, f"predict_{name}", on_gpu, before, after)
+    group = f"predict_{name}"
+    return Node(group, needs, read, command, group, on_gpu, follows=True, before=before, after=after)
 
 
 def _partial(target: Path) -> Path:
     return target.with_name(f"{target.name}.partial")
-
-
-def _pools(e: Experiment) -> tuple[str, ...]:
-    return tuple(f"pool_{model.name}" for model in e.models)
 
 
 def _processes(e: Experiment) -> list[str]:

@@ -24,6 +24,7 @@ class Node:
         command: The exact command for the state it is in.
         group: Nodes of one group are one job, or one array of jobs, of a cluster.
         on_gpu: Whether it computes on the device.
+        follows: Whether it is made again when what it needs is; a training does not, if its data are.
         before: Called before the command is started.
         after: Called when the command has ended well.
         fold: Number of the fold of a training.
@@ -36,6 +37,7 @@ class Node:
     command: Callable[[], list[str]]
     group: str
     on_gpu: bool = False
+    follows: bool = False
     before: Callable[[], None] = _nothing
     after: Callable[[], None] = _nothing
     fold: int | None = None
@@ -52,16 +54,20 @@ class Graph:
         return {name: node.state() for name, node in self.nodes.items()}
 
     def missing(self, states: Mapping[str, State]) -> list[Node]:
-        """What must run: unfinished, and the end of the work or needed by what must run.
+        """What must run: unfinished or to be made again, and the end of the work or needed by what must run.
 
         Preprocessed data that were removed after all trainings are not missed.
         """
+        undone: set[str] = set()
+        for name, node in self.nodes.items():
+            if states[name] is not State.FINISHED or (node.follows and undone.intersection(node.needs)):
+                undone.add(name)
         needed = {need for node in self.nodes.values() for need in node.needs}
         wanted = {name for name in self.nodes if name not in needed}
         for name in reversed(self.nodes):
-            if name in wanted and states[name] is not State.FINISHED:
+            if name in wanted and name in undone:
                 wanted.update(self.nodes[name].needs)
-        return [node for name, node in self.nodes.items() if name in wanted and states[name] is not State.FINISHED]
+        return [node for name, node in self.nodes.items() if name in wanted and name in undone]
 
     def select(self, name: str) -> list[Node]:
         """The node of a name, or the nodes of a group.

@@ -14,6 +14,7 @@ from nnunet_ext.crossval.display import make_display
 from nnunet_ext.crossval.experiment import Experiment, child_environment
 from nnunet_ext.crossval.graph import Graph
 from nnunet_ext.crossval.runner import Runner, Slot, Status
+from nnunet_ext.crossval.state import State
 
 
 def describe(experiment: Experiment, graph: Graph) -> str:
@@ -24,8 +25,9 @@ def describe(experiment: Experiment, graph: Graph) -> str:
     for name, node in graph.nodes.items():
         needs = [need for need in node.needs if graph.nodes[need] in todo]
         after = f"  after {', '.join(needs)}" if node in todo and needs else ""
-        spare = "" if node in todo or states[name].value == "finished" else "  (not needed)"
-        lines.append(f"\n{states[name].value:<12}{name}{after}{spare}")
+        known = "outdated" if node in todo and states[name] is State.FINISHED else states[name].value
+        spare = "  (not needed)" if node not in todo and states[name] is not State.FINISHED else ""
+        lines.append(f"\n{known:<12}{name}{after}{spare}")
         if node in todo:
             lines.append(f"            {shlex.join(node.command())}")
     return "\n".join(lines)

@@ -34,11 +34,11 @@ def json_state(path: Path) -> State:
 
 
 def is_newer(product: Path, sources: Iterable[Path]) -> bool:
-    """Whether a file is there, and none of its sources was written after it."""
+    """Whether a file and its sources are there, and none of these was written after it."""
     if not product.is_file():
         return False
     written = product.stat().st_mtime_ns
-    return all(source.stat().st_mtime_ns <= written for source in sources if source.is_file())
+    return all(source.is_file() and source.stat().st_mtime_ns <= written for source in sources)
 
 
 def file_ending(raw: Path, preprocessed: Path) -> str:

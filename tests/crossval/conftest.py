@@ -49,9 +49,9 @@ class Space:
     def graph(self, *arguments, **options):
         return build_graph(self.experiment(*arguments, **options))
 
-    def options(self, *further, trainers=("StockTrainer", "SASANTrainer"), folds=("0", "1")):
+    def options(self, *further, trainers=("StockTrainer", "SASANTrainer"), folds=("0", "1"), configuration="2d_small"):
         return [
-            *("crossval", "-d", "4", "-c", "2d_small", "-tr", *trainers, "--folds", *folds),
+            *("crossval", "-d", "4", "-c", configuration, "-tr", *trainers, "--folds", *folds),
             *("--device", "cpu", "-o", str(self.report), *further),
         ]
 

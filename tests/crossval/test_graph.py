@@ -13,6 +13,7 @@ from nnunet_ext.crossval.build import build_graph
 from nnunet_ext.crossval.experiment import make_experiment
 from nnunet_ext.crossval.local import describe, make_slots
 from nnunet_ext.crossval.state import State
+from nnunet_ext.crossval.unpack import unpack
 
 
 def finish(space, *trainers, folds=(0, 1)):
@@ -42,7 +43,8 @@ def test_parts_and_commands(space):
         *(f"pool_{stock}", f"pool_{sasan}", "compare", "ensemble"),
         *(f"predict_{stock}", f"predict_{sasan}", "predict_ensemble"),
     ]
-    assert graph.nodes[f"train_{sasan}_1"].needs == ("unpack_nnUNetPlans",)
+    prepared = ("fingerprint", "plan_nnUNetPlans", "preprocess_nnUNetPlans", "unpack_nnUNetPlans")
+    assert graph.nodes[f"train_{sasan}_1"].needs == prepared
     assert graph.nodes[f"pool_{sasan}"].needs == (f"train_{sasan}_0", f"train_{sasan}_1")
     assert graph.nodes["compare"].needs == (f"pool_{stock}", f"pool_{sasan}")
     found = commands(graph)
@@ -85,12 +87,57 @@ def test_preprocessed_data_are_not_missed_when_all_is_trained(space):
     assert "not started preprocess_nnUNetPlans  (not needed)" in describe(space.experiment(), graph)
 
 
+@pytest.mark.parametrize("lost", ["dataset_fingerprint.json", "nnUNetPlans_2d", "gt_segmentations"])
+def test_what_a_training_reads_is_made_again_alone(space, lost):
+    """With all that follows it finished."""
+    unpack(space.preprocessed / "nnUNetPlans_2d")
+    path = space.preprocessed / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    graph = space.graph()
+    missing = [node.name for node in graph.missing(graph.states())]
+    expected = "fingerprint" if lost.endswith(".json") else "preprocess_nnUNetPlans"
+    assert [name for name in missing if not name.startswith(("train", "pool", "compare"))] == [expected]
+
+
+def test_a_fold_that_is_removed_is_trained_again_and_what_was_made_of_it(space):
+    graph = space.graph()
+    finish(space, "StockTrainer", "SASANTrainer")
+    space.report.mkdir()
+    content = {"entrants": ["StockTrainer", "SASANTrainer"], "folds": ["0", "1"]}
+    (space.report / "summary.json").write_text(json.dumps(content))
+    (space.report / "report.html").touch()
+    assert graph.missing(graph.states()) == []
+    shutil.rmtree(space.results / "SASANTrainer__nnUNetPlans__2d_small" / "fold_1")
+    missing = [node.name for node in graph.missing(graph.states())]
+    assert missing[-3:] == ["train_SASANTrainer__nnUNetPlans_1", "pool_SASANTrainer__nnUNetPlans", "compare"]
+    assert not any("StockTrainer" in name for name in missing)
+    assert "outdated    compare  after pool_SASANTrainer__nnUNetPlans\n" in describe(space.experiment(), graph)
+
+
+def test_a_fold_that_is_validated_anew_is_pooled_anew(space):
+    """For an ensemble its validation is repeated; what was pooled of the first one is finished until then."""
+    finish(space, "StockTrainer", "SASANTrainer")
+    graph = space.graph(ensemble=True)
+    for model in ("StockTrainer", "SASANTrainer"):
+        validation = space.results / f"{model}__nnUNetPlans__2d_small" / "fold_0" / "validation"
+        (validation / "summary.json").write_text('{"metric_per_case": [{}], "foreground_mean": {"Dice": 0.5}}')
+        pooled = validation.parent.parent / "crossval_results_folds_0_1" / "summary.json"
+        pooled.write_text(pooled.read_text())
+    states = graph.states()
+    assert states["pool_SASANTrainer__nnUNetPlans"] is State.FINISHED
+    missing = [node.name for node in graph.missing(states)]
+    assert "train_SASANTrainer__nnUNetPlans_0" in missing
+    assert "train_SASANTrainer__nnUNetPlans_1" not in missing
+    assert "pool_SASANTrainer__nnUNetPlans" in missing
+
+
 def test_plans_with_the_same_data_are_preprocessed_once(space):
     plans = json.loads((space.preprocessed / "nnUNetPlans.json").read_text()) | {"plans_name": "OwnPlans"}
     (space.preprocessed / "OwnPlans.json").write_text(json.dumps(plans))
     graph = space.graph(plans=("nnUNetPlans", "OwnPlans"))
     assert [name for name in graph.nodes if "process" in name] == ["preprocess_nnUNetPlans"]
-    assert graph.nodes["train_SASANTrainer__OwnPlans_0"].needs == ("unpack_nnUNetPlans",)
+    needs = ("fingerprint", "plan_OwnPlans", "preprocess_nnUNetPlans", "unpack_nnUNetPlans")
+    assert graph.nodes["train_SASANTrainer__OwnPlans_0"].needs == needs
     assert "-tr StockTrainer SASANTrainer -p nnUNetPlans OwnPlans" in commands(graph)["compare"]
     plans["configurations"]["2d_small"]["data_identifier"] = "other"
     (space.preprocessed / "OwnPlans.json").write_text(json.dumps(plans))

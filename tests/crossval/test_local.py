@@ -124,18 +124,27 @@ def test_a_training_that_fails_does_not_stop_another(space):
     assert list(space.results.glob("StockTrainer__*/crossval_results_folds_0/summary.json"))
 
 
-def test_from_raw_data_to_predictions_of_an_ensemble(space):
-    """Planned by nnU-Net; the probabilities that an ensemble needs are made for what was trained without."""
-    for file in space.preprocessed.glob("*.json"):
-        if file.name != "nnUNetPlans.json":
-            file.unlink()
-    options = {"folds": ["0"]}
-    assert space.crossval(trainers=["StockTrainer"], **options).returncode == 0
-    done = space.crossval("--ensemble", "--test", str(space.raw / "imagesTs"), **options)
-    assert "pool_StockTrainer" in done.stdout
-    assert list(space.results.glob("ensembles/ensemble___*/summary.json")), done.stdout
-    predictions = space.report / "predictions"
+def test_from_raw_data_alone_all_is_prepared(space):
+    """nnU-Net's fingerprint, plan, preprocessing and split, as one part in the foreground."""
+    shutil.rmtree(space.preprocessed)
+    done = space.crossval("--only", "prepare", configuration="2d")
+    assert done.returncode == 0, done.stdout
+    states = space.crossval("--dry-run", configuration="2d").stdout
+    for part in ("fingerprint", "plan_nnUNetPlans", "preprocess_nnUNetPlans", "unpack_nnUNetPlans"):
+        assert f"finished    {part}\n" in states
+    assert len(json.loads((space.preprocessed / "splits_final.json").read_text())) == 5
+
+
+def test_to_the_predictions_of_an_ensemble(space):
+    """The probabilities that an ensemble needs are made for what was trained without."""
+    first = space.crossval(trainers=["StockTrainer"], folds=["0"])
+    assert first.returncode == 0, first.stdout
+    checkpoint = next(space.results.glob("StockTrainer__*/fold_0/checkpoint_final.pth"))
+    written = checkpoint.stat().st_mtime_ns
+    done = space.crossval("--ensemble", "--test", str(space.raw / "imagesTs"), folds=["0"])
+    assert done.returncode == 0, done.stdout
+    assert checkpoint.stat().st_mtime_ns == written
+    assert list(space.results.glob("ensembles/ensemble___*/summary.json"))
     (case,) = (file.name.replace("_0000", "") for file in (space.raw / "imagesTs").iterdir())
     for name in ("StockTrainer__nnUNetPlans", "SASANTrainer__nnUNetPlans", "ensemble"):
-        assert (predictions / name / case).is_file(), done.stdout
-    assert done.returncode == 0, done.stdout
+        assert (space.report / "predictions" / name / case).is_file()
