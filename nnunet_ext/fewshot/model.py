@@ -126,7 +126,12 @@ class FewShotModel:
         logits = sum(self._logits(*fold, data) for fold in zip(self.networks, self.supports, strict=True))
         classes = LabelManager({"background": 0} | {f"label {v}": i + 1 for i, v in enumerate(self.labels)}, None)
         segmentation = convert_predicted_logits_to_segmentation_with_correct_shape(
-            logits / len(self.networks), self.plans, self.configuration, classes, properties
+            logits / len(self.networks),
+            self.plans,
+            self.configuration,
+            classes,
+            properties,
+            num_threads_torch=torch.get_num_threads(),  # nnU-Net's default is for machines with more cores
         )
         values = np.array([0, *self.labels], np.uint8 if max(self.labels) < 255 else np.uint16)
         self.reader.write_seg(values[segmentation], str(output), properties)
