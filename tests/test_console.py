@@ -102,10 +102,10 @@ def test_unset_folders_are_named(nnunet, monkeypatch):
         ("StockTrainer", "3d_fullres_tiny"),
         ("EMNetTrainer", "2d"),
         ("EMNetAuthorsTrainer", "3d_fullres"),
-        ("EMNetATrainer", "3d_fullres_tiny"),
-        ("EMNetBTrainer", "3d_fullres_tiny"),
-        ("EMNetCTrainer", "2d_tiny"),
-        ("EMNetNoMambaTrainer", "3d_fullres_tiny"),
+        pytest.param("EMNetATrainer", "3d_fullres_tiny", marks=pytest.mark.long),
+        pytest.param("EMNetBTrainer", "3d_fullres_tiny", marks=pytest.mark.long),
+        pytest.param("EMNetCTrainer", "2d_tiny", marks=pytest.mark.long),
+        pytest.param("EMNetNoMambaTrainer", "3d_fullres_tiny", marks=pytest.mark.long),
         ("LSTMSATrainer", "2d"),
         ("LSTMSATrainer", "3d_fullres"),
         ("SALSTMTrainer", "3d_fullres_tiny"),
@@ -185,6 +185,7 @@ def test_imported_weights_are_accepted_as_pretrained(nnunet, golden, authors_pla
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_few_shot_training_beats_no_training_and_copied_masks(all_scans):
     """Without labels on 19 scans; the posterior part is then shown in one scan at a time and found in five others."""
     budget = {"NNUNET_EXT_EPOCHS": "8", "NNUNET_EXT_ITERATIONS": "125", "NNUNET_EXT_VAL_ITERATIONS": "1"}

@@ -66,6 +66,7 @@ MAKERS = {
 
 
 QUICK = [name for name in MAKERS if "MT-UNet" not in name]
+LONG = (pytest.mark.slow, pytest.mark.long)
 NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MAKERS]
 
 
@@ -150,7 +151,7 @@ def test_known_memory_of_nnunet_at_its_default_patch():
     assert traced.gradients == pytest.approx(weights, abs=4096)
 
 
-@pytest.mark.parametrize("name", ["SASAN", "EM-Net", pytest.param("LSTMSA", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["SASAN", "EM-Net", pytest.param("LSTMSA", marks=LONG)])
 def test_a_trace_of_128_cubed_takes_less_than_20_seconds(name):
     network = {"SASAN": SASAN, "EM-Net": EMNet, "LSTMSA": LSTMSA}[name]
     sizes = {"patch_size": (128,) * 3, "n_stages": 5, "features_per_stage": (32, 64, 128, 256, 320)}

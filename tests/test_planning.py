@@ -168,6 +168,7 @@ def test_all_shapes_and_networks(dataset, trainer, shape):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_very_large_images_get_a_lower_resolution_and_a_second_stage_that_fit(dataset):
     trainer = "SASANTrainer"
     dataset.describe([400, 512, 512], [1.0, 0.8, 0.8])
