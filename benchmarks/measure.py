@@ -1,109 +1,15 @@
-"""Times side by side in one process, and peak memory in a process of its own."""
+"""Measuring as `nnunet_ext bench` does, with results beside these modules."""
 
-import csv
-import ctypes
-import multiprocessing
-import os
-import platform
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
+from nnunet_ext.bench.measure import environment, interleaved_seconds, median_ratio, peak_gigabytes, write_csv
+
+__all__ = ["RESULTS", "environment", "interleaved_seconds", "median_ratio", "peak_gigabytes", "write_rows"]
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def interleaved_seconds(
-    functions: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1
-) -> dict[str, list[float]]:
-    """Seconds of each function, run in turn `repeats` times, so that a busy machine hits all of them alike."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(warm_up + repeats):
-        for name, function in functions.items():
-            started = time.perf_counter()
-            function()
-            if turn >= warm_up:
-                times[name].append(time.perf_counter() - started)
-    return times
-
-
-def median_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """Median over the turns of slow / fast."""
-    return statistics.median(s / f for s, f in zip(slow, fast, strict=True))
-
-
-def peak_gigabytes(prepare: Callable[[], Callable[[], object]]) -> tuple[float, float]:
-    """Peak resident memory of a call in a fresh process: what it adds to what was held before, and the whole.
-
-    Args:
-        prepare: A function of a module, without arguments; what it returns is measured.
-    """
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (prepare, torch.get_num_threads()))
-
-
-def _peak(prepare: Callable[[], Callable[[], object]], threads: int) -> tuple[float, float]:
-    torch.set_num_threads(threads)
-    call = prepare()
-    # What preparing freed goes back to the system, or the call would have its memory for nothing; and the peak so far,
-    # that of the process which started this one included, is forgotten.
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _resident_bytes("VmRSS")
-    call()
-    peak = _resident_bytes("VmHWM")
-    return (peak - before) / 1e9, peak / 1e9
-
-
-def _resident_bytes(kind: str) -> int:
-    """Resident memory now ("VmRSS") or at its peak ("VmHWM"), as Linux counts it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(f"{kind}:")).split()[1])
-
-
-def environment() -> dict[str, str]:
-    """What every row of a result carries beside its numbers."""
-    root = Path(__file__).parent.parent
-    try:
-        git = ["git", "-C", str(root)]
-        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-        version = commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
-    except (OSError, subprocess.CalledProcessError):
-        version = "unknown"
-    return {
-        "device": "cpu",
-        "processor": _processor(),
-        "threads": str(torch.get_num_threads()),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": version,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def write_rows(name: str, rows: Sequence[Mapping[str, object]], where: Mapping[str, str] | None = None) -> Path:
-    """Prints the rows and writes them to benchmarks/results/NAME.csv, each with `where` (None: `environment()`)."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.csv"
-    fixed = environment() if where is None else where
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *fixed])
-        writer.writeheader()
-        writer.writerows({**row, **fixed} for row in rows)
-    widths = {key: max(len(str(key)), *(len(str(row[key])) for row in rows)) for key in rows[0]}
-    for row in [{key: key for key in rows[0]}, *rows]:
-        print("  ".join(str(row[key]).ljust(widths[key]) for key in widths))
-    print(f"\n{', '.join(f'{k} {v}' for k, v in fixed.items())}\nwritten: {os.path.relpath(path)}", file=sys.stderr)
-    return path
+    """Prints the rows and writes them to benchmarks/results/NAME.csv; see `write_csv`."""
+    return write_csv(RESULTS / f"{name}.csv", rows, where)

@@ -1,10 +1,11 @@
 """Where the installed package keeps things."""
 
 import os
+from collections.abc import Mapping
 from importlib import util
 from pathlib import Path
 
-_VARIABLE = "nnUNet_extTrainer"
+TRAINERS_VARIABLE = "nnUNet_extTrainer"
 
 
 def trainers_folder() -> Path:
@@ -20,9 +21,13 @@ def known_trainers() -> list[str]:
     return sorted(path.stem for path in trainers_folder().glob("[!_]*.py"))
 
 
+def external_trainers(environment: Mapping[str, str]) -> str:
+    """Value of `nnUNet_extTrainer` with our folder behind those that are there."""
+    ours = str(trainers_folder())
+    others = [part for part in environment.get(TRAINERS_VARIABLE, "").split(os.pathsep) if part and part != ours]
+    return os.pathsep.join([*others, ours])
+
+
 def register_trainers() -> None:
     """Lets nnU-Net find our trainers in this process, as `export nnUNet_extTrainer=...` does."""
-    folders = [folder for folder in os.environ.get(_VARIABLE, "").split(os.pathsep) if folder]
-    ours = str(trainers_folder())
-    if ours not in folders:
-        os.environ[_VARIABLE] = os.pathsep.join([*folders, ours])
+    os.environ[TRAINERS_VARIABLE] = external_trainers(os.environ)

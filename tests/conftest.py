@@ -5,16 +5,25 @@ import pydoc
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+# Read when torch is imported, here and by nnU-Net's commands. Threads of processes that run side by side otherwise wait
+# for each other at full speed; nnU-Net predicts with a thread a core, whatever OMP_NUM_THREADS says.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
 from nnunet_ext import networks
 from nnunet_ext.demo.command import console_script
 from nnunet_ext.installed import trainers_folder
+from nnunet_ext.training.from_plan import adapted_topology
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -65,6 +74,26 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(skip)
 
 
+SHIPPED = Path(str(resources.files("nnunet_ext") / "data" / "hippocampus"))
+SHIPPED_CASES = sorted(file.name.removesuffix(".nii.gz") for file in (SHIPPED / "labelsTr").iterdir())
+
+
+def thin_out(file: Path, folder: Path, every: int) -> None:
+    """Copies a scan or mask, with every so-many-th voxel of each axis."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(sitk.ReadImage(str(file))[::every, ::every, ::every], str(folder / file.name))
+
+
+def lay_out(raw: Path, training: Sequence[str], test: Sequence[str] = (), every: int = 1) -> None:
+    """A raw dataset of shipped, labelled scans, thinned out; those for testing have labels too."""
+    for part, cases in (("Tr", training), ("Ts", test)):
+        for kind, ending in (("images", "_0000.nii.gz"), ("labels", ".nii.gz")):
+            for case in cases:
+                thin_out(SHIPPED / f"{kind}Tr" / f"{case}{ending}", raw / f"{kind}{part}", every)
+    dataset = json.loads((SHIPPED / "dataset.json").read_text()) | {"numTraining": len(training)}
+    (raw / "dataset.json").write_text(json.dumps(dataset))
+
+
 class NNUNetWorkspace:
     """nnU-Net folders with a few of the shipped scans, planned and preprocessed by nnU-Net's own command.
 
@@ -88,15 +117,30 @@ class NNUNetWorkspace:
             "MPLBACKEND": "Agg",
         }
         for name in ("nnUNet_preprocessed", "nnUNet_results"):
-            (root / name).mkdir(parents=True)
+            (root / name).mkdir(parents=True, exist_ok=True)
         self._lay_out(cases)
+        self._prepare()
+
+    def _lay_out(self, cases: int) -> None:
+        lay_out(self.raw, SHIPPED_CASES[:cases])
+        thin_out(sorted((SHIPPED / "imagesTs").iterdir())[0], self.raw / "imagesTs", every=1)
+
+    def _prepare(self) -> None:
         self.run("nnUNetv2_plan_and_preprocess", "-d", "4", "-c", "3d_fullres", "2d", "-np", "2", "-npfp", "2")
-        plans = json.loads(self.plans_file.read_text())
+        plans = self.plans
         for name, patch in (("3d_fullres", [16, 24, 16]), ("2d", [24, 16])):
-            tiny = copy.deepcopy(plans["configurations"][name]) | {"batch_size": 2, "patch_size": patch}
-            arguments = tiny["architecture"]["arch_kwargs"]
-            arguments["features_per_stage"] = [8] * arguments["n_stages"]
-            plans["configurations"][f"{name}_tiny"] = tiny
+            plans["configurations"][f"{name}_tiny"] = self.tiny(plans["configurations"][name], patch)
+        self.write_plans(plans)
+
+    @staticmethod
+    def tiny(configuration: dict, patch: list[int]) -> dict:
+        """A planned configuration with a small patch, batch and network."""
+        changed = copy.deepcopy(configuration) | {"batch_size": 2, "patch_size": patch}
+        arguments = changed["architecture"]["arch_kwargs"]
+        arguments["features_per_stage"] = [8] * arguments["n_stages"]
+        return changed
+
+    def write_plans(self, plans: dict) -> None:
         self.plans_file.write_text(json.dumps(plans))
 
     @property
@@ -133,18 +177,6 @@ class NNUNetWorkspace:
             check=False,
         )
 
-    def _lay_out(self, cases: int) -> None:
-        source = Path(str(resources.files("nnunet_ext") / "data" / "hippocampus"))
-        names = sorted(file.name.removesuffix(".nii.gz") for file in (source / "labelsTr").iterdir())[:cases]
-        for folder in ("imagesTr", "labelsTr", "imagesTs"):
-            (self.raw / folder).mkdir(parents=True)
-        for name in names:
-            shutil.copy(source / "imagesTr" / f"{name}_0000.nii.gz", self.raw / "imagesTr")
-            shutil.copy(source / "labelsTr" / f"{name}.nii.gz", self.raw / "labelsTr")
-        shutil.copy(sorted((source / "imagesTs").iterdir())[0], self.raw / "imagesTs")
-        dataset = json.loads((source / "dataset.json").read_text()) | {"numTraining": cases}
-        (self.raw / "dataset.json").write_text(json.dumps(dataset))
-
 
 @pytest.fixture(scope="session")
 def nnunet(tmp_path_factory):
@@ -161,22 +193,28 @@ def all_scans(tmp_path_factory):
 def run_ranks(tmp_path):
     """Runs a script as the two ranks of a DDP training, its arguments the rank and a file to meet at."""
 
-    def run(script: str) -> list[str]:
+    def run(script: str, *arguments: str, environment: dict | None = None) -> list[str]:
         processes = [
             subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-c", script, str(rank), str(tmp_path / "store")],
+                [sys.executable, "-W", "ignore", "-c", script, str(rank), str(tmp_path / "store"), *arguments],
+                cwd=Path(__file__).parents[1],
+                env=os.environ | (environment or {}),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
             )
             for rank in range(2)
         ]
-        outputs = []
-        for process in processes:
-            printed, error = process.communicate(timeout=300)
-            assert process.returncode == 0, error[-3000:]
-            outputs.append(printed)
-        return outputs
+        try:
+            outputs = []
+            for process in processes:
+                printed, error = process.communicate(timeout=300)
+                assert process.returncode == 0, error[-3000:]
+                outputs.append(printed)
+            return outputs
+        finally:
+            for process in processes:  # a rank waits for ever for one that failed
+                process.kill()
 
     return run
 
@@ -198,10 +236,9 @@ def name_network():
         arguments = configuration["architecture"]["arch_kwargs"]
         keys = ("n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides")
         topology = {key: arguments[key] for key in keys} | {"patch_size": configuration["patch_size"]}
-        adapt = getattr(getattr(networks, name), "adapt_topology", None)
-        if adapt is not None:
-            conv_op = topology["conv_op"]
-            topology = adapt(**topology | {"conv_op": pydoc.locate(conv_op)}) | {"conv_op": conv_op}
+        conv_op = topology["conv_op"]
+        located = topology | {"conv_op": pydoc.locate(conv_op)}
+        topology = adapted_topology(getattr(networks, name), located) | {"conv_op": conv_op}
         configuration["architecture"] = {
             "network_class_name": f"nnunet_ext.networks.{name}",
             "arch_kwargs": topology,
@@ -235,16 +272,78 @@ def make_trainer(nnunet_environment, tmp_path, monkeypatch):
     """Builds and initialises a trainer as nnUNetv2_train does, its results in a folder of the test."""
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
 
-    def make(name="SASANTrainer", configuration="3d_fullres_tiny", plans=None, dataset=None):
+    def make(name="SASANTrainer", configuration="3d_fullres_tiny", plans=None, dataset=None, device="cpu"):
         from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
         plans = copy.deepcopy(plans or nnunet_environment.plans) | {"continue_training": False}
         trainer_class = recursive_find_trainer_class_by_name(name)
         trainer = trainer_class(
-            plans, configuration, 0, dataset or nnunet_environment.dataset_json, torch.device("cpu")
+            plans, configuration, 0, dataset or nnunet_environment.dataset_json, torch.device(device)
         )
         trainer.initialize()
         trainer.network.train()
         return trainer
+
+    return make
+
+
+@pytest.fixture
+def widths(nnunet):
+    plans = nnunet.plans
+    for name in ("3d_fullres_tiny", "2d_tiny"):
+        arguments = plans["configurations"][name]["architecture"]["arch_kwargs"]
+        arguments["features_per_stage"] = [8, 8, 16, 16][: arguments["n_stages"]]
+    return plans
+
+
+@pytest.fixture
+def make_model(make_trainer, widths, tmp_path):
+    """A model's folder as nnUNetv2_train leaves it, of untrained weights."""
+
+    def make(name="FAFNetFewShotTrainer", configuration="3d_fullres_tiny", folds=(0,), dataset=None, plans=None):
+        plans = plans or widths
+        for fold in folds:
+            torch.manual_seed(fold)
+            trainer = make_trainer(name, configuration, plans, dataset)
+            folder = tmp_path / "models" / name
+            (folder / f"fold_{fold}").mkdir(parents=True)
+            trainer.save_checkpoint(str(folder / f"fold_{fold}" / "checkpoint_final.pth"))
+        (folder / "plans.json").write_text(json.dumps(plans))
+        (folder / "dataset.json").write_text(json.dumps(trainer.dataset_json))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Makes a folder on a disk of its own, a tmpfs of so many megabytes; skips where none can be mounted."""
+    mounted = []
+
+    def make(megabytes: float, name: str = "disk") -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={round(megabytes * 1024)}k", "tmpfs", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False) if shutil.which("mount") else None
+        if done is None or done.returncode != 0:
+            pytest.skip("needs to mount a tmpfs, as root may: " + (done.stderr.strip() if done else "no mount here"))
+        mounted.append(folder)
+        return folder
+
+    yield make
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def read_only(small_disk):
+    """Makes a folder read-only, for root as well, with what is in it."""
+
+    def make(content: Path | None = None, name: str = "read_only") -> Path:
+        folder = small_disk(64, name)
+        if content is not None:
+            shutil.copytree(content, folder, dirs_exist_ok=True)
+        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        return folder
 
     return make

@@ -70,11 +70,12 @@ def test_train_validate_predict_and_continue(nnunet, tmp_path):
 
 @pytest.mark.slow
 def test_em_net_trains_validates_predicts_and_names_its_backend(nnunet, tmp_path):
-    printed = train(nnunet, "EMNetTrainer", "3d_fullres_tiny")
+    """With the plan's patch: a scan is one tile, not 64."""
+    printed = train(nnunet, "EMNetTrainer", "3d_fullres")
     assert re.search(r"Selective scan on cpu: (cpu \(C extension|torch \(segments)", printed)
-    (log,) = nnunet.model("EMNetTrainer", "3d_fullres_tiny").glob("training_log_*.txt")
+    (log,) = nnunet.model("EMNetTrainer", "3d_fullres").glob("training_log_*.txt")
     assert "Selective scan on cpu: " in log.read_text()
-    predict(nnunet, "EMNetTrainer", "3d_fullres_tiny", tmp_path)
+    predict(nnunet, "EMNetTrainer", "3d_fullres", tmp_path)
 
 
 def test_a_wrong_budget_stops_before_anything_is_written(nnunet):
@@ -98,20 +99,25 @@ def test_unset_folders_are_named(nnunet, monkeypatch):
     ("trainer", "configuration"),
     [
         ("SASANTrainer", "2d_tiny"),
-        ("SASANTrainerDiceCE", "3d_fullres_tiny"),
-        ("StockTrainer", "3d_fullres_tiny"),
         ("EMNetTrainer", "2d"),
-        ("EMNetAuthorsTrainer", "3d_fullres"),
-        pytest.param("EMNetATrainer", "3d_fullres_tiny", marks=pytest.mark.long),
-        pytest.param("EMNetBTrainer", "3d_fullres_tiny", marks=pytest.mark.long),
-        pytest.param("EMNetCTrainer", "2d_tiny", marks=pytest.mark.long),
-        pytest.param("EMNetNoMambaTrainer", "3d_fullres_tiny", marks=pytest.mark.long),
-        ("LSTMSATrainer", "2d"),
         ("LSTMSATrainer", "3d_fullres"),
-        ("SALSTMTrainer", "3d_fullres_tiny"),
-        ("FAFNetTrainer", "2d"),
-        ("FAFNetTrainer", "3d_fullres_tiny"),
+        ("FAFNetTrainer", "3d_fullres"),
         ("FAFNetFewShotTrainer", "2d"),
+        *(
+            pytest.param(trainer, configuration, marks=pytest.mark.long)
+            for trainer, configuration in (
+                ("SASANTrainerDiceCE", "3d_fullres_tiny"),
+                ("StockTrainer", "3d_fullres_tiny"),
+                ("EMNetAuthorsTrainer", "3d_fullres"),
+                ("EMNetATrainer", "3d_fullres_tiny"),
+                ("EMNetBTrainer", "3d_fullres_tiny"),
+                ("EMNetCTrainer", "2d_tiny"),
+                ("EMNetNoMambaTrainer", "3d_fullres_tiny"),
+                ("LSTMSATrainer", "2d"),
+                ("SALSTMTrainer", "3d_fullres_tiny"),
+                ("FAFNetTrainer", "2d"),
+            )
+        ),
     ],
 )
 def test_other_trainers_and_configurations(nnunet, tmp_path, trainer, configuration):
@@ -129,7 +135,9 @@ def short_stock_trainer(nnunet, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SASAN", "EMNet", "LSTMSA"])
+@pytest.mark.parametrize(
+    "name", ["SASAN", *(pytest.param(name, marks=pytest.mark.long) for name in ("EMNet", "LSTMSA"))]
+)
 def test_stock_trainer_trains_a_plan_that_names_our_network(nnunet, name_network, name, tmp_path, short_stock_trainer):
     """The third way to use a network: `network_class_name` of a plan, under nnU-Net's own trainer."""
     plans = nnunet.plans
@@ -142,7 +150,11 @@ def test_stock_trainer_trains_a_plan_that_names_our_network(nnunet, name_network
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("trainer", "plans"), [("SASANTrainer", "nnUNetSASANPlans"), ("EMNetTrainer", "nnUNetEMNetPlans")]
+    ("trainer", "plans"),
+    [
+        pytest.param("SASANTrainer", "nnUNetSASANPlans", marks=pytest.mark.long),
+        ("EMNetTrainer", "nnUNetEMNetPlans"),
+    ],
 )
 def test_planned_trained_and_predicted_on_shared_data(nnunet, tmp_path, short_stock_trainer, trainer, plans):
     """By the trainer and by nnU-Net's own, a few iterations of it, on the data of nnU-Net's default plan."""

@@ -97,6 +97,7 @@ def test_interrupted_and_run_again_it_goes_on(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_at_the_default_budget_sasan_learns(tmp_path):
     """The README's command. SASAN's mean foreground Dice on the validation cases is at least 0.5."""
     done = run_demo(tmp_path / "demo")

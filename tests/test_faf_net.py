@@ -2,7 +2,6 @@ import copy
 import io
 import subprocess
 import sys
-import warnings
 
 import pytest
 import torch
@@ -410,43 +409,6 @@ def test_before_a_support_is_set_there_is_nothing_to_predict():
         network(image("2d"))
     with FakeTensorMode():  # what costs are counted on
         assert build(support=False)(torch.empty(1, 1, 32, 24)).shape == (1, 3, 32, 24)
-
-
-@pytest.mark.parametrize("supported", [True, False])
-def test_compiles_to_one_graph(supported, assert_close):
-    network = build(support=supported, input_channels=2)
-    x = image("2d", 2, 2)
-    torch._dynamo.reset()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of PyTorch's own tracer
-        compiled = torch.compile(network, fullgraph=True, backend="aot_eager")(x)
-        if not supported:
-            assert compiled.isnan().all()
-            return
-        gradients = []
-        for logits in (network(x), compiled):
-            network.zero_grad()
-            logits.square().mean().backward()
-            gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
-    assert_close(compiled, network(x), 1e-4)
-    assert_close(*gradients, 1e-4)
-
-
-def test_an_episode_compiles_to_one_graph(assert_close):
-    network = build(support=False, slices_per_chunk=2)
-    images, masks = support_set()
-    arguments = (image("2d", 3)[None], images[None], masks[None], (torch.rand(1, 3, 2, 32, 24) > 0.5).float())
-    torch._dynamo.reset()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of PyTorch's own tracer
-        compiled = torch.compile(network, fullgraph=True, backend="aot_eager")(*arguments)
-        gradients = []
-        for episode in (network(*arguments), compiled):
-            network.zero_grad()
-            sum(episode[2:]).backward()
-            gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
-    assert_close(compiled.logits, network(*arguments).logits, 1e-4)
-    assert_close(*gradients, 1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -215,3 +215,15 @@ def test_unknown_resnets_and_weights_list_the_known():
         DilatedResNet("resnet18").load_pretrained("voc")
     with pytest.raises(ValueError, match=r"'coco' exist for resnet101, resnet50, not for resnet18"):
         DilatedResNet("resnet18").load_pretrained("coco")
+
+
+def test_frozen_norms_stay_frozen_when_ddp_synchronises_them():
+    network = DilatedResNet("resnet18")
+    network.frozen_norms = True
+    norms = [
+        m
+        for m in nn.SyncBatchNorm.convert_sync_batchnorm(network).train().modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    ]
+    assert all(isinstance(m, nn.SyncBatchNorm) for m in norms)
+    assert not any(m.training for m in norms)

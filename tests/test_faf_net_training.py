@@ -1,6 +1,7 @@
 """FAF-Net's trainers in this process; whole runs are in test_console.py."""
 
 import copy
+import dataclasses
 import pickle
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from nnunet_ext.fewshot.bank import SupportBank, class_labels
+from nnunet_ext.fewshot.slices import image_slice
 from nnunet_ext.networks import FAFNet
 
 REGIONS = {"labels": {"background": 0, "whole": [1, 2], "Posterior": [2]}, "regions_class_order": [1, 2]}
@@ -77,6 +79,52 @@ def test_regions_are_drawn_as_one_class(tmp_path):
     drawn = bank.draw(6, np.random.default_rng(0))
     assert drawn.counts == (6, 3)
     assert (drawn.masks[:, 1] <= drawn.masks[:, 0]).all()
+
+
+def test_labels_of_the_previous_stage_are_channels():
+    image, earlier = np.ones((2, 5, 6, 7), np.float32), np.arange(210).reshape(5, 6, 7) % 3
+    drawn = image_slice((image, None, earlier, {}), 4, one_hot=[1, 2])
+    assert drawn.shape == (4, 6, 7)
+    for channel, label in ((2, 1), (3, 2)):
+        assert np.array_equal(drawn[channel], earlier[4] == label)
+
+
+def test_pixels_of_the_ignore_label_are_drawn_as_unlabelled(tmp_path):
+    labels = segmentation((1, 0, 3, 4))
+    labels[:, :, 10:] = 3
+    bank = SupportBank(Cases(tmp_path, {"a": labels}), [(1,)], ["one"], (20, 20), ignore=3)
+    drawn = bank.draw(2, np.random.default_rng(0))
+    assert drawn.labelled[:, :, :10].all()
+    assert not drawn.labelled[:, :, 10:].any()
+    assert drawn.masks.sum() == 2 * 4 * 4
+
+
+def test_unlabelled_pixels_of_the_support_count_nowhere(make_trainer, nnunet, larger):
+    """What the labels would be there changes neither the losses nor the prototypes; that they are unlabelled does."""
+    dataset = nnunet.dataset_json
+    dataset = dataset | {"labels": dataset["labels"] | {"ignore": 3}}
+    trainer = make_trainer("FAFNetTrainer", "2d_tiny", larger, dataset)
+    assert trainer.support_bank.ignore == 3
+    support = trainer.support_bank.draw(2, np.random.default_rng(0))
+    assert support.labelled.all()
+    queries = torch.from_numpy(support.images)
+
+    def losses(masks, labelled):
+        images, given = trainer.on_device(dataclasses.replace(support, masks=masks, labelled=labelled))
+        trainer.network.set_support(images, given)
+        episode = trainer.network(queries[None], images[None], given[None])
+        return episode.alignment_loss.item(), trainer.network.decoder.seg_layers.prototypes.clone()
+
+    half = support.labelled.copy()
+    half[:, : half.shape[1] // 2] = False
+    other = np.where(half[:, None], support.masks, ~support.masks)
+    loss, prototypes = losses(support.masks, half)
+    again, same = losses(other, half)
+    complete, different = losses(support.masks, support.labelled)
+    assert loss == again > 0
+    assert torch.equal(prototypes, same)
+    assert loss != complete
+    assert not torch.equal(prototypes, different)
 
 
 def test_a_class_that_no_case_has_is_named(tmp_path):

@@ -1,6 +1,5 @@
-"""`nnunet_ext fewshot` on a model in nnU-Net's layout; a trained one is in test_few_shot_experiment.py."""
+"""`nnunet_ext fewshot` on a model in nnU-Net's layout; a trained one is in test_console.py."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -13,37 +12,9 @@ import torch
 
 from nnunet_ext.cli.main import main
 from nnunet_ext.fewshot.model import FewShotModel
-from nnunet_ext.fewshot.scans import scan_of
+from nnunet_ext.scans import scan_of
 
 LABELS = {0, 2}
-
-
-@pytest.fixture
-def widths(nnunet):
-    plans = nnunet.plans
-    for name in ("3d_fullres_tiny", "2d_tiny"):
-        arguments = plans["configurations"][name]["architecture"]["arch_kwargs"]
-        arguments["features_per_stage"] = [8, 8, 16, 16][: arguments["n_stages"]]
-    return plans
-
-
-@pytest.fixture
-def make_model(make_trainer, widths, tmp_path):
-    """A model's folder as nnUNetv2_train leaves it, of untrained weights."""
-
-    def make(name="FAFNetFewShotTrainer", configuration="3d_fullres_tiny", folds=(0,), dataset=None, plans=None):
-        plans = plans or widths
-        for fold in folds:
-            torch.manual_seed(fold)
-            trainer = make_trainer(name, configuration, plans, dataset)
-            folder = tmp_path / "models" / name
-            (folder / f"fold_{fold}").mkdir(parents=True)
-            trainer.save_checkpoint(str(folder / f"fold_{fold}" / "checkpoint_final.pth"))
-        (folder / "plans.json").write_text(json.dumps(plans))
-        (folder / "dataset.json").write_text(json.dumps(trainer.dataset_json))
-        return folder
-
-    return make
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_ext.fewshot.protocol import query_parts, support_slices
-from nnunet_ext.fewshot.scans import Scan, geometry_differences, scan_of, scans_in
 from nnunet_ext.fewshot.slices import image_slice, window, window_start
+from nnunet_ext.scans import Scan, geometry_differences, scan_of, scans_in
 
 ENDINGS = [".nii.gz", ".nrrd"]
 
@@ -65,11 +65,11 @@ def test_windows_lie_within_the_image_and_small_images_in_their_middle():
 
 def test_labels_of_the_previous_stage_are_channels():
     generator = np.random.default_rng(0)
-    data, previous = generator.random((2, 3, 4, 5)), generator.integers(0, 3, (1, 3, 4, 5))
+    data, previous = generator.random((2, 3, 4, 5)), generator.integers(0, 3, (3, 4, 5))
     assert np.array_equal(image_slice((data, None, None), 1), data[:, 1].astype(np.float32))
     image = image_slice((data, None, previous), 1, (1, 2))
     assert image.shape == (4, 4, 5)
-    assert np.array_equal(image[2:], np.stack([previous[0, 1] == 1, previous[0, 1] == 2]).astype(np.float32))
+    assert np.array_equal(image[2:], np.stack([previous[1] == 1, previous[1] == 2]).astype(np.float32))
 
 
 def lay_out(folder, *names):

@@ -110,6 +110,14 @@ def test_gate_keeps_the_memory_layout_of_the_map(layout):
     assert gate(x, low, torch.tensor(0.5)).stride() == x.stride()
 
 
+def test_gate_stays_within_float16():
+    x = torch.full((1, 2, 2, 2), 1000.0, dtype=torch.float16).requires_grad_()
+    gated = gate(x, torch.zeros(1, 2, 2, 2), torch.tensor(0.5))
+    gated.mean().backward()
+    assert (gated == torch.finfo(torch.float16).max).all()
+    assert (x.grad > 0).all()
+
+
 def test_fine_agrees_with_the_authors(golden, assert_close):
     file = golden("sasan_fine")
     size = tuple(file.meta["level_shape"])

@@ -173,7 +173,7 @@ def test_everything_ignored_is_finite():
 def test_low_precision_logits_are_computed_in_float32(dtype):
     logits, target, _ = problem(3, False, False)
     logits = (100 * logits).to(dtype).detach().requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         total = SelfUpdatingLoss()(logits, target)
     total.backward()
     assert total.dtype == torch.float32

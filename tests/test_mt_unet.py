@@ -1,4 +1,3 @@
-import warnings
 from itertools import pairwise
 
 import pytest
@@ -18,14 +17,8 @@ from nnunet_ext.cli.main import main
 from nnunet_ext.networks import MTUNet
 from nnunet_ext.weights import from_authors
 from nnunet_ext.weights.mt_unet import authors_names, ea_names, gather
+from tests.small_networks import MT_UNET as SMALL
 
-SMALL = {
-    "input_channels": 1,
-    "num_classes": 3,
-    "patch_size": (96, 64),
-    "features_per_stage": (4, 6, 8, 8, 12, 16),
-    "heads": 2,
-}
 FROZEN = ("axial.bias", "axial.out.weight", "axial.out.bias")
 
 
@@ -287,20 +280,6 @@ def test_another_size_is_an_error_that_names_both():
         network(torch.randn(1, 1, 64, 96))
     with pytest.raises(ValueError, match=r"\(B, 1, 96, 64\), got \(1, 3, 96, 64\)"):
         network(torch.randn(1, 3, 96, 64))
-
-
-def test_compiles_to_one_graph(assert_close):
-    network = MTUNet(**(SMALL | {"input_channels": 2}))
-    x = torch.randn(2, 2, 96, 64)
-    torch._dynamo.reset()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of PyTorch's own tracer
-        compiled = torch.compile(network, fullgraph=True, backend="aot_eager")(x)
-        eager = network(x)
-        leaves = list(learning(network).values())
-        results = [torch.cat([g.flatten() for g in gradients(y, leaves)]) for y in (eager, compiled)]
-    assert_close(compiled, eager, 1e-4)
-    assert_close(*results, 1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

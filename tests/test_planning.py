@@ -159,7 +159,12 @@ EVERY_SHAPE = ("SASANTrainer", "EMNetTrainer")
 @pytest.mark.parametrize(
     ("trainer", "shape"),
     [(trainer, shape) for trainer in EVERY_SHAPE for shape in SHAPES if shape != "isotropic"]
-    + [(trainer, shape) for trainer in GIGABYTES if trainer not in EVERY_SHAPE for shape in ("anisotropic", "2D")],
+    + [
+        pytest.param(trainer, shape, marks=pytest.mark.long)
+        for trainer in GIGABYTES
+        if trainer not in EVERY_SHAPE
+        for shape in ("anisotropic", "2D")
+    ],
 )
 def test_all_shapes_and_networks(dataset, trainer, shape):
     dataset.describe(*SHAPES[shape])

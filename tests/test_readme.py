@@ -79,6 +79,7 @@ def test_the_tables_are_the_committed_measurements():
     assert scan_table(measured("selective_scan_cpu", "what", "method")) in README
     assert lstm_table(measured("lstm_sa_cpu", "what")) in README
     assert gaussian_table(measured("gaussian_attention_cpu", "positions", "what", "method")) in README
+    assert few_shot_table(measured("few_shot_hippocampus", "support", "method")) in README
 
 
 def test_sizes_are_those_of_the_networks_command():
@@ -136,6 +137,15 @@ def lstm_table(rows):
         ratio = f"{float(row['times_faster']):.1f} times faster" if row["times_faster"] else ""
         memory = f"{float(row['added_GB']):.1f} GB" if row["added_GB"] else ""
         lines.append(f"| {what} | {row['setting']} | {float(row['volume_s']):.2f} | {slices} | {ratio} | {memory} |")
+    return "\n".join(lines)
+
+
+def few_shot_table(rows):
+    lines = ["| method | Dice, mean of 5 supports | lowest and highest |", "|---|---|---|"]
+    for method in dict.fromkeys(method for _, method in rows):
+        dice = [float(row["dice"]) for (_, m), row in rows.items() if m == method]
+        assert len(dice) == 5
+        lines.append(f"| {method} | {sum(dice) / 5:.2f} | {min(dice):.2f} to {max(dice):.2f} |")
     return "\n".join(lines)
 
 

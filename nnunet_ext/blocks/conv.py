@@ -47,13 +47,21 @@ class ConvNormAct(nn.Module):
     ) -> None:
         super().__init__()
         padding = tuple((k - 1) // 2 for k in kernel_size)
-        steps = (1,) * len(padding) if stride is None else tuple(stride)
+        strides = (1,) * len(padding) if stride is None else tuple(stride)
+        # Axes of kernel 1 are strided by slicing: in the backward pass of a convolution whose stride is larger than
+        # its kernel, PyTorch's CPU kernel writes beyond its memory (torch 2.14).
+        steps = tuple(1 if k == 1 else s for k, s in zip(kernel_size, strides, strict=True))
+        kept = [slice(None, None, s if k == 1 else 1) for k, s in zip(kernel_size, strides, strict=True)]
+        self.kept = (slice(None), slice(None), *kept)
+        self.sliced = steps != strides
         self.conv = conv_op(input_channels, output_channels, tuple(kernel_size), steps, padding, bias=bias)
         self.convolve = partial(conv_function(conv_op), stride=steps, padding=padding)
         self.pointwise = all(k == 1 for k in kernel_size) and all(s == 1 for s in steps)
         self.norm_act = InstanceNormLeakyReLU(output_channels, eps, slope, affine)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.sliced:
+            x = x[self.kept]
         if self.pointwise and x.device.type == "cpu":
             # A copy, as the norm writes into what it gets, which must be no view.
             return self.norm_act(conv_1x1(self.conv, x).clone())

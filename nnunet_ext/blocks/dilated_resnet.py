@@ -60,7 +60,8 @@ class DilatedResNet(nn.Module):
         super().train(mode)
         if self.frozen_norms:
             for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
+                # Of any class: distributed training has synchronised ones.
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
 

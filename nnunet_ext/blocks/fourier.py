@@ -27,6 +27,7 @@ from nnunet_ext.blocks.layout import channels_last, rows, sum_of_products
 
 _SLAB_ELEMENTS = 1 << 18
 """Values transformed at a time on the CPU."""
+_MAX_HALF = torch.finfo(torch.float16).max
 
 
 def image_spectrum(image: Tensor) -> Tensor:
@@ -106,6 +107,8 @@ def gate_reference(x: Tensor, low: Tensor, rate: Tensor) -> Tensor:
 
 def gate(x: Tensor, low: Tensor, rate: Tensor) -> Tensor:
     """(r x + (1 - r) low) * x, computed in the wider of the types of x and low and returned in that of x.
+
+    The product of features above 256 passes float16's range: it is limited to it, its gradient is not.
 
     Shape:
         x, low and result (B, C, *P); rate a scalar.
@@ -298,7 +301,10 @@ class _Gate(torch.autograd.Function):
         ctx.save_for_backward(x, low, rate)
         wide = x.to(torch.promote_types(x.dtype, low.dtype))
         # x comes first: results take its memory layout.
-        return torch.lerp(wide, low.to(wide.dtype), 1 - rate.to(wide.dtype)).mul_(wide).to(x.dtype)
+        out = torch.lerp(wide, low.to(wide.dtype), 1 - rate.to(wide.dtype)).mul_(wide)
+        if x.dtype == torch.float16:
+            out.clamp_(-_MAX_HALF, _MAX_HALF)
+        return out.to(x.dtype)
 
     @staticmethod
     @once_differentiable

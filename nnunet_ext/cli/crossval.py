@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from nnunet_ext.devices import DEVICES
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="number or name")
@@ -24,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-np", dest="processes", type=int, metavar="N", help="processes that preprocess")
     parser.add_argument("--dry-run", action="store_true", help="print the parts, their states and commands, do nothing")
     local = parser.add_argument_group("on this machine")
-    local.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="default: %(default)s")
+    local.add_argument("--device", choices=DEVICES, default="auto", help="default: %(default)s")
     local.add_argument("--gpus", nargs="+", metavar="GPU", help="train on these at once (default: the first)")
     local.add_argument("--num-gpus", type=int, default=1, metavar="N", help="GPUs that train one fold together")
     cluster = parser.add_argument_group("on a cluster")

@@ -43,9 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if len(arguments.support) != len(arguments.mask):
         raise ValueError(f"{len(arguments.support)} --support and {len(arguments.mask)} --mask: give a mask with each")
-    for name, value in (("--mask", path) for path in arguments.mask):
-        if not Path(value).is_file():
-            raise FileNotFoundError(f"{name}: no such file: {value}")
+    for mask in arguments.mask:
+        if not Path(mask).is_file():
+            raise FileNotFoundError(f"--mask: no such file: {mask}")
     truth = Path(arguments.labels) if arguments.labels else None
     if truth is not None and not truth.is_dir():
         raise FileNotFoundError(f"--labels: no such folder: {truth}")
@@ -53,10 +53,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nnunet_ext.fewshot.model import FewShotModel
     from nnunet_ext.fewshot.run import evaluate, segment_scans, write_evaluation
-    from nnunet_ext.fewshot.scans import scan_of, scans_in
+    from nnunet_ext.files import check_writable
+    from nnunet_ext.scans import scan_of, scans_in
 
     model = FewShotModel(arguments.model, device, arguments.folds, arguments.checkpoint)
     scans, target = scans_in(arguments.input, model.endings), Path(arguments.output)
+    check_writable(target)
     examples = [
         (scan_of(image, model.endings), Path(mask))
         for image, mask in zip(arguments.support, arguments.mask, strict=True)

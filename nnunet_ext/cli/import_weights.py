@@ -31,7 +31,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     check_importable(arguments.network)
     settings = {name: value for name in _SETTINGS if (value := getattr(arguments, name)) is not None}
-    network = from_authors(arguments.network, read_state_dict(arguments.input), **settings)
+    state_dict = read_state_dict(arguments.input)
+    try:
+        network = from_authors(arguments.network, state_dict, **settings)
+    except ValueError as error:
+        raise ValueError(f"{arguments.input}: {error}") from error
     write_pretrained(network, arguments.output)
     parameters = sum(p.numel() for p in network.parameters())
     print(f"wrote {arguments.output}: {type(network).__name__}, {parameters:,} parameters")

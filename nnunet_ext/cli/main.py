@@ -5,16 +5,30 @@ import sys
 from collections.abc import Sequence
 
 from nnunet_ext import __version__
-from nnunet_ext.cli import compare, crossval, demo, doctor, fewshot, import_weights, networks, plan, trainers
+from nnunet_ext.cli import (
+    bench,
+    compare,
+    crossval,
+    demo,
+    doctor,
+    fewshot,
+    import_weights,
+    networks,
+    plan,
+    predict,
+    trainers,
+)
 
 _COMMANDS = {
     "trainers": trainers,
     "doctor": doctor,
     "networks": networks,
     "plan": plan,
+    "predict": predict,
     "fewshot": fewshot,
     "import-weights": import_weights,
     "compare": compare,
+    "bench": bench,
     "demo": demo,
     "crossval": crossval,
 }

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 from nnunet_ext.compare import metrics
 from nnunet_ext.compare.labels import LabelSet
+from nnunet_ext.files import replacing
 
 Scores = dict[str, dict[str, Any]]
 
@@ -46,9 +45,8 @@ def write(folder: Path, key: str, scores: Scores) -> None:
     Raises:
         OSError: if it cannot be written.
     """
-    partial = folder / f"{key}.{uuid.uuid4().hex}.partial"
-    partial.write_text(json.dumps(scores))
-    os.replace(partial, folder / f"{key}.json")
+    with replacing(folder / f"{key}.json", "w", shared=True) as file:
+        file.write(json.dumps(scores))
 
 
 @lru_cache(maxsize=4096)

@@ -1,12 +1,12 @@
 """Collects the cross-validation that nnU-Net's trainings left in its results folder."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.compare.labels import LabelSet, check_same_labels, label_set, read_dataset_json
+from nnunet_ext.compare.labels import LabelSet, check_same_labels, label_set, read_dataset_json, read_json
 from nnunet_ext.compare.study import Case, Entrant, Study, check_entrants, some_of
+from nnunet_ext.models import pair_plans
 
 STOCK_TRAINER = "nnUNetTrainer"
 _TRAIN = "nnUNetv2_train {dataset} {configuration} {fold} -tr {trainer} -p {plans}"
@@ -36,7 +36,7 @@ def collect_cross_validation(
         FileNotFoundError: for missing files.
     """
     results, preprocessed, raw = _folders(dataset)
-    pairs = _pairs(trainers, plans)
+    pairs = pair_plans(trainers, plans)
     names = _names(pairs)
     baseline = _baseline(baseline, pairs, names)
     check_entrants(names, baseline)
@@ -90,13 +90,6 @@ def _folders(dataset: str) -> tuple[Path, Path, Path]:
     return results, preprocessed, raw
 
 
-def _pairs(trainers: Sequence[str], plans: Sequence[str]) -> list[tuple[str, str]]:
-    if len(plans) not in (1, len(trainers)):
-        raise ValueError(f"-p has {len(plans)} names for {len(trainers)} trainers; give one for all or one for each")
-    several = list(plans) if len(plans) > 1 else [plans[0]] * len(trainers)
-    return list(zip(trainers, several, strict=True))
-
-
 def _names(pairs: Sequence[tuple[str, str]]) -> list[str]:
     """Trainers' names, with the plans where these differ."""
     same = len({plan for _, plan in pairs}) == 1
@@ -142,7 +135,7 @@ def _folds(models: Sequence[Path], names: Sequence[str], wanted: Sequence[str] |
 def _splits(preprocessed: Path) -> tuple[list[dict[str, list[str]]] | None, list[str]]:
     path = preprocessed / "splits_final.json"
     if path.is_file():
-        return json.loads(path.read_text()), []
+        return read_json(path), []
     return None, [f"There is no {path.name}: the trainers' cases were compared with each other, not with the split."]
 
 
@@ -163,7 +156,7 @@ def _fold_cases(
             f"{where} is unfinished: it has no validation/summary.json; go on with `{command} --c`, or, where only the "
             f"validation is missing, `{command} --val`"
         )
-    summary = json.loads((validation / "summary.json").read_text())
+    summary = read_json(validation / "summary.json")
     recorded = {_identifier(case["prediction_file"], labels): case["metrics"] for case in summary["metric_per_case"]}
     predicted = {path.name.removesuffix(labels.file_ending) for path in validation.glob(f"*{labels.file_ending}")}
     if splits is not None:

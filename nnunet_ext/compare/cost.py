@@ -1,9 +1,6 @@
 """What a model costs: parameters, multiply-adds, time and memory."""
 
-import contextlib
-import io
 import json
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +11,6 @@ import numpy as np
 
 from nnunet_ext.compare.logs import TrainingLog, read_training
 from nnunet_ext.compare.study import Study
-
-_EXTERNAL_TRAINERS = "nnUNet_extTrainer"
 
 
 @dataclass(frozen=True)
@@ -81,49 +76,18 @@ def network_size(model: Path, trainer: str, configuration: str) -> dict[str, Any
     """Parameters, multiply-adds and patch size of the network that a trainer builds from a model's plan.
 
     Raises:
-        RuntimeError: if nnU-Net does not find the trainer.
+        ValueError: if nnU-Net does not find the trainer.
     """
-    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-    from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from nnunet_ext.planning.cost import multiply_adds
+    from nnunet_ext.planning.cost import trainer_network_size
+    from nnunet_ext.planning.find_trainer import find_trainer
 
-    plans = PlansManager(str(model / "plans.json"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what nnU-Net's search imports warns of what PyTorch has deprecated
+        found = find_trainer(trainer)
     dataset = json.loads((model / "dataset.json").read_text())
-    chosen = plans.get_configuration(configuration)
-    channels = determine_num_input_channels(plans, chosen, dataset)
-    heads = plans.get_label_manager(dataset).num_segmentation_heads
-    trainer_class = _trainer_class(trainer)
-    with FakeTensorMode():
-        network = trainer_class.build_network_architecture(plans, chosen, channels, heads, False).eval()
-        patch = tuple(int(size) for size in chosen.patch_size)
-        return {
-            "parameters": sum(parameter.numel() for parameter in network.parameters()),
-            "multiply_adds": multiply_adds(network, channels, patch),
-            "patch_size": patch,
-        }
-
-
-def _trainer_class(name: str) -> Any:
-    """The class as nnU-Net finds it; ours also where nnUNet_extTrainer is not set."""
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-    from nnunet_ext.installed import trainers_folder
-
-    before = os.environ.get(_EXTERNAL_TRAINERS)
-    folders = [part for part in (before or "").split(os.pathsep) if part]
-    os.environ[_EXTERNAL_TRAINERS] = os.pathsep.join([*folders, str(trainers_folder())])
-    try:
-        # It prints where it looks, and what it imports warns of what PyTorch has deprecated.
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return recursive_find_trainer_class_by_name(name)
-    finally:
-        if before is None:
-            del os.environ[_EXTERNAL_TRAINERS]
-        else:
-            os.environ[_EXTERNAL_TRAINERS] = before
+    return trainer_network_size(found, PlansManager(str(model / "plans.json")), configuration, dataset)
 
 
 def _median(values: list[float]) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from nnunet_ext.compare import cache
 from nnunet_ext.compare.labels import LabelSet
 from nnunet_ext.compare.metrics import case_scores
 from nnunet_ext.compare.study import Case, Study
+from nnunet_ext.files import check_whole
 
 _RECORDED_TOLERANCE = 1e-6
 Task = tuple[Path, Path, LabelSet, float]
@@ -31,7 +33,8 @@ def measure(study: Study, tolerance: float, folder: Path, processes: int) -> pd.
         One row an entrant, case and label, in their order: entrant, case, fold, label and the fields of `LabelScores`.
 
     Raises:
-        ValueError: where a prediction has another shape than the label, or nnU-Net's own evaluation says otherwise.
+        ValueError: where a file cannot be read, a prediction has another shape than the label, or nnU-Net's own
+            evaluation says otherwise.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, cache.Scores] = {}
@@ -81,14 +84,22 @@ def _measure_files(task: Task) -> cache.Scores:
 
     truth_file, prediction_file, labels, tolerance = task
     reader = recursive_find_reader_writer_by_name(labels.reader)()
-    truth, properties = reader.read_seg(str(truth_file))
-    prediction, _ = reader.read_seg(str(prediction_file))
+    (truth, properties), (prediction, _) = (_read(reader, file) for file in (truth_file, prediction_file))
     try:
         return case_scores(
             truth[0], prediction[0], properties["spacing"], labels.labels, labels.ignore_label, tolerance
         )
     except ValueError as error:
         raise ValueError(f"{prediction_file}: {error}") from error
+
+
+def _read(reader: Any, file: Path) -> tuple[Any, dict[str, Any]]:
+    try:
+        check_whole(file)
+        return reader.read_seg(str(file))
+    # Whatever a reader makes of a broken file.
+    except Exception as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
 
 
 def _check_recorded(entrant: str, case: Case, scores: cache.Scores) -> None:

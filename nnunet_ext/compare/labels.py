@@ -26,16 +26,29 @@ class LabelSet:
     reader: str
 
 
+def read_json(path: Path) -> Any:
+    """The content of a JSON file that nnU-Net wrote; it writes in place, so that a kill leaves half of one.
+
+    Raises:
+        FileNotFoundError: if it is missing.
+        ValueError: if it is damaged.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is cut off or no JSON ({error}): run what writes it again") from error
+
+
 def read_dataset_json(path: Path) -> dict[str, Any]:
     """The content of a dataset.json.
 
     Raises:
         FileNotFoundError: if it is missing.
-        ValueError: if it has no labels.
+        ValueError: if it is damaged or has no labels.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    content = json.loads(path.read_text())
+    content = read_json(path)
     if "labels" not in content or "file_ending" not in content:
         raise ValueError(f"{path} has no `labels` or no `file_ending`: it is not nnU-Net's dataset.json")
     return content

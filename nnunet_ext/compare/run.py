@@ -1,6 +1,7 @@
 """From a study to the files of its report."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 from nnunet_ext.compare.analysis import analyse
@@ -11,6 +12,7 @@ from nnunet_ext.compare.outcome import Outcome, Settings
 from nnunet_ext.compare.page import html_report
 from nnunet_ext.compare.study import Study
 from nnunet_ext.compare.summary import summary
+from nnunet_ext.files import check_writable, remove_left_overs, replacing
 
 CACHE = "cache"
 
@@ -27,18 +29,28 @@ def compare(study: Study, settings: Settings, output: Path, processes: int, cach
 
     Raises:
         ValueError: as `measure`, and for a margin or a tolerance that is not above zero.
+        OSError: if a file cannot be written, with its name; a report that was there stays as it was.
     """
     for name, value in (("margin", settings.margin), ("tolerance", settings.tolerance)):
         if not value > 0:
             raise ValueError(f"`{name}`={value:g} must be above 0")
-    output.mkdir(parents=True, exist_ok=True)
+    for folder in (output, cache or output / CACHE):  # before hours of measuring
+        check_writable(folder)
+        remove_left_overs(folder)
     scores = measure(study, settings.tolerance, cache or output / CACHE, processes)
     logs = training_logs(study)
     outcome = Outcome(
         study, settings, scores, analyse(study, scores, settings.margin, settings.seed), costs(study, logs), logs
     )
-    scores.to_csv(output / "cases.csv", index=False)
-    (output / "summary.json").write_text(json.dumps(summary(outcome), indent=2, allow_nan=False) + "\n")
-    (output / "report.md").write_text(markdown_report(outcome), encoding="utf-8")
-    (output / "report.html").write_text(html_report(outcome), encoding="utf-8")
+    files = {
+        "cases.csv": scores.to_csv(index=False, lineterminator="\n"),
+        "summary.json": json.dumps(summary(outcome), indent=2, allow_nan=False) + "\n",
+        "report.md": markdown_report(outcome),
+        "report.html": html_report(outcome),
+    }
+    with ExitStack() as stack:  # a report that was there is replaced when all of the new one is written
+        for name in reversed(files):  # the page comes last into its place: it says that all is there
+            file = stack.enter_context(replacing(output / name, "w"))
+            file.write(files[name])
+            file.flush()
     return outcome

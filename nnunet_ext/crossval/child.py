@@ -1,6 +1,7 @@
 """A node's command as a running process."""
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -31,7 +32,7 @@ class Child:
         node.before()
         command = node.command()
         executable = command[0] if os.path.isabs(command[0]) else console_script(command[0])
-        header = f"$ {' '.join(command)}"
+        header = f"$ {shlex.join(command)}"
         pid_file.parent.mkdir(parents=True, exist_ok=True)
         if log is None:
             print(header, flush=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 
-from nnunet_ext.installed import known_trainers, trainers_folder
+from nnunet_ext.installed import TRAINERS_VARIABLE, external_trainers, known_trainers
+from nnunet_ext.models import pair_plans
 
 # nnU-Net's planners whose plans name is not the planner's option.
 STOCK_PLANNERS = {
@@ -144,10 +145,7 @@ def make_experiment(
         if not environment.get(name):
             raise ValueError(f"the environment variable {name} is not set; `nnunet_ext doctor` says more")
     name = _dataset_name(dataset)
-    if len(plans) not in (1, len(trainers)):
-        raise ValueError(f"-p has {len(plans)} names for {len(trainers)} trainers; give one for all or one for each")
-    several = plans if len(plans) > 1 else [*plans] * len(trainers)
-    models = tuple(Model(trainer, plan) for trainer, plan in zip(trainers, several, strict=True))
+    models = tuple(Model(trainer, plan) for trainer, plan in pair_plans(trainers, plans))
     for model in dict.fromkeys(models):
         if models.count(model) > 1:
             raise ValueError(f"{model.trainer} on {model.plans} is named twice")
@@ -183,9 +181,7 @@ def make_experiment(
 
 def child_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment of nnU-Net's commands: this one, with our trainers among the external ones."""
-    ours = str(trainers_folder())
-    others = [part for part in environment.get("nnUNet_extTrainer", "").split(os.pathsep) if part and part != ours]
-    return {**environment, "nnUNet_extTrainer": os.pathsep.join([*others, ours])}
+    return {**environment, TRAINERS_VARIABLE: external_trainers(environment)}
 
 
 def _dataset_name(dataset: str) -> str:

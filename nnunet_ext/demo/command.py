@@ -1,5 +1,6 @@
 """Runs one of nnU-Net's console commands with a progress bar."""
 
+import shlex
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def run_command(
             bar.n = total
             bar.refresh()
     if code != 0:
-        raise CommandFailed(f"{' '.join(command)} failed with exit code {code}; the end of {log}:\n{tail(log)}")
+        raise CommandFailed(f"{shlex.join(command)} failed with exit code {code}; the end of {log}:\n{tail(log)}")
 
 
 def count_lines(path: Path, *parts: str) -> int:

@@ -131,9 +131,9 @@ def _validation_cases(space: Workspace) -> int:
 
 
 def _finished_epochs(model: Path) -> int:
-    import torch
+    from nnunet_ext.checkpoints import read_checkpoint
 
     for name in _CHECKPOINTS:
         if (model / name).is_file():
-            return torch.load(model / name, map_location="cpu", mmap=True, weights_only=False)["current_epoch"]
+            return read_checkpoint(model / name)["current_epoch"]
     return 0

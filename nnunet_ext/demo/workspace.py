@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nnunet_ext import __version__
 from nnunet_ext.console import is_running
+from nnunet_ext.files import replacing
 from nnunet_ext.installed import known_trainers, trainers_folder
 from nnunet_ext.training.budget import Budget
 
@@ -169,6 +170,5 @@ def check_trainers(trainers: Sequence[str]) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a text file that appears complete or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    with replacing(path, "w") as file:
+        file.write(text)

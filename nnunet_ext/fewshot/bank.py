@@ -22,11 +22,13 @@ class SupportSlices:
     Attributes:
         images: (N, M, H, W), float32.
         masks: (N, R, H, W), bool.
+        labelled: (N, H, W), bool: not the ignore label; pixels beyond the image are.
         counts: Slices drawn for each class; a slice drawn for one may show others.
     """
 
     images: np.ndarray
     masks: np.ndarray
+    labelled: np.ndarray
     counts: tuple[int, ...]
 
 
@@ -46,6 +48,7 @@ class SupportBank:
         names: Of the classes, for messages.
         size: (H, W) of the slices in voxels; they are cut out around the class; smaller ones are padded with 0.
         one_hot: Labels of the previous stage's segmentation that are channels of the input (nnU-Net's cascade).
+        ignore: nnU-Net's ignore label; None: all pixels are labelled.
 
     Raises:
         ValueError: for a class that no case has; the message names it.
@@ -58,8 +61,10 @@ class SupportBank:
         names: Sequence[str],
         size: Sequence[int],
         one_hot: Sequence[int] = (),
+        ignore: int | None = None,
     ) -> None:
         self.dataset, self.classes, self.size, self.one_hot = dataset, list(classes), tuple(size), tuple(one_hot)
+        self.ignore = ignore
         self.cases = sorted(dataset.identifiers)
         self.showing = {case: self._classes_of(case) for case in self.cases}
         for index, name in enumerate(names):
@@ -75,16 +80,14 @@ class SupportBank:
         Eligible are slices with at least 200 voxels of the class or, of smaller structures, the upper half of the
         case's slices that show it.
         """
-        images, masks, counts = [], [], []
+        slices, counts = [], []
         order = list(generator.permutation(self.cases))
         for index in range(len(self.classes)):
             chosen = self._choose(index, shots, [case for case in order if index in self.showing[case]], generator)
             counts.append(len(chosen))
-            for case, position in chosen:
-                image, mask = self._cut(case, position, index)
-                images.append(image)
-                masks.append(mask)
-        return SupportSlices(np.stack(images), np.stack(masks), tuple(counts))
+            slices += [self._cut(case, position, index) for case, position in chosen]
+        images, masks, labelled = (np.stack(parts) for parts in zip(*slices, strict=True))
+        return SupportSlices(images, masks, labelled, tuple(counts))
 
     def _classes_of(self, case: str) -> set[int]:
         """By the voxels that nnU-Net's preprocessing has listed per label, without opening the images."""
@@ -119,10 +122,11 @@ class SupportBank:
             return np.array([], int)
         return np.flatnonzero(voxels >= min(_ENOUGH_VOXELS, np.median(present)))
 
-    def _cut(self, case: str, position: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """A slice (M, H, W) around a class, and the masks (R, H, W) of all of them."""
+    def _cut(self, case: str, position: int, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A slice (M, H, W) around a class, the masks (R, H, W) of all of them, and where it is labelled (H, W)."""
         loaded = self.dataset.load_case(case)
         image, labels = image_slice(loaded, position, self.one_hot), np.asarray(loaded[1][0, position])
         masks = np.stack([np.isin(labels, of_class) for of_class in self.classes])
         start = window_start(np.argwhere(masks[index]).mean(0), labels.shape, self.size)
-        return window(image, start, self.size), window(masks, start, self.size)
+        ignored = window((labels == self.ignore)[None], start, self.size)[0]
+        return window(image, start, self.size), window(masks, start, self.size), ~ignored

@@ -1,9 +1,8 @@
 """A trained FAF-Net as a tool for classes that it was not trained on."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext
 from copy import deepcopy
-from io import StringIO
 from itertools import product
 from pathlib import Path
 
@@ -11,18 +10,18 @@ import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
 from nnunetv2.utilities.label_handling.label_handling import LabelManager, determine_num_input_channels
 from torch import Tensor
-from torch._dynamo import OptimizedModule
 
+from nnunet_ext.checkpoints import uncompiled
 from nnunet_ext.fewshot.protocol import query_parts, support_slices
-from nnunet_ext.fewshot.scans import Scan, geometry_differences
 from nnunet_ext.fewshot.slices import image_slice, window, window_start
-from nnunet_ext.installed import register_trainers
+from nnunet_ext.files import check_whole
+from nnunet_ext.model_folder import DEFAULT_CHECKPOINT, load_predictor
 from nnunet_ext.networks import FAFNet
 from nnunet_ext.networks.faf_head import Support, logit
+from nnunet_ext.scans import Scan, geometry_differences, read_scan
 
 _TILE_STEP = 0.5  # nnU-Net's
 
@@ -40,7 +39,8 @@ class FewShotModel:
 
     Raises:
         FileNotFoundError: if the folder is no trained model.
-        ValueError: if its network is not FAF-Net, or needs the segmentation of a previous stage.
+        ValueError: if its network is not FAF-Net, or needs the segmentation of a previous stage, and as
+            `load_predictor`.
     """
 
     def __init__(
@@ -48,16 +48,10 @@ class FewShotModel:
         folder: str | Path,
         device: str = "cpu",
         folds: Sequence[int | str] | None = None,
-        checkpoint: str = "checkpoint_final.pth",
+        checkpoint: str = DEFAULT_CHECKPOINT,
     ) -> None:
-        folder = Path(folder)
-        found = _trained_folds(folder, folds, checkpoint)
-        register_trainers()
-        with redirect_stdout(StringIO()):
-            predictor = nnUNetPredictor(device=torch.device(device), perform_everything_on_device=False)
-            predictor.initialize_from_trained_model_folder(str(folder), found, checkpoint)
-        network = predictor.network
-        network = network._orig_mod if isinstance(network, OptimizedModule) else network
+        predictor = load_predictor(folder, device, folds, checkpoint, perform_everything_on_device=False)
+        network = uncompiled(predictor.network)
         if not isinstance(network, FAFNet):
             raise ValueError(
                 f"{folder} holds {type(network).__name__} of {predictor.trainer_name}, which cannot learn a class from "
@@ -118,11 +112,11 @@ class FewShotModel:
 
         Raises:
             RuntimeError: before `show`.
-            ValueError: for a scan with another number of channels.
+            ValueError: for a scan with another number of channels, NaN or a damaged file.
         """
         if not self.supports:
             raise RuntimeError("nothing to look for yet: call show(examples, labels) first")
-        data, _, properties = self._preprocess(scan, *self.reader.read_images(scan.files))
+        data, _, properties = self._preprocess(scan, *read_scan(self.reader, scan.files))
         logits = sum(self._logits(*fold, data) for fold in zip(self.networks, self.supports, strict=True))
         classes = LabelManager({"background": 0} | {f"label {v}": i + 1 for i, v in enumerate(self.labels)}, None)
         segmentation = convert_predicted_logits_to_segmentation_with_correct_shape(
@@ -152,7 +146,8 @@ class FewShotModel:
         self, scan: Scan, mask_file: Path, labels: Sequence[int], parts: int
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Image (M, h, w) and masks (R, h, w), of its label only, for each label and part."""
-        image, properties = self.reader.read_images(scan.files)
+        image, properties = read_scan(self.reader, scan.files)
+        check_whole(mask_file)
         mask, of_mask = self.reader.read_seg(str(mask_file))
         differences = geometry_differences(properties, of_mask)
         if image.shape[1:] != mask.shape[1:]:
@@ -202,22 +197,3 @@ class FewShotModel:
         within = (slice(None), *inside[1:])
         logits = (logits / total).transpose(0, 1)[within]
         return torch.cat((torch.zeros_like(logits[:1]), logits))
-
-
-def _trained_folds(folder: Path, wanted: Sequence[int | str] | None, checkpoint: str) -> list[str]:
-    """The folds to load; raises FileNotFoundError unless the folder holds a trained model with them."""
-    for name in ("plans.json", "dataset.json"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder} is no folder of a trained model (TRAINER__PLANS__CONFIGURATION): no {name}"
-            )
-    trained = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint}"))
-    # nnU-Net: the folds of a cross-validation, not also the model of all cases.
-    folds = [str(fold) for fold in wanted] if wanted else [fold for fold in trained if fold != "all"] or trained
-    missing = [fold for fold in folds if fold not in trained]
-    if missing or not folds:
-        raise FileNotFoundError(
-            f"{folder} has no {checkpoint} of fold {missing[0] if missing else '0, 1, ..'}; "
-            f"it has {', '.join(trained) or 'none'}"
-        )
-    return folds

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from nnunet_ext.fewshot.supervoxel_cache import cached_supervoxels
 from nnunet_ext.fewshot.supervoxels import SupervoxelParameters
+from nnunet_ext.files import remove_left_overs
 
 
 def make_supervoxels(
@@ -33,7 +34,12 @@ def make_supervoxels(
         masked: Whether images were normalised within their nonzero voxels only. The rest is 0 then, which is no dark
             value any more, and is background here.
         threads: The compiled segmentation and NumPy let others run meanwhile.
+
+    Raises:
+        ValueError: for an image of which there can be none, NaN in it for instance; it names the case.
+        OSError: if a file cannot be written.
     """
+    remove_left_overs(Path(folder))
     make = partial(_make, dataset, folder, spacing, parameters, masked)
     with ThreadPoolExecutor(threads) as pool:
         list(tqdm(pool.map(make, cases), "Supervoxels", total=len(cases), disable=None))
@@ -52,4 +58,7 @@ def _make(
     if masked:
         # nnU-Net's preprocessing marks what it found empty in the segmentation, with -1; labels play no part.
         image = np.where(np.asarray(segmentation) < 0, image.min((1, 2, 3), keepdims=True), image)
-    cached_supervoxels(image, spacing(properties), folder, case, parameters)
+    try:
+        cached_supervoxels(image, spacing(properties), folder, case, parameters)
+    except ValueError as error:
+        raise ValueError(f"the preprocessed case {case}: {error}") from error

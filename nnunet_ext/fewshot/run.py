@@ -1,7 +1,6 @@
 """Few-shot segmentation of a folder of scans, and its evaluation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -9,20 +8,7 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from tqdm import tqdm
 
 from nnunet_ext.fewshot.model import FewShotModel
-from nnunet_ext.fewshot.scans import Scan
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A scan that could not be done.
-
-    Attributes:
-        case: Its identifier.
-        reason: In one line.
-    """
-
-    case: str
-    reason: str
+from nnunet_ext.scans import Failure, Scan
 
 
 def segment_scans(model: FewShotModel, scans: Sequence[Scan], target: Path) -> list[Failure]:
@@ -40,7 +26,7 @@ def segment_scans(model: FewShotModel, scans: Sequence[Scan], target: Path) -> l
             model.segment(scan, target / (scan.case + scan.ending))
         # Whatever a reader makes of a broken file.
         except Exception as error:
-            failures.append(Failure(scan.case, _one_line(error)))
+            failures.append(Failure.of(scan, error))
     return failures
 
 
@@ -68,7 +54,7 @@ def evaluate(
             metrics = compute_metrics(str(found[0]), str(predicted), model.reader, list(model.labels))["metrics"]
             rows[scan.case] = {label: metrics[label]["Dice"] for label in model.labels}
         except Exception as error:
-            failures.append(Failure(scan.case, _one_line(error)))
+            failures.append(Failure.of(scan, error))
     table = pd.DataFrame.from_dict(rows, orient="index", columns=list(model.labels)).sort_index()
     return table.rename_axis(index="case", columns="label"), failures
 
@@ -83,8 +69,3 @@ def write_evaluation(table: pd.DataFrame, folder: Path) -> None:
     shown = [*table.iterrows(), ("**mean**", table.mean())]
     lines += [f"| {case} | " + " | ".join(f"{value:.3f}" for value in row) + " |" for case, row in shown]
     (folder / "dice.md").write_text("\n".join(lines) + "\n")
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text or type(error).__name__

@@ -21,7 +21,7 @@ def image_slice(case: Sequence[Any], position: int, one_hot: Sequence[int] = ())
     image = np.asarray(case[0][:, position], np.float32)
     if not one_hot:
         return image
-    earlier = np.asarray(case[2][0, position])
+    earlier = np.asarray(case[2][position])  # nnU-Net keeps it without an axis for channels
     return np.concatenate([image, np.stack([earlier == label for label in one_hot]).astype(np.float32)])
 
 

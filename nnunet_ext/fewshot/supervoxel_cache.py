@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nnunet_ext.fewshot.supervoxels import SupervoxelParameters, check_image, supervoxels
+from nnunet_ext.files import replacing
 
 VERSION = 1
 """Of the algorithm: raised when its labels change, so that files made before are made anew."""
@@ -107,14 +106,6 @@ def _load(path: Path) -> tuple[str, NDArray[np.int32]] | None:
 
 def _write(path: Path, key: str, labels: NDArray[np.int32], parameters: SupervoxelParameters) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own: several processes may make the same file.
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     small = labels.astype(np.uint16 if labels.max() < 2**16 else np.uint32)
-    try:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, labels=small, key=key, parameters=json.dumps(asdict(parameters)))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path, shared=True) as file:  # several processes may make the same file
+        np.savez_compressed(file, labels=small, key=key, parameters=json.dumps(asdict(parameters)))

@@ -17,6 +17,8 @@ from nnunet_ext.blocks.prototypes import foreground_probability, masked_average
 
 MIN_PROBABILITY = 1e-6
 """Probabilities are clamped to it and to 1 minus it; a class without prototype has it everywhere."""
+UNLABELLED = -1
+"""In support masks: pixels of which nothing is known (nnU-Net's ignore label), in no prototype and no loss."""
 THRESHOLDS = ("query", "support")
 _CLASS_WEIGHTS = (0.1, 1.0)
 """Of background and foreground in the query's loss."""
@@ -171,7 +173,9 @@ class FAFHead(nn.Module):
         # Where nothing is predicted, and in support images without the class, there is nothing to align.
         weights = (backwards.valid[:, None] & of_slices.valid[:, :, None]).to(returned.dtype)  # (E, S, Q, R)
         possible = support.valid.sum() * q
-        alignment = _cross_entropy(returned, support_masks[:, :, None]).mean((-2, -1))
+        labelled = (support_masks >= 0).to(returned.dtype)[:, :, None]
+        alignment = (labelled * _cross_entropy(returned, support_masks[:, :, None])).sum((-2, -1))
+        alignment = alignment / labelled.sum((-2, -1)).clamp_min(1)
         squares = (adapted.view(e, 1, q, r, -1) - readapted.view(e, s, q, r, -1)).square().mean(-1)
         weights = weights / of_slices.valid.sum(1).clamp_min(1)[:, None, None] / possible.clamp_min(1)
 
@@ -253,12 +257,13 @@ class PrototypeBank(nn.Module):
 
 
 def shots(features: Tensor, tau: Tensor, masks: Tensor) -> Support:
-    """What every support image says by itself.
+    """What every support image says by itself; masks of `UNLABELLED` pixels say nothing.
 
     Shape:
         (E, S, C, h, w), (E, S, 1, h, w), (E, S, R, H, W) -> (E, S, R, C), (E, S, R), (E, S, R)
     """
     e, s, r = masks.shape[:3]
+    masks = masks * (masks > 0)
     prototypes = masked_average(features.flatten(0, 1), masks.flatten(0, 1)).view(e, s, r, -1)
     thresholds = tau.to(prototypes.dtype).mean((-3, -2, -1))[..., None].expand(e, s, r)
     return Support(prototypes, thresholds, masks.sum((-2, -1)) > 0)

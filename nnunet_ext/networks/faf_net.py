@@ -256,7 +256,7 @@ class FAFNet(nn.Module):
 
         Args:
             support_images: Slices.
-            support_masks: Foreground of every class; no channel for background.
+            support_masks: Foreground of every class, `UNLABELLED` where that is not known; no channel for background.
             query_images: Slices, of any size.
             query_masks: Foreground of every class, for the query's loss; None: that loss is 0.
 

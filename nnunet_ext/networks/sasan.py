@@ -125,7 +125,7 @@ class _Decoder(nn.Module):
         widths = [topology.features[0] if top_features is None else top_features, *topology.features[1:]]
         for level in range(levels):
             below, skip, stride = widths[level + 1], topology.features[level], topology.strides[level + 1]
-            up = below if level == 0 else below // 2
+            up = below if level == 0 else max(1, below // 2)
             self.upsampling.append(conv_transpose_op(conv_op)(below, up, stride, stride))
             self.stages.append(two_conv(conv_op, skip + up, widths[level], topology.kernel_sizes[level]))
             if level == 0 or deep_supervision:

@@ -29,6 +29,30 @@ def multiply_adds(network: nn.Module, input_channels: int, patch_size: tuple[int
     return counter.get_total_flops() // 2
 
 
+def trainer_network_size(trainer: Any, plans: Any, configuration: str, dataset_json: dict) -> dict[str, Any]:
+    """parameters, multiply_adds and patch_size of the network that a trainer builds from a plan, for prediction.
+
+    Args:
+        trainer: The class.
+        plans: nnU-Net's ``PlansManager``.
+        configuration: Of the plan.
+        dataset_json: The dataset's.
+    """
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+
+    chosen = plans.get_configuration(configuration)
+    channels = determine_num_input_channels(plans, chosen, dataset_json)
+    heads = plans.get_label_manager(dataset_json).num_segmentation_heads
+    patch = tuple(int(size) for size in chosen.patch_size)
+    with FakeTensorMode():
+        network = trainer.build_network_architecture(plans, chosen, channels, heads, False).eval()
+        return {
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "multiply_adds": multiply_adds(network, channels, patch),
+            "patch_size": patch,
+        }
+
+
 def network_costs(plans: Path | None, configuration: str) -> list[dict[str, Any]]:
     """One row a network: name, trainers, variants, sizes, parameters, multiply-adds.
 
@@ -48,7 +72,7 @@ def network_costs(plans: Path | None, configuration: str) -> list[dict[str, Any]
                 patch = tuple(info.paper["patch_size"])
                 network = info.network(**info.paper)
             else:
-                manager, channels, classes = _read_plan(plans, configuration)
+                manager, channels, classes = read_plan(plans, configuration)
                 patch = tuple(manager.patch_size)
                 network = network_from_plan(info.network, manager, channels, classes, deep_supervision=False)
             rows.append(
@@ -67,7 +91,7 @@ def network_costs(plans: Path | None, configuration: str) -> list[dict[str, Any]
     return rows
 
 
-def _read_plan(plans: Path, configuration: str) -> tuple[Any, int, int]:
+def read_plan(plans: Path, configuration: str) -> tuple[Any, int, int]:
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 

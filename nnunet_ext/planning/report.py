@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nnunet_ext.planning.cost import multiply_adds
+from nnunet_ext.planning.cost import trainer_network_size
 from nnunet_ext.planning.memory import TrainingMemory, trace_step
 from nnunet_ext.planning.trainer_step import trainer_step
 
@@ -46,21 +44,12 @@ def plan_costs(trainer: Any, plans: dict[str, Any], dataset_json: dict) -> list[
 def _cost(trainer: Any, plans: dict[str, Any], name: str, dataset_json: dict) -> Cost:
     manager = PlansManager(plans)
     configuration = manager.get_configuration(name)
-    channels = determine_num_input_channels(manager, configuration, dataset_json)
-    classes = manager.get_label_manager(dataset_json).num_segmentation_heads
-    patch = tuple(configuration.patch_size)
-    with FakeTensorMode():
-        network = trainer.build_network_architecture(manager, configuration, channels, classes, False).eval()
-        operations = multiply_adds(network, channels, patch)
-    batch_size = configuration.batch_size
     return Cost(
         name=name,
-        patch_size=patch,
-        batch_size=batch_size,
+        batch_size=configuration.batch_size,
         strides=tuple(tuple(stride) for stride in configuration.pool_op_kernel_sizes),
-        memory=trace_step(trainer_step(trainer, plans, name, dataset_json, batch_size)),
-        multiply_adds=operations,
-        parameters=sum(p.numel() for p in network.parameters()),
+        memory=trace_step(trainer_step(trainer, plans, name, dataset_json, configuration.batch_size)),
+        **trainer_network_size(trainer, manager, name, dataset_json),
     )
 
 

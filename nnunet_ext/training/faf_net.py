@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import Tensor, nn
-from torch._dynamo import OptimizedModule
 from torch.optim import SGD
 
 from nnunet_ext.fewshot.bank import SupportBank, SupportSlices, class_labels
 from nnunet_ext.networks import FAFNet
+from nnunet_ext.networks.faf_head import UNLABELLED
 from nnunet_ext.training.schedules import StepDecayScheduler
 from nnunet_ext.training.trainer import PluginTrainer
 
@@ -66,6 +66,7 @@ class FAFNetBaseTrainer(PluginTrainer):
         raise NotImplementedError
 
     def train_step(self, batch: dict) -> dict:
+        self.refuse_not_finite(batch)
         on_device = {
             key: value.to(self.device, non_blocking=True) for key, value in batch.items() if isinstance(value, Tensor)
         }
@@ -97,9 +98,7 @@ class FAFNetBaseTrainer(PluginTrainer):
 
     @property
     def plain_network(self) -> FAFNet:
-        """The network without what DDP and torch.compile wrap it in."""
-        network = cast(nn.Module, self.network.module if self.is_ddp else self.network)
-        return cast(FAFNet, network._orig_mod if isinstance(network, OptimizedModule) else network)
+        return cast(FAFNet, super().plain_network)
 
     @cached_property
     def support_bank(self) -> SupportBank:
@@ -112,6 +111,7 @@ class FAFNetBaseTrainer(PluginTrainer):
             [name for name in names if name not in ("background", "ignore")],
             self.configuration_manager.patch_size[-2:],
             self.one_hot_labels,
+            self.label_manager.ignore_label,
         )
 
     @property
@@ -131,11 +131,15 @@ class FAFNetBaseTrainer(PluginTrainer):
             self.print_to_log_file(f"Support of label {labels}: {count} slices{short}")
 
     def on_device(self, support: SupportSlices) -> tuple[Tensor, Tensor]:
-        """Images and masks as the network takes them."""
-        return (
-            torch.from_numpy(support.images).to(self.device),
-            torch.from_numpy(support.masks).to(self.device, torch.float32),
-        )
+        """Images and masks as the network takes them.
+
+        Raises:
+            ValueError: for NaN or infinite voxels; a prototype of one slice would spread them to all weights.
+        """
+        images = torch.from_numpy(support.images)
+        self.refuse_not_finite({"support_images": images})
+        masks = np.where(support.labelled[:, None], support.masks, UNLABELLED).astype(np.float32)
+        return images.to(self.device), torch.from_numpy(masks).to(self.device)
 
     def _descend(self, loss: Tensor) -> None:
         """As nnU-Net's train_step ends."""

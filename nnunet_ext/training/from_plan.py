@@ -61,6 +61,11 @@ def planned_arguments(network: type[nn.Module], configuration: Any) -> dict[str,
             f"{network.__name__} cannot take its topology from it; plan with nnU-Net's default planner"
         )
     topology = {key: arguments[key] for key in _TOPOLOGY} | {"patch_size": configuration.patch_size}
+    return adapted_topology(network, topology)
+
+
+def adapted_topology(network: type[nn.Module], topology: dict[str, Any]) -> dict[str, Any]:
+    """A U-Net's topology as a network lays it out: by its class method `adapt_topology`, if it has one."""
     adapt = getattr(network, "adapt_topology", None)
     return topology if adapt is None else adapt(**topology)
 

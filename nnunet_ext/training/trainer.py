@@ -3,17 +3,22 @@
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from nnunet_ext import __version__
+from nnunet_ext.checkpoints import differences, misfits, read_checkpoint, refuse_misfits, some_of, uncompiled
 from nnunet_ext.console import RESUMABLE_EXIT
+from nnunet_ext.files import check_writable, named_errors, remove, replacing
 from nnunet_ext.training.budget import Budget
 from nnunet_ext.training.checkpoint_request import CheckpointRequest
+from nnunet_ext.training.finite import StepGuard, bad_cases, not_finite
 from nnunet_ext.training.from_plan import network_from_plan, output_scales
 
 _CHECKPOINT_KEY = "nnunet_ext"
@@ -43,6 +48,8 @@ class PluginTrainer(nnUNetTrainer):
     ) -> None:
         budget = Budget.from_environment()  # before anything is written
         super().__init__(plans, configuration, fold, dataset_json, device)
+        # nnU-Net trains on without a log if it cannot write one, up to the first checkpoint.
+        check_writable(self.output_folder)
         if not self.has_lower_outputs:
             self.enable_deep_supervision = False  # nnU-Net gives the lowest output the weight 0
         if budget.epochs is not None:
@@ -69,18 +76,27 @@ class PluginTrainer(nnUNetTrainer):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """Called by training on the trainer and by prediction on its class."""
+        network: nn.Module
         if cls.network_class is None:
-            return nnUNetTrainer.build_network_architecture(
+            network = nnUNetTrainer.build_network_architecture(
                 plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
             )
-        return network_from_plan(
-            cls.network_class,
-            configuration_manager,
-            num_input_channels,
-            num_output_channels,
-            enable_deep_supervision,
-            **cls.network_settings,
-        )
+        else:
+            network = network_from_plan(
+                cls.network_class,
+                configuration_manager,
+                num_input_channels,
+                num_output_channels,
+                enable_deep_supervision,
+                **cls.network_settings,
+            )
+        network.register_load_state_dict_pre_hook(refuse_misfits)
+        return network
+
+    @property
+    def plain_network(self) -> nn.Module:
+        """The network without what DDP and torch.compile wrap it in."""
+        return uncompiled(self.network.module if self.is_ddp else self.network)
 
     def _get_deep_supervision_scales(self) -> list[list[float]] | None:
         """The true sizes of the network's outputs, which nnU-Net would read off the plan's strides."""
@@ -118,7 +134,13 @@ class PluginTrainer(nnUNetTrainer):
     def on_train_start(self) -> None:
         self._checkpoint_request = CheckpointRequest()
         self._first_epoch = self.current_epoch
+        if self.local_rank == 0:
+            for pattern in ("*.pth.base", "*.pth.partial"):  # of a run that was killed
+                for left_over in Path(self.output_folder).glob(pattern):
+                    remove(left_over)
         super().on_train_start()
+        if self.grad_scaler is None:
+            StepGuard(self.optimizer, self.print_to_log_file, lambda: self.current_epoch)
         self.print_to_log_file(
             f"nnunet_ext {__version__}, {type(self).__name__}: {self.num_epochs} epochs, "
             f"{self.num_iterations_per_epoch} training and {self.num_val_iterations_per_epoch} validation iterations "
@@ -138,32 +160,99 @@ class PluginTrainer(nnUNetTrainer):
         self.print_to_log_file(f"Ended on request after epoch {self.current_epoch}; nnUNetv2_train --c goes on.")
         raise SystemExit(RESUMABLE_EXIT)
 
+    def train_step(self, batch: dict) -> dict:
+        self.refuse_not_finite(batch)
+        return super().train_step(batch)
+
+    def validation_step(self, batch: dict) -> dict:
+        self.refuse_not_finite(batch)
+        return super().validation_step(batch)
+
+    def refuse_not_finite(self, batch: Mapping[str, Any]) -> None:
+        """Ends the training if a batch's images have NaN or infinite voxels, before they are in the weights.
+
+        Raises:
+            ValueError: with the cases that have them.
+        """
+        samples = not_finite(batch)
+        if not samples:
+            return
+        keys = list(batch.get("keys", ()))  # nnU-Net's loaders name the cases
+        drawn = [str(keys[i]) for i in samples] if keys else list(self.get_tr_and_val_datasets()[0].identifiers)
+        cases = bad_cases(self.dataset_class(self.preprocessed_dataset_folder, drawn), drawn)
+        if not cases:
+            raise ValueError(f"the augmentation of {', '.join(drawn)} made NaN or infinite voxels of finite ones")
+        raise ValueError(
+            f"NaN or infinite voxels in the preprocessed images of {', '.join(cases)} "
+            f"({self.preprocessed_dataset_folder}): correct these scans or take them out of the dataset, preprocess "
+            "again and go on with --c; `nnUNetv2_plan_and_preprocess --verify_dataset_integrity` finds NaN beforehand"
+        )
+
     def on_epoch_end(self) -> None:
         self.print_to_log_file(f"Peak memory: {_peak_memory_gb(self.device):.2f} GB")
         super().on_epoch_end()
 
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        if self.is_ddp:
+            # Once for all: DDP does it at every tile, where ranks with other scans, and numbers of tiles, never meet.
+            for buffer in self.network.buffers():
+                dist.broadcast(buffer, 0)
+            self.network.broadcast_buffers = False
+        super().perform_actual_validation(save_probabilities)
+
     def save_checkpoint(self, filename: str) -> None:
-        """nnU-Net's checkpoint and our state; the file is replaced in one step, so that a kill never damages it."""
+        """nnU-Net's checkpoint and our state; the file is replaced in one step, so that a kill never damages it.
+
+        Raises:
+            OSError: with the file and the reason, a full disk for instance; the checkpoint that was there stays.
+        """
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
             return
         # nnU-Net's own file is completed rather than written here, so that it stays what this nnU-Net writes.
-        base, complete = f"{filename}.base", f"{filename}.partial"
-        super().save_checkpoint(base)
-        checkpoint = torch.load(base, map_location="cpu", mmap=True, weights_only=False)
-        checkpoint[_CHECKPOINT_KEY] = self.extra_state()
-        torch.save(checkpoint, complete)
-        del checkpoint  # it maps the file that is removed below
-        os.replace(complete, filename)
-        os.remove(base)
+        base = Path(f"{filename}.base")
+        try:
+            # An open file rather than its name: torch then passes on why it cannot be written.
+            with named_errors(filename), base.open("wb") as file:
+                super().save_checkpoint(file)
+            checkpoint = torch.load(base, map_location="cpu", mmap=True, weights_only=False)
+            checkpoint[_CHECKPOINT_KEY] = self.extra_state()
+            with replacing(filename) as file:
+                torch.save(checkpoint, file)
+            del checkpoint  # it maps the file that is removed below
+        finally:
+            remove(base)
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """As nnU-Net's.
+
+        Raises:
+            ValueError: for a damaged or foreign file, and for a checkpoint of another plan, with what differs.
+        """
+        checkpoint = read_checkpoint(filename_or_checkpoint)
+        if not self.was_initialized:
+            self.initialize()
+        self._check_fits(filename_or_checkpoint, checkpoint)
         super().load_checkpoint(filename_or_checkpoint)
-        checkpoint = torch.load(filename_or_checkpoint, map_location="cpu", mmap=True, weights_only=False)
         if _CHECKPOINT_KEY in checkpoint:
             self.load_extra_state(checkpoint[_CHECKPOINT_KEY])
         else:
             self.print_to_log_file(f"Note: {filename_or_checkpoint} was not written by a trainer of nnunet_ext.")
+
+    def _check_fits(self, filename: str, checkpoint: Mapping[str, Any]) -> None:
+        weights = {key.removeprefix("module."): value for key, value in checkpoint["network_weights"].items()}
+        found = misfits(self.plain_network, weights)
+        if not found:
+            return
+        others = differences(checkpoint["init_args"], self.my_init_kwargs)
+        trainer = checkpoint["trainer_name"]
+        if trainer != type(self).__name__:
+            others.insert(0, f"trainer {trainer} in the checkpoint, {type(self).__name__} here")
+        raise ValueError(
+            f"the checkpoint {filename} does not fit this training: {'; '.join(others) or 'other code'} "
+            f"({some_of(found)}). Go on with the plan and the labels that it was trained with, or move the folder of "
+            "this fold away and train anew without --c"
+        )
 
 
 def _peak_memory_gb(device: torch.device) -> float:

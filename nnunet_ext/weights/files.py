@@ -1,13 +1,14 @@
 """Files of weights: the authors' in, nnU-Net's out."""
 
-import os
-import pickle
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from nnunet_ext.files import replacing
 
 _NESTED_UNDER = ("state_dict", "model_state_dict", "network_weights", "model", "net")
 
@@ -24,15 +25,15 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
+    with path.open("rb"):  # the operating system's own words, where it cannot be opened
+        pass
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an unusual pickle protocol; whether it loads is what counts
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path} cannot be read safely: it is damaged, or it holds Python objects beside tensors, and loading "
-            "those could run code. Save the network's state_dict() alone and import that file."
-        ) from error
+    # What torch raises depends on which bytes are wrong.
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read safely: {_reason(path, error)}") from error
     for key in _NESTED_UNDER:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -45,8 +46,22 @@ def write_pretrained(network: nn.Module, path: str | Path) -> None:
     """Writes weights so that ``nnUNetv2_train ... -pretrained_weights PATH`` accepts them.
 
     The file appears complete or not at all.
+
+    Raises:
+        OSError: if it cannot be written, with its name and the reason.
     """
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    torch.save({"network_weights": network.state_dict()}, partial)
-    os.replace(partial, path)
+    with replacing(path) as file:
+        torch.save({"network_weights": network.state_dict()}, file)
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if path.stat().st_size == 0:
+        return "it is empty"
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if named:
+        return (
+            f"it holds Python objects beside tensors ({named[1]}), and loading those can run any code. Ask for the "
+            "network's state_dict() alone; or, if you trust its author, load it yourself with "
+            "torch.load(..., weights_only=False), save the state_dict() and import that file"
+        )
+    return "it is cut off, or no file of torch's; copy or download it again"

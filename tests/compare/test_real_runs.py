@@ -5,12 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib import resources
 from pathlib import Path
 
 import pytest
-import SimpleITK as sitk
 from selenium.webdriver.common.by import By
+
+from tests.conftest import SHIPPED_CASES, lay_out
 
 pytestmark = pytest.mark.slow
 
@@ -28,16 +28,7 @@ def example(tmp_path_factory):
     root = tmp_path_factory.mktemp("example")
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (root / name).mkdir()
-    raw, source = root / "nnUNet_raw" / DATASET, Path(str(resources.files("nnunet_ext") / "data" / "hippocampus"))
-    names = sorted(file.name.removesuffix(".nii.gz") for file in (source / "labelsTr").iterdir())
-    for part, cases in (("Tr", names[:10]), ("Ts", names[10:12])):
-        for kind, ending in (("images", "_0000.nii.gz"), ("labels", ".nii.gz")):
-            (raw / f"{kind}{part}").mkdir(parents=True)
-            for case in cases:
-                scan = sitk.ReadImage(str(source / f"{kind}Tr" / f"{case}{ending}"))
-                sitk.WriteImage(scan[::2, ::2, ::2], str(raw / f"{kind}{part}" / f"{case}{ending}"))
-    dataset = json.loads((source / "dataset.json").read_text()) | {"numTraining": 10}
-    (raw / "dataset.json").write_text(json.dumps(dataset))
+    lay_out(root / "nnUNet_raw" / DATASET, SHIPPED_CASES[:10], SHIPPED_CASES[10:12], every=2)
     return root, run_example(root)
 
 

@@ -26,8 +26,7 @@ class Space:
         shutil.copytree(nnunet.preprocessed, self.preprocessed)
         self.results.mkdir(parents=True)
         folders = {folder.parent.name: str(folder.parent) for folder in (self.raw, self.preprocessed, self.results)}
-        # Threads of trainings side by side would otherwise wait for each other at full speed.
-        self.environment = nnunet.environment | folders | BUDGET | {"OMP_WAIT_POLICY": "PASSIVE"}
+        self.environment = nnunet.environment | folders | BUDGET
         self._add_configuration()
 
     def _add_configuration(self) -> None:

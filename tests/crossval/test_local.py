@@ -75,6 +75,7 @@ def test_killed_in_the_middle_and_resumed_to_the_report(space):
     assert f"All parts are finished: {space.report / 'report.html'}" in again.stdout
 
 
+@pytest.mark.long
 def test_ctrl_c_and_a_request_leave_what_can_be_gone_on_with(space):
     """SIGUSR1 makes a trainer of ours end after its epoch with a checkpoint, from which it goes on exactly there."""
     space.environment["NNUNET_EXT_EPOCHS"] = "1000"
@@ -111,6 +112,7 @@ def processes():
     return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
 
 
+@pytest.mark.long
 def test_a_training_that_fails_does_not_stop_another(space):
     """One trainer cannot write its results."""
     blocked = space.results / "SASANTrainer__nnUNetPlans__2d_small"
@@ -135,6 +137,7 @@ def test_from_raw_data_alone_all_is_prepared(space):
     assert len(json.loads((space.preprocessed / "splits_final.json").read_text())) == 5
 
 
+@pytest.mark.long
 def test_to_the_predictions_of_an_ensemble(space):
     """The probabilities that an ensemble needs are made for what was trained without."""
     first = space.crossval(trainers=["StockTrainer"], folds=["0"])

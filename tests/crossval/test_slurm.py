@@ -72,6 +72,7 @@ def test_array_and_dependencies_run_to_the_report(space, slurm, ask, wait):
     assert "All parts are finished." in space.crossval("--slurm", environment=slurm).stdout
 
 
+@pytest.mark.long
 def test_a_training_that_reaches_its_time_limit_is_resumed(space, slurm, ask, wait):
     """Two minutes are too short for its epochs: it is requeued with a checkpoint, and what waits for it waits on."""
     epochs = space.root / "epochs.txt"

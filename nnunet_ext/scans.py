@@ -3,10 +3,13 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from nnunet_ext.files import check_whole
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
@@ -26,6 +29,24 @@ class Scan:
     files: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A scan that could not be done.
+
+    Attributes:
+        case: Its identifier.
+        reason: In one line.
+    """
+
+    case: str
+    reason: str
+
+    @classmethod
+    def of(cls, scan: Scan, error: Exception) -> "Failure":
+        """With what an error says, or its type where it says nothing."""
+        return cls(scan.case, " ".join(str(error).split()) or type(error).__name__)
+
+
 def scan_of(path: str | Path, endings: Sequence[str]) -> Scan:
     """The scan that a file belongs to: with further channels beside it if its name ends with _0000.
 
@@ -43,7 +64,7 @@ def scan_of(path: str | Path, endings: Sequence[str]) -> Scan:
     case, first = match.groups()
     if first != "0000":
         raise ValueError(f"{path} is channel {first} of {case}; give the first, {case}_0000{ending}, and all are read")
-    siblings = sorted(path.parent.glob(f"{_escape(case)}_[0-9][0-9][0-9][0-9]{ending}"))
+    siblings = sorted(path.parent.glob(f"{escape(case)}_[0-9][0-9][0-9][0-9]{ending}"))
     return Scan(case, ending, tuple(map(str, siblings)))
 
 
@@ -68,6 +89,23 @@ def scans_in(folder: str | Path, endings: Sequence[str]) -> list[Scan]:
     return [Scan(case, ending, tuple(files)) for (case, ending), files in sorted(scans.items())]
 
 
+def read_scan(reader: Any, files: Sequence[str]) -> tuple[np.ndarray, dict]:
+    """Image (M, D, H, W) and properties by one of nnU-Net's readers.
+
+    Raises:
+        ValueError: for a damaged file, and for NaN or infinite voxels, of which a network makes NaN everywhere.
+            SimpleITK reads those of NIfTI files as 0, as in training.
+    """
+    for file in files:
+        check_whole(file)
+    image, properties = reader.read_images(files)
+    # One sum is cheaper than a mask, and finite unless a value is not.
+    if not np.isfinite(image.sum(dtype=np.float64)):
+        wrong = int((~np.isfinite(image)).sum())
+        raise ValueError(f"{', '.join(Path(file).name for file in files)}: {wrong} NaN or infinite voxels")
+    return image, properties
+
+
 def geometry_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     """What differs in the properties that nnU-Net's readers give of two scans: spacing, origin, direction, affine."""
     found = []
@@ -85,7 +123,3 @@ def _split(path: Path, endings: Sequence[str]) -> tuple[str, str]:
         if path.name.lower().endswith(ending):
             return path.name[: -len(ending)], path.name[-len(ending) :]
     raise ValueError(f"{path} is of a kind that the model's reader does not read; it reads {', '.join(endings)}")
-
-
-def _escape(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)

@@ -1,0 +1,187 @@
+"""Accuracy on real data: trainers under one budget on one fold, trained, validated and compared.
+
+python -m benchmarks.accuracy --data DATASET_FOLDER --work FOLDER --name hippocampus [--trainers ...] [--epochs 12]
+    [--iterations 50] [--batch-size 2] [--fold 0] [--configuration 3d_fullres] [--device cpu] [--collect]
+
+DATASET_FOLDER is a dataset in nnU-Net's raw format; a `splits_final.json` in it is used. FOLDER gets nnU-Net's three
+folders and the report of `nnunet_ext compare`. Run it again after an interruption: it goes on where it was. Results are
+benchmarks/results/accuracy_NAME.csv (a row for each trainer and label, checkpoints by their sha256) and
+accuracy_NAME_cases.csv (Dice of every validation case); rows of trainers that FOLDER does not hold are kept, so that
+trainers can be run on several days.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import RESULTS, environment, write_rows
+from nnunet_ext.compare.cost import network_size
+from nnunet_ext.compare.logs import read_training
+from nnunet_ext.crossval.experiment import child_environment
+from nnunet_ext.training.budget import Budget
+
+TRAINERS = (
+    "StockTrainer",
+    "SASANTrainer",
+    "EMNetTrainer",
+    "SASANTrainerDiceCE",
+    "LSTMSATrainer",
+    "SALSTMTrainer",
+    "EMNetNoMambaTrainer",
+    "EMNetAuthorsTrainer",
+    "FAFNetTrainer",
+)
+_VAL_ITERATIONS = 5
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trainer's share of the experiment, and where nnU-Net keeps it."""
+
+    work: Path
+    dataset: str
+    configuration: str
+    plans: str
+    fold: int
+    trainer: str
+
+    @property
+    def model(self) -> Path:
+        return self.work / "nnUNet_results" / self.dataset / f"{self.trainer}__{self.plans}__{self.configuration}"
+
+    @property
+    def folder(self) -> Path:
+        return self.model / f"fold_{self.fold}"
+
+    @property
+    def summary(self) -> Path:
+        return self.folder / "validation" / "summary.json"
+
+
+def prepare(data: Path, work: Path, configuration: str, batch_size: int, environment: Mapping[str, str]) -> str:
+    """Lays the folders out, plans and preprocesses; returns the name of the plan with this batch size."""
+    raw, preprocessed = work / "nnUNet_raw" / data.name, work / "nnUNet_preprocessed" / data.name
+    raw.parent.mkdir(parents=True, exist_ok=True)
+    if not raw.exists():
+        raw.symlink_to(data.resolve(), target_is_directory=True)
+    identifier = str(int(data.name[7:10]))
+    if not (preprocessed / f"nnUNetPlans_{configuration}").is_dir():
+        command = ["nnUNetv2_plan_and_preprocess", "-d", identifier, "-c", configuration, "-np", "2", "-npfp", "2"]
+        subprocess.run(command, env=environment, check=True)
+    splits = data / "splits_final.json"
+    if splits.is_file():
+        shutil.copy(splits, preprocessed)
+    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+    plans["plans_name"] = f"nnUNetBatch{batch_size}Plans"
+    plans["configurations"][configuration]["batch_size"] = batch_size
+    (preprocessed / f"{plans['plans_name']}.json").write_text(json.dumps(plans, indent=4))
+    return plans["plans_name"]
+
+
+def rows_of(run: Run, batch_size: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of a finished trainer: one a label and their mean; one a validation case."""
+    checkpoint = run.folder / "checkpoint_final.pth"
+    found = json.loads(run.summary.read_text())
+    labels = {
+        str(value): name for name, value in json.loads((run.model / "dataset.json").read_text())["labels"].items()
+    }
+    log = read_training(run.folder)
+    epochs = len(log.epochs)
+    common = {
+        "trainer": run.trainer,
+        "fold": run.fold,
+        "iterations": epochs * (log.iterations or 0),
+        "batch_size": batch_size,
+    }
+    size = network_size(run.model, run.trainer, run.configuration)
+    dice = {labels[key]: values["Dice"] for key, values in found["mean"].items()}
+    dice["mean"] = statistics.fmean(dice.values())
+    further = {
+        "cases": len(found["metric_per_case"]),
+        "seconds_per_epoch": f"{log.median('seconds'):.1f}",
+        "peak_memory_gb": f"{log.peak_memory_gb:.2f}",
+        "parameters": size["parameters"],
+        "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "nnunetv2": metadata.version("nnunetv2"),
+    }
+    totals = [{**common, "label": name, "dice": f"{value:.4f}", **further} for name, value in dice.items()]
+    cases = [
+        {
+            "trainer": run.trainer,
+            "fold": run.fold,
+            "case": Path(case["prediction_file"]).name.removesuffix(".nii.gz"),
+            "label": labels[key],
+            "dice": f"{values['Dice']:.4f}",
+        }
+        for case in found["metric_per_case"]
+        for key, values in case["metrics"].items()
+    ]
+    return totals, cases
+
+
+def merge(name: str, rows: Sequence[dict[str, Any]], where: Mapping[str, str]) -> None:
+    """Writes rows to a result, in place of the trainers' older ones."""
+    path = RESULTS / f"{name}.csv"
+    kept: list[dict[str, Any]] = []
+    if path.is_file():
+        with path.open(newline="") as file:
+            new = {row["trainer"] for row in rows}
+            kept = [row for row in csv.DictReader(file) if row["trainer"] not in new]
+    together = [*kept, *({**row, **where} for row in rows)]
+    order = {trainer: position for position, trainer in enumerate(TRAINERS)}
+    write_rows(name, sorted(together, key=lambda row: order.get(row["trainer"], len(order))), where={})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--trainers", nargs="+", default=list(TRAINERS))
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--iterations", type=int, default=50)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--fold", type=int, default=0)
+    parser.add_argument("--configuration", default="3d_fullres")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--collect", action="store_true", help="train nothing: the rows of what is finished")
+    arguments = parser.parse_args(argv)
+    work = arguments.work.resolve()
+    budget = Budget(arguments.epochs, arguments.iterations, _VAL_ITERATIONS)
+    folders = {name: str(work / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    os.environ |= child_environment({**os.environ, **folders, **budget.environment()})
+    plans = prepare(arguments.data, work, arguments.configuration, arguments.batch_size, os.environ)
+    runs = [
+        Run(work, arguments.data.name, arguments.configuration, plans, arguments.fold, trainer)
+        for trainer in arguments.trainers
+    ]
+    if not arguments.collect:
+        command = [sys.executable, "-m", "nnunet_ext", "crossval", "-d", arguments.data.name, "-p", plans]
+        command += ["-c", arguments.configuration, "-tr", *arguments.trainers, "--folds", str(arguments.fold)]
+        command += ["--baseline", arguments.trainers[0], "--device", arguments.device, "-o", str(work / "report")]
+        subprocess.run(command, check=True)
+    totals, cases = [], []
+    for run in runs:
+        if run.summary.is_file():
+            found = rows_of(run, arguments.batch_size)
+            totals += found[0]
+            cases += found[1]
+    if not totals:
+        raise SystemExit("no trainer has finished yet")
+    merge(f"accuracy_{arguments.name}", totals, environment())
+    merge(f"accuracy_{arguments.name}_cases", cases, {})
+
+
+if __name__ == "__main__":
+    main()

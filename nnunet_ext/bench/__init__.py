@@ -1,0 +1,1 @@
+"""Time and memory of the networks, measured on the machine at hand."""

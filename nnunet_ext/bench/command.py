@@ -1,0 +1,99 @@
+"""What `nnunet_ext bench` does: settings from its options, measurements, one CSV file each."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from nnunet_ext.bench.measure import environment, write_csv
+from nnunet_ext.bench.setting import NETWORKS, Setting
+from nnunet_ext.bench.tables import Row, network_rows, operator_rows, scaling_rows, tile_rows
+from nnunet_ext.devices import choose_device
+
+
+def measure(
+    what: Sequence[str],
+    networks: Sequence[str] | None,
+    plan: tuple[Path, str] | None,
+    patch_size: tuple[int, ...],
+    batch_size: int,
+    sizes: Sequence[int],
+    tiles: Sequence[int],
+    precisions: Sequence[str],
+    modes: Sequence[str],
+    device: str,
+    threads: int | None,
+    repeats: int,
+    output: Path,
+) -> list[Path]:
+    """Measures and writes OUTPUT/NAME_DEVICE.csv, `networks_cpu.csv` for instance; returns the files.
+
+    Args:
+        what: Names of measurements: networks, operators, scaling, tiles.
+        networks: Names of networks; None: all that fit the setting.
+        plan: A plans file and its configuration, instead of the next two.
+        patch_size: P in voxels, planned as isotropic.
+        batch_size: Of training steps.
+        sizes: Sides of the patches of "scaling", with as many axes as the setting has.
+        tiles: Numbers of tiles of "tiles".
+        precisions: Of "networks".
+        modes: Of "networks".
+        device: auto, or a type of device.
+        threads: Of the CPU; None: as torch has it.
+        repeats: Turns that count.
+        output: Folder.
+
+    Raises:
+        ValueError: for a network that is unknown or does not fit the setting, a patch that nnU-Net would not plan,
+            a number that is not positive, a device that there is not.
+        FileNotFoundError: if the plan is missing.
+    """
+    for name, values in (
+        ("--repeats", [repeats]),
+        ("--batch-size", [batch_size]),
+        ("--sizes", sizes),
+        ("--tiles", tiles),
+    ):
+        if min(values) < 1:
+            raise ValueError(f"{name} {min(values)} must be at least 1")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    chosen = choose_device(device)
+    setting = Setting.of_patch(patch_size, batch_size) if plan is None else Setting.of_plan(*plan)
+    names = _fitting(networks, setting)
+    measurements = {
+        "networks": lambda: network_rows(names, setting, chosen, precisions, modes, repeats),
+        "operators": lambda: operator_rows(names, setting, chosen, repeats),
+        "scaling": lambda: scaling_rows(names, _cubes(setting, sizes), chosen, repeats),
+        "tiles": lambda: tile_rows(names, setting, tiles, chosen, repeats),
+    }
+    where = environment(chosen)
+    return [write_csv(output / f"{name}_{chosen}.csv", list(_announced(measurements[name]())), where) for name in what]
+
+
+def _fitting(networks: Sequence[str] | None, setting: Setting) -> list[str]:
+    """Names as given; None: of all networks those that can be built on the setting, the others named."""
+    names = []
+    for name in NETWORKS if networks is None else networks:
+        try:
+            setting.build(name)
+        except ValueError as error:
+            if networks is not None:
+                raise
+            print(f"{name} left out: {error}", file=sys.stderr)
+        else:
+            names.append(name)
+    return names
+
+
+def _cubes(setting: Setting, sizes: Sequence[int]) -> list[Setting]:
+    axes = len(setting.patch_size)
+    return [Setting.of_patch((size,) * axes, setting.batch_size) for size in sizes]
+
+
+def _announced(rows: Iterator[Row]) -> Iterator[Row]:
+    """Shows each row as it comes, for measuring takes minutes."""
+    for row in rows:
+        print(" ".join(str(value) for value in row.values()), file=sys.stderr, flush=True)
+        yield row

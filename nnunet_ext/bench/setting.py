@@ -1,0 +1,194 @@
+"""Settings to measure networks at: a plan's topology, and the networks on it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nnunet_ext.networks import LSTMSA, SALSTM, SASAN, EMNet, FAFNet, MTUNet
+from nnunet_ext.networks.mt_unet import LEVELS
+from nnunet_ext.training.from_plan import adapted_topology
+
+_MIN_EDGE, _MAX_POOLINGS = 4, 5
+_BASE_WIDTH, _MAX_WIDTH = 32, {2: 512, 3: 320}
+_RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6, 6)
+"""Of the stages of nnU-Net's residual encoder."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What networks are built on and measured at.
+
+    Attributes:
+        patch_size: P in voxels.
+        strides: Into each stage, per axis.
+        kernel_sizes: Per stage and axis.
+        batch_size: Samples in a batch of a training step; a forward pass has one.
+        input_channels: M.
+        num_classes: K.
+    """
+
+    patch_size: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]
+    kernel_sizes: tuple[tuple[int, ...], ...]
+    batch_size: int = 2
+    input_channels: int = 1
+    num_classes: int = 3
+
+    @classmethod
+    def of_patch(cls, patch_size: tuple[int, ...], batch_size: int = 2) -> "Setting":
+        """As nnU-Net plans a patch of isotropic voxels.
+
+        Raises:
+            ValueError: for a patch that is not 2D or 3D, or that nnU-Net's poolings do not divide.
+        """
+        from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+
+        if len(patch_size) not in _MAX_WIDTH:
+            raise ValueError(f"--patch {' '.join(map(str, patch_size))} must have two or three sizes")
+        _, strides, kernels, padded, _ = get_pool_and_conv_props(
+            [1.0] * len(patch_size), list(patch_size), _MIN_EDGE, _MAX_POOLINGS
+        )
+        planned = tuple(int(size) for size in padded)
+        if planned != tuple(patch_size):
+            raise ValueError(
+                f"--patch {' '.join(map(str, patch_size))} cannot be halved as often as nnU-Net would; "
+                f"nearest: {' '.join(map(str, planned))}"
+            )
+        return cls(
+            planned,
+            tuple(tuple(int(s) for s in stage) for stage in strides),
+            tuple(tuple(int(k) for k in stage) for stage in kernels),
+            batch_size,
+        )
+
+    @classmethod
+    def of_plan(cls, plans: Path, configuration: str) -> "Setting":
+        """Of a plans file of nnU-Net's, with its dataset.json beside it.
+
+        Raises:
+            FileNotFoundError: if a file is missing.
+            ValueError: for an unknown configuration (lists the known ones).
+        """
+        from nnunet_ext.planning.cost import read_plan
+
+        chosen, channels, classes = read_plan(plans, configuration)
+        arguments = chosen.network_arch_init_kwargs
+        return cls(
+            tuple(chosen.patch_size),
+            tuple(map(tuple, arguments["strides"])),
+            tuple(map(tuple, arguments["kernel_sizes"])),
+            chosen.batch_size,
+            channels,
+            classes,
+        )
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """nnU-Net's widths."""
+        widest = _MAX_WIDTH[len(self.patch_size)]
+        return tuple(min(widest, _BASE_WIDTH << stage) for stage in range(len(self.strides)))
+
+    @property
+    def features_in_words(self) -> str:
+        return " ".join(map(str, self.features))
+
+    def topology(self) -> dict[str, Any]:
+        """Arguments of our networks that a plan has."""
+        return {
+            "patch_size": self.patch_size,
+            "n_stages": len(self.strides),
+            "features_per_stage": self.features,
+            "conv_op": nn.Conv2d if len(self.patch_size) == 2 else nn.Conv3d,
+            "kernel_sizes": self.kernel_sizes,
+            "strides": self.strides,
+        }
+
+    def build(self, name: str, deep_supervision: bool = True) -> nn.Module:
+        """A network of `NETWORKS` on this setting, seeded; before it predicts, `show` it the setting.
+
+        Raises:
+            ValueError: for an unknown name, or a network that does not fit the setting.
+        """
+        if name not in NETWORKS:
+            raise ValueError(f"unknown network {name!r}; known: {', '.join(NETWORKS)}")
+        torch.manual_seed(0)
+        return NETWORKS[name](self, deep_supervision)
+
+    def show(self, network: nn.Module) -> nn.Module:
+        """Gives a few-shot network a support slice, without which it predicts nothing; others stay as they are."""
+        if isinstance(network, FAFNet):
+            size = self.patch_size[-2:]
+            masks = torch.zeros(1, self.num_classes - 1, *size)
+            masks[..., : size[0] // 2, : size[1] // 2] = 1
+            network.set_support(torch.randn(1, self.input_channels, *size), masks)
+        return network
+
+    def images(self, batch_size: int) -> torch.Tensor:
+        """Random ones."""
+        torch.manual_seed(1)
+        return torch.randn(batch_size, self.input_channels, *self.patch_size)
+
+
+def _ours(network: type[nn.Module], **further: Any) -> Callable[[Setting, bool], nn.Module]:
+    def build(setting: Setting, deep_supervision: bool) -> nn.Module:
+        arguments = adapted_topology(network, setting.topology())
+        return network(
+            setting.input_channels, setting.num_classes, **arguments, **further, deep_supervision=deep_supervision
+        )
+
+    return build
+
+
+def _mt_unet(setting: Setting, deep_supervision: bool) -> nn.Module:
+    if len(setting.patch_size) == 3:
+        raise ValueError("MT-UNet is a 2D network; give a --patch of two sizes")
+    if any(size % 2 ** (LEVELS - 1) for size in setting.patch_size):
+        raise ValueError(f"MT-UNet needs a --patch that {2 ** (LEVELS - 1)} divides, got {setting.patch_size}")
+    return MTUNet(setting.input_channels, setting.num_classes, setting.patch_size)
+
+
+def _stock(residual: bool) -> Callable[[Setting, bool], nn.Module]:
+    """nnU-Net's own networks with the arguments of its planners."""
+
+    def build(setting: Setting, deep_supervision: bool) -> nn.Module:
+        from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+
+        topology = setting.topology()
+        del topology["patch_size"]
+        stages = len(setting.strides)
+        blocks: dict[str, Any] = (
+            {"n_blocks_per_stage": _RESIDUAL_BLOCKS[:stages], "n_conv_per_stage_decoder": 1}
+            if residual
+            else {"n_conv_per_stage": 2, "n_conv_per_stage_decoder": 2}
+        )
+        return (ResidualEncoderUNet if residual else PlainConvUNet)(
+            setting.input_channels,
+            **topology,
+            num_classes=setting.num_classes,
+            **blocks,
+            conv_bias=True,
+            norm_op=nn.InstanceNorm2d if len(setting.patch_size) == 2 else nn.InstanceNorm3d,
+            norm_op_kwargs={"eps": 1e-5, "affine": True},
+            nonlin=nn.LeakyReLU,
+            nonlin_kwargs={"inplace": True},
+            deep_supervision=deep_supervision,
+        )
+
+    return build
+
+
+NETWORKS: dict[str, Callable[[Setting, bool], nn.Module]] = {
+    "PlainConvUNet": _stock(residual=False),
+    "ResidualEncoderUNet": _stock(residual=True),
+    "SASAN": _ours(SASAN),
+    "EM-Net": _ours(EMNet),
+    "SALSTM": _ours(SALSTM),
+    "LSTMSA": _ours(LSTMSA),
+    "FAF-Net": _ours(FAFNet, encoder="plan"),
+    "MT-UNet": _mt_unet,
+}
+"""What can be measured: nnU-Net's networks and ours."""

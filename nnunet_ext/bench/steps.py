@@ -1,0 +1,104 @@
+"""What is timed: a forward pass as prediction runs it, and a training step."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from nnunet_ext.bench.setting import Setting
+
+WHATS = ("forward", "training step")
+PRECISIONS = ("float32", "autocast")
+MODES = ("eager", "compiled")
+_CLIP = 12
+"""nnU-Net clips gradients to this norm."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A call to measure; picklable, so that another process can measure its memory.
+
+    Attributes:
+        network: A name of `nnunet_ext.bench.setting.NETWORKS`.
+        setting: Patch, batch and topology.
+        what: One of `WHATS`.
+        device: Type of the device.
+        precision: ``"float32"``, or ``"autocast"``: float16 on CUDA, as nnU-Net trains there, bfloat16 on the CPU.
+        mode: ``"eager"`` or ``"compiled"``.
+    """
+
+    network: str
+    setting: Setting
+    what: str
+    device: str = "cpu"
+    precision: str = "float32"
+    mode: str = "eager"
+
+    def prepare(self) -> Callable[[], object]:
+        """The call, its network and batch made."""
+        training = self.what == "training step"
+        network = self.setting.show(self.setting.build(self.network, deep_supervision=training))
+        network = network.to(self.device).train(training)
+        images = self.setting.images(self.setting.batch_size if training else 1).to(self.device)
+        run = torch.compile(network) if self.mode == "compiled" else network
+        step = (
+            training_step(network, images, self._autocast, run) if training else _forward(run, images, self._autocast)
+        )
+        return synchronised(step, self.device)
+
+    def _autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device) if self.precision == "autocast" else nullcontext()
+
+
+def synchronised(call: Callable[[], object], device: str) -> Callable[[], object]:
+    """`call`, on CUDA until the device has done it."""
+    if device != "cuda":
+        return call
+
+    def until_done() -> None:
+        call()
+        torch.cuda.synchronize()
+
+    return until_done
+
+
+def _forward(run: Callable, images: Tensor, autocast: Callable[[], AbstractContextManager]) -> Callable[[], object]:
+    def forward() -> object:
+        with torch.no_grad(), autocast():
+            return run(images)
+
+    return forward
+
+
+def training_step(
+    network: nn.Module,
+    images: Tensor,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    run: Callable[..., Any] | None = None,
+) -> Callable[[], object]:
+    """Forward pass, mean square of all outputs for a loss, backward pass, clipping and SGD as nnU-Net has them.
+
+    Args:
+        network: In training mode.
+        images: The batch.
+        autocast: What forward pass and loss run within.
+        run: The compiled network; None: `network`.
+    """
+    optimiser = torch.optim.SGD(network.parameters(), 1e-4, momentum=0.99, weight_decay=3e-5, nesterov=True)
+    call = network if run is None else run
+
+    def step() -> Tensor:
+        optimiser.zero_grad(set_to_none=True)
+        with autocast():
+            outputs = [y for y in tree_leaves(call(images)) if isinstance(y, Tensor)]
+            loss = torch.stack([y.float().square().mean() for y in outputs]).sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
+        optimiser.step()
+        return loss
+
+    return step

@@ -1,0 +1,127 @@
+"""nnU-Net's checkpoints: read with an error that says what is wrong, and compared with what they are to serve."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
+
+_NEEDED = ("network_weights", "optimizer_state", "current_epoch", "init_args", "trainer_name", "logging")
+_SHOWN = 4
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint of nnU-Net's, its tensors left in the file until they are used.
+
+    As nnU-Net does, this unpickles whatever the file holds: files of strangers can run code.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a file that is cut off, empty, not torch's, or of another program; it names the file.
+    """
+    path = Path(path)
+    with path.open("rb"):  # the operating system's own words, where it cannot be opened
+        pass
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
+    # What torch raises depends on which bytes are wrong.
+    except Exception as error:
+        state = "is empty" if path.stat().st_size == 0 else "cannot be read: it is cut off, or no file of torch's"
+        raise ValueError(
+            f"the checkpoint {path} {state} ({_first_line(error)}). Move it away: nnU-Net then takes the next of "
+            "checkpoint_final, checkpoint_latest and checkpoint_best"
+        ) from error
+    missing = [key for key in _NEEDED if not isinstance(content, Mapping) or key not in content]
+    if missing:
+        holds = ", ".join(map(str, list(content)[:_SHOWN])) if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(
+            f"{path} is no checkpoint of nnU-Net: it has no {', '.join(missing)}; it holds {holds or 'nothing'}. "
+            "Weights of another program: `nnunet_ext import-weights`, then nnUNetv2_train ... -pretrained_weights"
+        )
+    return dict(content)
+
+
+def uncompiled(network: nn.Module) -> nn.Module:
+    """The network that torch.compile may have wrapped, whose weights checkpoints hold."""
+    return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+
+def misfits(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """Parameters of a network that a state dict lacks or has in another shape, a text each.
+
+    What a state dict has beyond them is torch's to refuse: it may be heads that are dropped when it is loaded.
+    """
+    found = []
+    for key, own in network.state_dict().items():
+        if key not in weights:
+            found.append(f"{key} is missing")
+        elif weights[key].shape != own.shape:
+            found.append(f"{key} is {tuple(weights[key].shape)} instead of {tuple(own.shape)}")
+    return found
+
+
+def refuse_misfits(network: nn.Module, weights: Mapping[str, Tensor], prefix: str, *_: object) -> None:
+    """Hook before loading, which nnU-Net's prediction meets: says for what a network was built.
+
+    Raises:
+        ValueError: for weights of another network, patch size or number of classes; the message has both shapes.
+    """
+    own = {key.removeprefix(prefix): value for key, value in weights.items()} if prefix else weights
+    found = misfits(network, own)
+    if found:
+        patch = getattr(network, "patch_size", None)
+        built = f" for patch size {tuple(patch)}" if patch is not None else ""
+        raise ValueError(
+            f"these weights are not of this plan: {type(network).__name__} was built{built}, but in the checkpoint "
+            f"{some_of(found)}. Other patch size, labels, features or trainer? plans.json and dataset.json of the "
+            "model's folder must be those it was trained with"
+        )
+
+
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """What differs between two trainings in what shapes a network, a text each with both values.
+
+    Args:
+        theirs: A checkpoint's `init_args`: plans, configuration, dataset_json.
+        ours: The same of what it is to serve.
+    """
+    try:
+        before = _facts(theirs)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+        return ["the checkpoint's own plan cannot be read"]
+    return [
+        f"{name} {before[name]} in the checkpoint, {value} here"
+        for name, value in _facts(ours).items()
+        if before[name] != value
+    ]
+
+
+def some_of(found: list[str]) -> str:
+    """The first few of a list, and how many more there are."""
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return ", ".join(found[:_SHOWN]) + more
+
+
+def _facts(init: Mapping[str, Any]) -> dict[str, Any]:
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    plans = PlansManager(dict(init["plans"]))
+    configuration = plans.get_configuration(init["configuration"])
+    dataset = dict(init["dataset_json"])
+    arguments = configuration.network_arch_init_kwargs
+    return {
+        "configuration": init["configuration"],
+        "patch size": tuple(configuration.patch_size),
+        "input channels": determine_num_input_channels(plans, configuration, dataset),
+        "outputs": plans.get_label_manager(dataset).num_segmentation_heads,
+        "network of the plan": configuration.network_arch_class_name,
+        "features": tuple(arguments.get("features_per_stage", ())),
+        "strides": [tuple(stride) if isinstance(stride, list) else stride for stride in arguments.get("strides", ())],
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:160].rstrip(": ")

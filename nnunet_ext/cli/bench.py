@@ -1,0 +1,53 @@
+"""Measure networks on this machine against nnU-Net's own: time, memory, scaling; writes CSV files."""
+
+import argparse
+from pathlib import Path
+
+from nnunet_ext.devices import DEVICES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--what",
+        nargs="+",
+        default=["networks"],
+        choices=["networks", "operators", "scaling", "tiles"],
+        help="networks: side by side; operators: training steps against their convolutions and matrix products alone; "
+        "scaling: against the patch; tiles: prediction against the number of tiles (default: networks)",
+    )
+    parser.add_argument("--networks", nargs="+", metavar="N", help="default: all that fit; ratios are to the first")
+    parser.add_argument("--patch", nargs="+", type=int, default=[40, 56, 40], help="voxels (default: 40 56 40)")
+    parser.add_argument("--batch-size", type=int, default=2, help="of a training step (default: %(default)s)")
+    parser.add_argument("--plans", help="a plans file with its dataset.json beside it, instead of patch and batch size")
+    parser.add_argument("--configuration", default="3d_fullres", help="of the plans (default: %(default)s)")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[32, 48, 64], help="of scaling (default: 32 48 64)")
+    parser.add_argument("--tiles", nargs="+", type=int, default=[1, 2, 4, 8], help="of tiles (default: 1 2 4 8)")
+    parser.add_argument("--precisions", nargs="+", default=["float32"], choices=["float32", "autocast"])
+    parser.add_argument(
+        "--modes", nargs="+", default=["eager"], choices=["eager", "compiled"], help="compiling takes minutes on a CPU"
+    )
+    parser.add_argument("--device", choices=DEVICES, default="auto")
+    parser.add_argument("--threads", type=int, help="of the CPU (default: torch's)")
+    parser.add_argument("--repeats", type=int, default=5, help="turns that count (default: %(default)s)")
+    parser.add_argument("-o", "--output", default="nnunet_ext_bench", help="folder (default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from nnunet_ext.bench.command import measure
+
+    measure(
+        arguments.what,
+        arguments.networks,
+        (Path(arguments.plans), arguments.configuration) if arguments.plans else None,
+        tuple(arguments.patch),
+        arguments.batch_size,
+        arguments.sizes,
+        arguments.tiles,
+        arguments.precisions,
+        arguments.modes,
+        arguments.device,
+        arguments.threads,
+        arguments.repeats,
+        Path(arguments.output),
+    )
+    return 0

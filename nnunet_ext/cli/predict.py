@@ -1,0 +1,89 @@
+"""Predict a folder of scans by nnU-Net's own code; what cannot be read is set aside and reported at the end."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from nnunet_ext.devices import DEVICES, choose_device
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-i", dest="input", required=True, metavar="FOLDER", help="scans, named as nnU-Net's")
+    parser.add_argument("-o", dest="output", required=True, metavar="FOLDER", help="for the masks")
+    parser.add_argument("-d", dest="dataset", required=True, help="number or name")
+    parser.add_argument("-c", dest="configuration", required=True, help="e.g. 3d_fullres")
+    parser.add_argument("-tr", dest="trainer", default="nnUNetTrainer", help="default: %(default)s")
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="default: %(default)s")
+    parser.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="default: all that are trained")
+    parser.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="default: %(default)s")
+    parser.add_argument("-step_size", type=float, default=0.5, help="of the sliding window (default: %(default)s)")
+    parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, less accurate")
+    parser.add_argument("--save_probabilities", action="store_true", help="needed for ensembles")
+    parser.add_argument("--continue_prediction", action="store_true", help="only what has no whole mask yet")
+    parser.add_argument("-prev_stage_predictions", dest="previous", metavar="FOLDER", help="masks, for a cascade")
+    parser.add_argument("-num_parts", type=int, default=1, help="processes that share the scans (default: 1)")
+    parser.add_argument("-part_id", type=int, default=0, help="which of them this is, from 0 on (default: 0)")
+    parser.add_argument("-npp", type=int, default=3, help="processes that preprocess (default: %(default)s)")
+    parser.add_argument("-nps", type=int, default=3, help="processes that write masks (default: %(default)s)")
+    parser.add_argument("-device", choices=DEVICES, default="auto", help="default: %(default)s")
+    parser.epilog = (
+        "A scan that cannot be read, whose channels differ in geometry, or that has NaN or infinite voxels does not "
+        "stop the others; it is named at the end, and the exit code is 1."
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    for name in ("npp", "nps"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"-{name} {getattr(arguments, name)} must be at least 1")
+    if not 0 < arguments.step_size <= 1:
+        raise ValueError(f"-step_size {arguments.step_size:g} must be above 0 and at most 1")
+    device = choose_device(arguments.device)
+
+    from nnunetv2.utilities.file_path_utilities import get_output_folder
+    from tqdm import tqdm
+
+    from nnunet_ext.files import check_writable
+    from nnunet_ext.model_folder import load_predictor
+    from nnunet_ext.prediction import Work, part_of, sort_out
+    from nnunet_ext.scans import scans_in
+
+    try:
+        model = get_output_folder(arguments.dataset, arguments.trainer, arguments.plans, arguments.configuration)
+    except RuntimeError as error:
+        raise ValueError(f"-d {arguments.dataset}: {error}") from error
+    predictor = load_predictor(
+        model,
+        device,
+        arguments.folds,
+        arguments.checkpoint,
+        tile_step_size=arguments.step_size,
+        use_mirroring=not arguments.disable_tta,
+    )
+    plans, configuration, dataset = predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
+    previous = Path(arguments.previous) if arguments.previous else None
+    if (previous is None) != (configuration.previous_stage_name is None):
+        raise ValueError("-prev_stage_predictions is for a model of a cascade, and such a model needs it")
+    work = Work(Path(arguments.output), dataset["file_ending"], previous, arguments.save_probabilities)
+    scans = part_of(scans_in(arguments.input, [work.ending]), arguments.part_id, arguments.num_parts)
+    check_writable(work.target)
+    reader = plans.image_reader_writer_class()
+    if arguments.continue_prediction:
+        scans = [scan for scan in scans if not work.is_done(reader, scan)]
+    channels = len(dataset.get("modality") or dataset["channel_names"])
+    good, bad = sort_out(tqdm(scans, "Checking", unit="scan"), reader, channels, work)
+    try:
+        if good:
+            predictor.predict_from_files(
+                [list(scan.files) for scan in good],
+                [str(work.target / scan.case) for scan in good],
+                save_probabilities=work.probabilities,
+                num_processes_preprocessing=arguments.npp,
+                num_processes_segmentation_export=arguments.nps,
+                folder_with_segs_from_prev_stage=arguments.previous,
+            )
+            print(f"Wrote {len(good)} of {len(scans)} masks to {work.target}")
+    finally:
+        for failure in bad:
+            print(f"{failure.case}: {failure.reason}", file=sys.stderr)
+    return 1 if bad else 0

@@ -1,0 +1,78 @@
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from nnunet_ext.demo.command import console_script
+
+CONFIGURATION = "3d_fullres_tiny"
+BUDGET = {"NNUNET_EXT_EPOCHS": "3", "NNUNET_EXT_ITERATIONS": "2", "NNUNET_EXT_VAL_ITERATIONS": "1"}
+
+
+class Training:
+    """`nnUNetv2_train` as a process of its own, in a results folder of its own, to be killed."""
+
+    def __init__(self, nnunet, folder: Path, **budget: str) -> None:
+        self.results = folder / "results"
+        (self.results / nnunet.dataset).mkdir(parents=True)
+        self.fold = self.results / nnunet.dataset / f"SASANTrainer__nnUNetPlans__{CONFIGURATION}" / "fold_0"
+        self.output = folder / "output.txt"
+        self._environment = nnunet.environment | {"nnUNet_results": str(self.results)} | BUDGET | budget
+        self._command = [console_script("nnUNetv2_train"), "4", CONFIGURATION, "0", "-tr", "SASANTrainer"]
+
+    @property
+    def log(self) -> str:
+        return "\n".join(file.read_text() for file in sorted(self.fold.glob("training_log_*.txt")))
+
+    def kill_when(self, moment, *options: str, seconds: float = 300) -> None:
+        """Starts it and kills it as soon as `moment()` is true, without a chance to tidy up."""
+        with self.output.open("w") as output:
+            process = self._start(output, *options)
+            try:
+                deadline = time.monotonic() + seconds
+                while not moment():
+                    assert process.poll() is None, (
+                        f"ended before it could be killed:\n{self.output.read_text()[-3000:]}"
+                    )
+                    assert time.monotonic() < deadline, f"never came to it:\n{self.output.read_text()[-3000:]}"
+                    time.sleep(0.0005)
+                process.kill()
+                assert process.wait() == -signal.SIGKILL
+            finally:
+                with contextlib.suppress(ProcessLookupError):  # its workers
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def go_on(self, *options: str) -> str:
+        """Runs it to its end with --c and returns what it printed."""
+        with self.output.open("w") as output:
+            code = self._start(output, "--c", *options).wait(600)
+        assert code == 0, self.output.read_text()[-4000:]
+        return self.output.read_text()
+
+    def _start(self, output, *options: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*self._command, "-device", "cpu", *options],
+            env=self._environment | {"PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+@pytest.fixture
+def training(nnunet, tmp_path):
+    return Training(nnunet, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def model(nnunet):
+    """A model of SASAN, trained for a moment; its folder is not to be changed."""
+    options = ("-tr", "SASANTrainer", "-device", "cpu")
+    nnunet.run("nnUNetv2_train", "4", CONFIGURATION, "0", *options, **BUDGET | {"NNUNET_EXT_EPOCHS": "1"})
+    return nnunet.model("SASANTrainer", CONFIGURATION).parent

@@ -1,0 +1,159 @@
+"""Training on volumes that are not as they should be, and losses that are not finite; in this process, real loaders."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+from nnunet_ext.training.finite import MAX_SKIPPED, StepGuard, not_finite
+
+
+@pytest.fixture
+def cases(nnunet):
+    return sorted(file.name.removesuffix(".nii.gz") for file in (nnunet.raw / "labelsTr").iterdir())
+
+
+@pytest.fixture
+def change_case(nnunet_environment, tmp_path, monkeypatch):
+    """Changes a preprocessed case in a copy of the data, and says which cases are trained on."""
+    copy = tmp_path / "preprocessed" / nnunet_environment.dataset
+    shutil.copytree(nnunet_environment.preprocessed, copy)
+    monkeypatch.setenv("nnUNet_preprocessed", str(copy.parent))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+
+    def change(edits, train, val):
+        folder = copy / "nnUNetPlans_3d_fullres"
+        for case, edit in edits.items():
+            data, seg, _, properties = nnUNetDatasetBlosc2(str(folder), [case]).load_case(case)
+            data, seg = edit(data[:].copy(), seg[:].copy())
+            for file in folder.glob(f"{case}*"):
+                file.unlink()
+            found = {label: np.argwhere(seg == label)[:100] for label in properties["class_locations"]}
+            shapes = {"chunks": data.shape, "blocks": data.shape, "chunks_seg": seg.shape, "blocks_seg": seg.shape}
+            changed = properties | {"class_locations": found}
+            nnUNetDatasetBlosc2.save_case(data, seg, changed, str(folder / case), **shapes)
+        (copy / "splits_final.json").write_text(json.dumps([{"train": train, "val": val}] * 5))
+
+    return change
+
+
+def run_steps(trainer, until, at_most=30):
+    """Training and validation steps on what nnU-Net's loaders give, until all of some cases were among it."""
+    loaders = trainer.get_dataloaders()
+    trainer.on_train_epoch_start()
+    losses, seen = [], set()
+    for number, step in enumerate((trainer.train_step, trainer.validation_step)):
+        if number:
+            trainer.on_validation_epoch_start()
+        for _ in range(at_most):
+            batch = next(loaders[number])
+            seen |= {(number, key) for key in batch["keys"]}
+            with torch.set_grad_enabled(not number):
+                losses.append(float(step(batch)["loss"]))
+            if seen >= {(number, case) for case in until[number]}:
+                break
+    assert seen >= {(number, case) for number in (0, 1) for case in until[number]}
+    return losses
+
+
+def with_nan(data, seg):
+    """As nnU-Net's normalisation leaves a volume with one NaN."""
+    return np.full_like(data, np.nan), seg
+
+
+@pytest.mark.parametrize("trainer", ["SASANTrainer", "FAFNetTrainer"])
+def test_nan_in_a_training_volume_ends_the_training_with_its_name(make_trainer, change_case, cases, trainer):
+    change_case({cases[0]: with_nan}, train=cases[:2], val=cases[2:4])
+    trainer = make_trainer(trainer)
+    with pytest.raises(ValueError, match=f"NaN or infinite voxels in the preprocessed images of {cases[0]} "):
+        run_steps(trainer, (cases[:1], []))
+    assert all(value.isfinite().all() for value in trainer.network.state_dict().values())
+
+
+def test_nan_in_a_validation_volume_ends_the_training_too(make_trainer, change_case, cases):
+    change_case({cases[0]: with_nan}, train=cases[2:4], val=cases[:2])
+    with pytest.raises(ValueError, match=f"NaN or infinite voxels in the preprocessed images of {cases[0]} "):
+        run_steps(make_trainer(), ([], cases[:1]))
+
+
+def test_nan_in_an_image_without_supervoxels_ends_the_training_with_its_name(make_trainer, change_case, cases):
+    change_case({cases[0]: with_nan}, train=cases[:2], val=cases[2:4])
+    with pytest.raises(ValueError, match=rf"the preprocessed case {cases[0]}: `image` must be finite; \d+ values"):
+        run_steps(make_trainer("FAFNetFewShotTrainer"), ([], []))
+
+
+def tiny(data, seg):
+    """Smaller than the patch of 16 x 24 x 16 in every axis."""
+    return data[:, 10:15, 10:15, 10:15], seg[:, 10:15, 10:15, 10:15]
+
+
+def constant(data, seg):
+    """As nnU-Net's normalisation leaves a constant volume."""
+    return np.zeros_like(data), seg
+
+
+def empty(data, seg):
+    return np.zeros_like(data), np.zeros_like(seg)
+
+
+@pytest.mark.parametrize("trainer", ["SASANTrainer", "EMNetTrainer", "SALSTMTrainer", "FAFNetTrainer", "StockTrainer"])
+def test_small_constant_and_empty_volumes_are_trained_on(make_trainer, change_case, cases, trainer):
+    change_case(dict(zip(cases, (tiny, constant, empty), strict=False)), train=cases[:3], val=cases[:3])
+    trainer = make_trainer(trainer)
+    assert np.isfinite(run_steps(trainer, (cases[:3], cases[:3]))).all()
+    assert all(value.isfinite().all() for value in trainer.network.state_dict().values())
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_training_that_diverges_ends_and_its_weights_stay_numbers(make_trainer, change_case, cases, capsys):
+    change_case({}, train=cases[:2], val=cases[2:4])
+    trainer = make_trainer()
+    trainer.num_iterations_per_epoch = 50
+    trainer.initial_lr = 1e30
+    trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
+    with pytest.raises(RuntimeError, match=f"not finite in {MAX_SKIPPED} steps in a row in epoch 0.*has diverged"):
+        trainer.run_training()
+    assert all(value.isfinite().all() for value in trainer.network.state_dict().values())
+    assert f"step skipped ({MAX_SKIPPED} in a row)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_a_step_without_finite_gradients_changes_nothing_and_the_next_goes_on(optimizer):
+    torch.manual_seed(0)
+    inputs = torch.randn(6, 4, 3)
+    weights, states, lines = [], [], []
+    for disturbed in (False, True):
+        torch.manual_seed(0)
+        network = torch.nn.Linear(3, 2)
+        extra = {"momentum": 0.9} if optimizer is torch.optim.SGD else {}
+        steps = optimizer(network.parameters(), 0.1, **extra)
+        StepGuard(steps, lines.append, lambda: 3)
+        for number, x in enumerate(inputs):
+            if disturbed:
+                for _ in range(MAX_SKIPPED - 1):
+                    steps.zero_grad(set_to_none=True)
+                    (network(x).sum() * (math.nan if number % 2 else math.inf)).backward()
+                    steps.step()
+            steps.zero_grad(set_to_none=True)
+            network(x).square().mean().backward()
+            steps.step()
+        weights.append(network.state_dict())
+        states.append(steps.state_dict()["state"])
+    for key, value in weights[0].items():
+        assert torch.equal(value, weights[1][key])
+    assert str(states[0]) == str(states[1])
+    assert len(lines) == len(inputs) * (MAX_SKIPPED - 1)
+    assert lines[0] == "Loss or gradients that are not finite in epoch 3: step skipped (1 in a row)"
+
+
+def test_samples_that_are_not_finite_are_found():
+    data = torch.zeros(4, 1, 2, 2)
+    data[1, 0, 0, 0], data[3, 0, 1, 1] = math.inf, math.nan
+    assert not_finite({"data": data, "target": torch.zeros(4), "keys": ["a"]}) == [1, 3]
+    assert not_finite({"query_images": data[:1], "support_images": data[:2], "support_masks": data}) == [1]
+    assert not_finite({"data": torch.full((2, 1, 4), 3e38)}) == []  # their sum is infinite

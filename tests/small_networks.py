@@ -1,0 +1,67 @@
+"""Every network, small: what tests of all networks build."""
+
+import torch
+from torch import nn
+
+from nnunet_ext.networks import NETWORKS, MTUNet
+
+CASES = {
+    "3d": {"conv_op": nn.Conv3d, "patch_size": (16, 16, 24), "strides": 2, "kernel_sizes": 3},
+    "2d": {"conv_op": nn.Conv2d, "patch_size": (32, 24), "strides": 2, "kernel_sizes": 3},
+    "anisotropic": {
+        "conv_op": nn.Conv3d,
+        "patch_size": (16, 64, 64),
+        "strides": [(1, 1, 1), (1, 2, 2), (1, 2, 2), (1, 2, 2)],
+        "kernel_sizes": [(1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3)],
+    },
+    "odd level sizes": {"conv_op": nn.Conv3d, "patch_size": (24, 40, 8), "strides": 2, "kernel_sizes": 3},
+}
+
+FURTHER = {"faf_net": {"encoder": "plan"}}
+"""Arguments without which a network is too large for these tests."""
+
+MT_UNET = {
+    "input_channels": 1,
+    "num_classes": 3,
+    "patch_size": (96, 64),
+    "features_per_stage": (4, 6, 8, 8, 12, 16),
+    "heads": 2,
+}
+"""In 2D and of its own topology; it is LSTM-SA's backbone and has no trainer of its own."""
+
+EVERY = [*sorted(NETWORKS), "mt_unet"]
+
+
+def build(name, case, input_channels=1, num_classes=3, deep_supervision=False, n_stages=4):
+    if name == "mt_unet":
+        of_data = {"input_channels": input_channels, "num_classes": num_classes}
+        return MTUNet(**MT_UNET | of_data, deep_supervision=deep_supervision)
+    common = {"n_stages": n_stages, "features_per_stage": (4, 6, 8, 10)[:n_stages]}
+    return with_support(
+        NETWORKS[name].network(
+            input_channels=input_channels,
+            num_classes=num_classes,
+            deep_supervision=deep_supervision,
+            **FURTHER.get(name, {}),
+            **common,
+            **CASES[case],
+        )
+    )
+
+
+def with_support(network):
+    """Few-shot networks predict what they have been shown."""
+    if hasattr(network, "set_support"):
+        size = network.patch_size[-2:]
+        masks = torch.zeros(2, network.num_classes - 1, *size)
+        masks[..., : size[0] // 2, min(2, size[1] - 1) :] = 1
+        network.set_support(torch.randn(2, network.input_channels, *size), masks)
+    return network
+
+
+def image(case, batch=1, input_channels=1):
+    return torch.randn(batch, input_channels, *CASES[case]["patch_size"])
+
+
+def images_for(network, batch=1):
+    return torch.randn(batch, network.input_channels, *network.patch_size)

@@ -1,0 +1,78 @@
+"""`nnunet_ext bench` at sizes of a second; what it measures is checked against what is known of it."""
+
+import csv
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from nnunet_ext.bench.operators import record, replay
+from nnunet_ext.bench.setting import NETWORKS, Setting
+from nnunet_ext.bench.steps import training_step
+from nnunet_ext.cli.main import main
+
+
+def rows(folder, name):
+    with (folder / f"{name}_cpu.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def bench(folder, *options):
+    assert main(["bench", "--device", "cpu", "--repeats", "1", "-o", str(folder), *options]) == 0
+
+
+def test_networks_side_by_side(tmp_path):
+    bench(tmp_path, "--patch", "16", "16", "--networks", "PlainConvUNet", "SASAN", "FAF-Net")
+    found = rows(tmp_path, "networks")
+    assert [(row["what"], row["network"]) for row in found] == [
+        (what, name) for what in ("forward", "training step") for name in ("PlainConvUNet", "SASAN", "FAF-Net")
+    ]
+    for row in found:
+        assert float(row["seconds"]) > 0
+        parameters = sum(p.numel() for p in Setting.of_patch((16, 16)).build(row["network"]).parameters())
+        assert row["parameters_M"] == f"{parameters / 1e6:.2f}"
+        assert row["torch"] == torch.__version__
+        assert row["commit"]
+    assert {row["of_PlainConvUNet"] for row in found if row["network"] == "PlainConvUNet"} == {"1.00"}
+
+
+def test_scaling_and_tiles(tmp_path):
+    bench(
+        tmp_path,
+        *("--what", "scaling", "tiles", "--patch", "16", "16", "--networks", "PlainConvUNet"),
+        *("--sizes", "16", "32", "--tiles", "1", "2"),
+    )
+    assert [row["patch"] for row in rows(tmp_path, "scaling")] == ["16x16", "32x32"]
+    assert len(rows(tmp_path, "tiles")) == 2
+
+
+def test_operators_are_those_of_the_step():
+    """A convolution and a linear layer: forward, and backward for what needs it."""
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 36, 5))
+    calls = record(training_step(network, torch.randn(4, 1, 8, 8)))
+    names = [call.operator.overloadpacket.__name__ for call in calls]
+    assert names == ["convolution", "addmm", "mm", "mm", "convolution_backward"]
+    shapes = {tuple(like.shape) for like in calls[0].tensors}
+    assert {(4, 1, 8, 8), (2, 1, 3, 3)} <= shapes
+    replay(calls)()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--networks", "UNet"], "unknown network 'UNet'; known: .*SASAN"),
+        (["--patch", "16"], "must have two or three sizes"),
+        (["--patch", "17", "16", "16"], "nearest: "),
+        (["--repeats", "0"], "--repeats 0 must be at least 1"),
+        (["--plans", "nothing.json"], "nothing.json"),
+    ],
+)
+def test_mistakes_are_said(options, message, tmp_path, capsys):
+    assert main(["bench", "--device", "cpu", "-o", str(tmp_path / "out"), *options]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_network_is_known():
+    assert {"PlainConvUNet", "ResidualEncoderUNet", "SASAN", "EM-Net", "SALSTM", "LSTMSA", "FAF-Net"} <= set(NETWORKS)
