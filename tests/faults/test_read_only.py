@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 
 import pytest
 
@@ -42,10 +43,13 @@ def test_a_file_in_place_of_the_folder_is_named(make_in, tmp_path):
         make_in(tmp_path / "results")
 
 
-def test_supervoxels_that_cannot_be_kept_are_named(make_trainer, nnunet_environment, read_only, monkeypatch):
+def test_supervoxels_that_cannot_be_kept_are_named(make_trainer, nnunet_environment, read_only, tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     make_trainer("FAFNetFewShotTrainer").do_split()  # else nnU-Net's own file is the first that cannot be written
-    folder = read_only(nnunet_environment.preprocessed.parent)
+    source = tmp_path / "preprocessed"
+    # Other tests may have made supervoxels.
+    shutil.copytree(nnunet_environment.preprocessed.parent, source, ignore=shutil.ignore_patterns("supervoxels"))
+    folder = read_only(source)
     monkeypatch.setenv("nnUNet_preprocessed", str(folder))
     with pytest.raises(OSError, match=rf"Read-only file system: '{folder}/.*supervoxels"):
         make_trainer("FAFNetFewShotTrainer").get_dataloaders()
