@@ -110,6 +110,30 @@ def test_the_class_is_what_the_mask_shows(make_model, scans, tmp_path):
         torch.testing.assert_close(model.supports[0][part].prototypes, expected.prototypes, rtol=1e-3, atol=1e-5)
 
 
+def test_by_position_nothing_is_found_where_the_support_shows_nothing(make_model, scans, tmp_path):
+    """The label is shown in four slices of the support; a threshold that everything passes finds all of the same."""
+    mask = sitk.ReadImage(scans["mask"])
+    kept = sitk.GetArrayFromImage(mask)
+    first = int(np.flatnonzero((kept == 2).any((1, 2)))[2])
+    kept[:first] = kept[first + 4 :] = 0
+    changed = sitk.GetImageFromArray(kept)
+    changed.CopyInformation(mask)
+    sitk.WriteImage(changed, str(tmp_path / "mask.nii.gz"))
+    model = FewShotModel(make_model())
+    for threshold in model.networks[0].encoder.threshold.modules():
+        if isinstance(threshold, torch.nn.Conv2d):
+            torch.nn.init.constant_(threshold.weight, 10)
+    scan = scan_of(scans["image"], model.endings)
+    found = {}
+    for match in ("extent", "position"):
+        model.show([(scan, tmp_path / "mask.nii.gz")], [2], match=match)
+        model.segment(scan, tmp_path / "found.nii.gz")
+        found[match] = (sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "found.nii.gz"))) == 2).any((1, 2))
+    assert (len(model.supports[0]), len(kept)) == (40, len(found["position"]))
+    assert found["extent"].all()
+    assert np.flatnonzero(found["position"]).tolist() == list(range(first, first + 4))
+
+
 def test_several_supports_and_folds_are_averaged(make_model, scans, nnunet, tmp_path):
     folder = make_model(folds=(0, 1))
     both, first = FewShotModel(folder), FewShotModel(folder, folds=["0"])

@@ -15,7 +15,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager, deter
 from torch import Tensor
 
 from nnunet_ext.checkpoints import uncompiled
-from nnunet_ext.fewshot.protocol import query_parts, support_slices
+from nnunet_ext.fewshot.protocol import query_parts, shown_slices
 from nnunet_ext.fewshot.slices import image_slice, window, window_start
 from nnunet_ext.files import check_whole
 from nnunet_ext.model_folder import DEFAULT_CHECKPOINT, load_predictor
@@ -76,28 +76,36 @@ class FewShotModel:
         """Of the files that the dataset's reader reads."""
         return list(self.reader.supported_file_endings)
 
-    def show(self, examples: Sequence[tuple[Scan, Path]], labels: Sequence[int], parts: int = 3) -> None:
+    def show(
+        self,
+        examples: Sequence[tuple[Scan, Path]],
+        labels: Sequence[int],
+        parts: int | None = None,
+        match: str = "extent",
+    ) -> None:
         """Takes the support from labelled scans.
 
         Args:
             examples: Scans with their masks; every one must show every label.
             labels: Values in the masks, of which each is a class.
-            parts: Into which volumes are cut; see `protocol`.
+            parts: Into which volumes are cut; see `shown_slices`.
+            match: How parts of a support belong to those of a scan; see `shown_slices`.
 
         Raises:
             ValueError: for a mask that does not fit its scan, is empty, or has not got a label; for a scan with
-                another number of channels; for labels that are not positive or not different.
+                another number of channels; for labels that are not positive or not different; and as `shown_slices`.
         """
         if len(set(labels)) < len(labels) or not all(label > 0 for label in labels):
             raise ValueError(f"labels {list(labels)} must be positive and different")
         slices, masks = [], []
         for scan, mask in examples:
-            for of_scan in self._support_slices(scan, mask, labels, parts):
+            for of_scan in self._support_slices(scan, mask, labels, parts, match):
                 slices.append(of_scan[0])
                 masks.append(of_scan[1])
         # (parts, shots * labels, ..): parts are the fastest axis of what was gathered.
+        shots = len(examples) * len(labels)
         images, of_images = (
-            torch.from_numpy(np.stack(arrays)).unflatten(0, (-1, parts)).transpose(0, 1).to(self.device)
+            torch.from_numpy(np.stack(arrays)).unflatten(0, (shots, -1)).transpose(0, 1).to(self.device)
             for arrays in (slices, masks)
         )
         with torch.inference_mode(), self._autocast():
@@ -143,7 +151,7 @@ class FewShotModel:
         return preprocessor.run_case_npy(image, mask, properties, self.plans, self.configuration, self.dataset)
 
     def _support_slices(
-        self, scan: Scan, mask_file: Path, labels: Sequence[int], parts: int
+        self, scan: Scan, mask_file: Path, labels: Sequence[int], parts: int | None, match: str
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Image (M, h, w) and masks (R, h, w), of its label only, for each label and part."""
         image, properties = read_scan(self.reader, scan.files)
@@ -168,8 +176,10 @@ class FewShotModel:
             foreground = resampled[0] == index + 1
             if not foreground.any():
                 raise ValueError(f"label {label} of the mask {mask_file} is too small for the model's spacing")
-            for position in support_slices(foreground, parts):
-                centre = np.argwhere(foreground[position]).mean(0)
+            for position in shown_slices(foreground, parts, match):
+                # Slices that show that there is nothing are cut where it is in others.
+                inside = foreground[position] if foreground[position].any() else foreground.any(0)
+                centre = np.argwhere(inside).mean(0)
                 start = window_start(centre, data.shape[2:], size)
                 masks = np.zeros((len(labels), *size), np.float32)
                 masks[index] = window(foreground[position][None], start, size)[0]
@@ -185,15 +195,15 @@ class FewShotModel:
         weights = compute_gaussian(tile, 1 / 8, 10, torch.float32, torch.device("cpu"))
         logits = torch.zeros(len(slices), len(self.labels), *slices.shape[-2:])
         total = torch.zeros(slices.shape[-2:])
+        lengths = [len(part) for part in query_parts(len(slices), len(supports))]
+        part_of_slice = torch.repeat_interleave(torch.tensor(lengths)).to(self.device)
+        of_slices = Support(*(torch.stack(of_parts)[part_of_slice] for of_parts in zip(*supports, strict=True)))
         for row, column in product(*compute_steps_for_sliding_window(slices.shape[-2:], tile, _TILE_STEP)):
             place = (..., slice(row, row + tile[0]), slice(column, column + tile[1]))
             total[place] += weights
-            for part, support in zip(query_parts(len(slices), len(supports)), supports, strict=True):
-                if part:
-                    chosen = slice(part.start, part.stop)
-                    with self._autocast():
-                        found = network.segment(slices[chosen][place].to(self.device), support)
-                    logits[chosen][place] += weights * logit(found.float()).cpu()
+            with self._autocast():
+                found = network.segment(slices[place].to(self.device), of_slices)
+            logits[place] += weights * logit(found.float()).cpu()
         within = (slice(None), *inside[1:])
         logits = (logits / total).transpose(0, 1)[within]
         return torch.cat((torch.zeros_like(logits[:1]), logits))
