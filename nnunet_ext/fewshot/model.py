@@ -1,8 +1,9 @@
 """A trained FAF-Net as a tool for classes that it was not trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from nnunet_ext.checkpoints import uncompiled
 from nnunet_ext.fewshot.protocol import query_parts, shown_slices
 from nnunet_ext.fewshot.slices import image_slice, window, window_start
+from nnunet_ext.fewshot.surroundings import surroundings
 from nnunet_ext.files import check_whole
 from nnunet_ext.model_folder import DEFAULT_CHECKPOINT, load_predictor
 from nnunet_ext.networks import FAFNet
@@ -82,6 +84,7 @@ class FewShotModel:
         labels: Sequence[int],
         parts: int | None = None,
         match: str = "extent",
+        sectors: int = 0,
     ) -> None:
         """Takes the support from labelled scans.
 
@@ -90,16 +93,22 @@ class FewShotModel:
             labels: Values in the masks, of which each is a class.
             parts: Into which volumes are cut; see `shown_slices`.
             match: How parts of a support belong to those of a scan; see `shown_slices`.
+            sectors: Of the `surroundings` of each label, which compete with it; 0, the paper's: a threshold decides.
 
         Raises:
             ValueError: for a mask that does not fit its scan, is empty, or has not got a label; for a scan with
-                another number of channels; for labels that are not positive or not different; and as `shown_slices`.
+                another number of channels; for labels that are not positive or not different; for less than 0 sectors;
+                and as `shown_slices`.
         """
         if len(set(labels)) < len(labels) or not all(label > 0 for label in labels):
             raise ValueError(f"labels {list(labels)} must be positive and different")
+        if sectors < 0:
+            raise ValueError(f"`sectors`={sectors} must be at least 0")
         slices, masks = [], []
         for scan, mask in examples:
-            for of_scan in self._support_slices(scan, mask, labels, parts, match):
+            for of_scan in self._support_slices(
+                scan, mask, labels, partial(shown_slices, parts=parts, match=match), sectors
+            ):
                 slices.append(of_scan[0])
                 masks.append(of_scan[1])
         # (parts, shots * labels, ..): parts are the fastest axis of what was gathered.
@@ -151,9 +160,15 @@ class FewShotModel:
         return preprocessor.run_case_npy(image, mask, properties, self.plans, self.configuration, self.dataset)
 
     def _support_slices(
-        self, scan: Scan, mask_file: Path, labels: Sequence[int], parts: int | None, match: str
+        self,
+        scan: Scan,
+        mask_file: Path,
+        labels: Sequence[int],
+        choose: Callable[[np.ndarray], list[int]],
+        sectors: int,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Image (M, h, w) and masks (R, h, w), of its label only, for each label and part."""
+        """Image (M, h, w) and masks (R (1 + S), h, w), of its label and that one's S sectors only, for each label and
+        part. First the labels, then the sectors of each."""
         image, properties = read_scan(self.reader, scan.files)
         check_whole(mask_file)
         mask, of_mask = self.reader.read_seg(str(mask_file))
@@ -176,24 +191,31 @@ class FewShotModel:
             foreground = resampled[0] == index + 1
             if not foreground.any():
                 raise ValueError(f"label {label} of the mask {mask_file} is too small for the model's spacing")
-            for position in shown_slices(foreground, parts, match):
+            for position in choose(foreground):
                 # Slices that show that there is nothing are cut where it is in others.
                 inside = foreground[position] if foreground[position].any() else foreground.any(0)
                 centre = np.argwhere(inside).mean(0)
                 start = window_start(centre, data.shape[2:], size)
-                masks = np.zeros((len(labels), *size), np.float32)
-                masks[index] = window(foreground[position][None], start, size)[0]
+                masks = np.zeros((len(labels) * (1 + sectors), *size), np.float32)
+                masks[index] = window(foreground[[position]], start, size)[0]
+                other = (resampled[0, position] > 0) & ~foreground[position]
+                first = len(labels) + index * sectors
+                around = surroundings(foreground[position], other, sectors)
+                masks[first : first + sectors] = window(around, start, size)
                 result.append((window(image_slice((data,), position), start, size), masks))
         return result
 
     @torch.inference_mode()
     def _logits(self, network: FAFNet, supports: Sequence[Support], data: np.ndarray) -> Tensor:
-        """(M, D, H, W) -> (1 + R, D, H, W), background first, in nnU-Net's tiles of each slice."""
+        """(M, D, H, W) -> (1 + R, D, H, W), background first, in nnU-Net's tiles of each slice.
+
+        The background's is 0, or the largest of what surrounds the labels if that is above.
+        """
         tile = tuple(self.configuration.patch_size[-2:])
         padded, inside = pad_nd_image(torch.from_numpy(data), tile, "constant", {"value": 0}, True, None)
         slices = padded.transpose(0, 1)  # (D, M, H, W)
         weights = compute_gaussian(tile, 1 / 8, 10, torch.float32, torch.device("cpu"))
-        logits = torch.zeros(len(slices), len(self.labels), *slices.shape[-2:])
+        logits = torch.zeros(len(slices), 1 + len(self.labels), *slices.shape[-2:])
         total = torch.zeros(slices.shape[-2:])
         lengths = [len(part) for part in query_parts(len(slices), len(supports))]
         part_of_slice = torch.repeat_interleave(torch.tensor(lengths)).to(self.device)
@@ -203,7 +225,10 @@ class FewShotModel:
             total[place] += weights
             with self._autocast():
                 found = network.segment(slices[place].to(self.device), of_slices)
-            logits[place] += weights * logit(found.float()).cpu()
+            of_labels, around = logit(found.float()).cpu().tensor_split([len(self.labels)], 1)
+            background = torch.zeros_like(of_labels[:, :1])
+            for of_sector in around.split(1, 1):
+                background = background.maximum(of_sector)
+            logits[place] += weights * torch.cat((background, of_labels), 1)
         within = (slice(None), *inside[1:])
-        logits = (logits / total).transpose(0, 1)[within]
-        return torch.cat((torch.zeros_like(logits[:1]), logits))
+        return (logits / total).transpose(0, 1)[within]
