@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
@@ -226,9 +227,7 @@ class FewShotModel:
             with self._autocast():
                 found = network.segment(slices[place].to(self.device), of_slices)
             of_labels, around = logit(found.float()).cpu().tensor_split([len(self.labels)], 1)
-            background = torch.zeros_like(of_labels[:, :1])
-            for of_sector in around.split(1, 1):
-                background = background.maximum(of_sector)
+            background = F.pad(around, (0, 0, 0, 0, 1, 0)).amax(1, keepdim=True)  # 0 or one of the sectors'
             logits[place] += weights * torch.cat((background, of_labels), 1)
         within = (slice(None), *inside[1:])
         return (logits / total).transpose(0, 1)[within]

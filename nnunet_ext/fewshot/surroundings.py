@@ -18,7 +18,7 @@ def surroundings(mask: NDArray[np.bool_], other: NDArray[np.bool_], sectors: int
     Args:
         mask: Foreground of a slice; an empty one has no surroundings.
         other: Pixels that are none of them, of other labels that are looked for.
-        sectors: S, directions, anticlockwise from the left as rows go up.
+        sectors: S, directions, clockwise from the left on.
 
     Shape:
         (H, W), (H, W) -> (S, H, W)
