@@ -220,14 +220,17 @@ class FewShotModel:
         total = torch.zeros(slices.shape[-2:])
         lengths = [len(part) for part in query_parts(len(slices), len(supports))]
         part_of_slice = torch.repeat_interleave(torch.tensor(lengths)).to(self.device)
-        of_slices = Support(*(torch.stack(of_parts)[part_of_slice] for of_parts in zip(*supports, strict=True)))
+        of_parts = Support(*(torch.stack(t) for t in zip(*supports, strict=True)))
+        chunks = [slice(i, i + network.slices_per_chunk) for i in range(0, len(slices), network.slices_per_chunk)]
         for row, column in product(*compute_steps_for_sliding_window(slices.shape[-2:], tile, _TILE_STEP)):
             place = (..., slice(row, row + tile[0]), slice(column, column + tile[1]))
             total[place] += weights
-            with self._autocast():
-                found = network.segment(slices[place].to(self.device), of_slices)
-            of_labels, around = logit(found.float()).cpu().tensor_split([len(self.labels)], 1)
-            background = F.pad(around, (0, 0, 0, 0, 1, 0)).amax(1, keepdim=True)  # 0 or one of the sectors'
-            logits[place] += weights * torch.cat((background, of_labels), 1)
+            for chosen in chunks:
+                support = Support(*(t[part_of_slice[chosen]] for t in of_parts))
+                with self._autocast():
+                    found = network.segment(slices[chosen][place].to(self.device), support)
+                of_labels, around = logit(found.float()).cpu().tensor_split([len(self.labels)], 1)
+                background = F.pad(around, (0, 0, 0, 0, 1, 0)).amax(1, keepdim=True)  # 0 or one of the sectors'
+                logits[chosen][place] += weights * torch.cat((background, of_labels), 1)
         within = (slice(None), *inside[1:])
         return (logits / total).transpose(0, 1)[within]
