@@ -1,6 +1,8 @@
 """FAF-Net on the CPU: prediction by stored prototypes against encoding the support again for every query slice.
 
-python -m benchmarks.faf_net [--threads 2] [--repeats 5] [--size 64] [--slices 8]
+python -m benchmarks.faf_net [--threads 2] [--repeats 5] [--seconds 30] [--size 64] [--slices 8]
+
+A small network's calls are short against what else a machine does: each is repeated for so many seconds at least.
 """
 
 import argparse
@@ -77,13 +79,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=30, help="for every encoder, at least")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--slices", type=int, default=8)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     rows = []
     for encoder in ENCODERS:
-        times = interleaved_seconds(_prepare(encoder, arguments.size, arguments.slices), arguments.repeats)
+        functions = _prepare(encoder, arguments.size, arguments.slices)
+        turn = sum(seconds for (seconds,) in interleaved_seconds(functions, 1).values())
+        times = interleaved_seconds(functions, max(arguments.repeats, round(arguments.seconds / turn)))
         for method in _METHODS:
             per_slice = [1e3 * seconds / arguments.slices for seconds in times[method]]
             rows.append(

@@ -4,8 +4,10 @@ python -m benchmarks.few_shot --model FOLDER --raw DATASET_FOLDER --preprocessed
 
 Each support is a training case of fold 0, the scans to segment are that fold's validation cases. Rows:
 
-* trained, untrained: the model, and the same with weights drawn anew;
-* shown slices copied: what the network is shown, the support slice of a part, laid over every slice of the part;
+* trained, untrained: the model, and the same with weights drawn anew; a slice is segmented by the support's slice at
+  the same relative position, and what surrounds the label there competes with it (``--match position --sectors 8``);
+* trained, untrained, three parts: the same by the paper's protocol, the command's default;
+* shown slices copied: the support slices of the paper's three parts, each laid over every slice of its part;
 * whole mask copied: the support's mask laid over the scan, voxel by voxel, and
 * whole mask resized: stretched to the scan's size; both know all of the support's mask, and, of scans that are cut out
   around the structure as these are, where it lies.
@@ -30,6 +32,7 @@ from nnunet_ext.fewshot.slices import window
 from nnunet_ext.scans import scan_of
 
 _PARTS = 3
+_PROTOCOLS = {"": {"match": "position", "sectors": 8}, ", three parts": {"match": "extent", "sectors": 0}}
 
 
 def laid_over(mask: NDArray[np.bool_], shape: Sequence[int]) -> NDArray[np.bool_]:
@@ -81,13 +84,14 @@ def dice(model_folder: Path, raw: Path, training: Sequence[str], validation: Seq
         example = scan_of(raw / "imagesTr" / f"{case}_0000.nii.gz", endings), raw / "labelsTr" / f"{case}.nii.gz"
         found = {}
         for name, model in (("trained", trained), ("untrained", untrained)):
-            model.show([example], [label], _PARTS)
-            with tempfile.TemporaryDirectory() as folder:
-                failures = segment_scans(model, scans, Path(folder))
-                table, missing = evaluate(model, scans, Path(folder), raw / "labelsTr")
-            if failures or missing:
-                raise RuntimeError(f"not all scans could be done: {[*failures, *missing]}")
-            found[name] = table[label].mean()
+            for suffix, protocol in _PROTOCOLS.items():
+                model.show([example], [label], **protocol)
+                with tempfile.TemporaryDirectory() as folder:
+                    failures = segment_scans(model, scans, Path(folder))
+                    table, missing = evaluate(model, scans, Path(folder), raw / "labelsTr")
+                if failures or missing:
+                    raise RuntimeError(f"not all scans could be done: {[*failures, *missing]}")
+                found[name + suffix] = table[label].mean()
         for name, copy in COPIES.items():
             found[name] = np.mean([_dice(copy(truth[case], truth[q].shape), truth[q]) for q in validation])
         rows += [{"label": label, "support": case, "method": name, "dice": f"{v:.3f}"} for name, v in found.items()]

@@ -204,7 +204,10 @@ def test_few_shot_training_beats_no_training_and_copied_masks(all_scans):
     train(all_scans, "FAFNetFewShotTrainer", "3d_fullres", **budget)
     split = json.loads((all_scans.preprocessed / "splits_final.json").read_text())[0]
     model = all_scans.model("FAFNetFewShotTrainer", "3d_fullres").parent
-    found = few_shot.means(few_shot.dice(model, all_scans.raw, split["train"][:3], split["val"], label=2))
+    found = few_shot.means(few_shot.dice(model, all_scans.raw, split["train"][:5], split["val"], label=2))
     print(found)
     assert found["trained"] > found["untrained"] + 0.2
-    assert found["trained"] > found["shown slices copied"] + 0.03
+    # Two trainings differ by some hundredths; the support's whole mask is behind by 0.17.
+    assert found["trained"] > found["whole mask copied"] + 0.1
+    assert found["trained, three parts"] > found["untrained, three parts"] + 0.2
+    assert found["trained, three parts"] > found["shown slices copied"] + 0.03

@@ -43,12 +43,12 @@ def blocks(slices=6):
 
 @pytest.fixture
 def episodes(tmp_path):
-    def make(dataset, size=(32, 24), count=3, **parameters):
+    def make(dataset, size=(32, 24), count=3, classes=1, **parameters):
         make_supervoxels(
             dataset, dataset.identifiers, tmp_path, lambda p: p["spacing"], SupervoxelParameters(**parameters), False
         )
         np.random.seed(0)
-        return SupervoxelEpisodes(dataset, tmp_path, size, count)
+        return SupervoxelEpisodes(dataset, tmp_path, size, count, classes=classes)
 
     return make
 
@@ -90,6 +90,29 @@ def test_an_episode_is_one_supervoxel_in_two_neighbouring_slices(episodes, tmp_p
     assert orders == {False, True}  # either may be deformed
     # The undeformed one is as it was, or its brightness was changed.
     assert changes == {(False, False), (True, False), (False, True)}
+
+
+def test_supervoxels_of_the_same_two_slices_are_classes_too(episodes, tmp_path):
+    """In the first two slices there are two, in the others one; a third there is never."""
+    batch = next(episodes(Images(a=blocks()), count=40, classes=3, min_size=20))
+    labels = read_supervoxels(tmp_path, "a")
+    counts = set()
+    for i in range(40):
+        masks = [batch[f"{role}_masks"][i, 0].numpy() for role in ("support", "query")]
+        present = np.stack([mask.any((1, 2)) for mask in masks])
+        assert present[0].tolist() == present[1].tolist()
+        assert not present[:, 2].any()
+        counts.add(int(present[0].sum()))
+        for mask in masks:
+            assert mask.shape == (3, 32, 24)
+            assert mask.sum(0).max() == 1  # they do not overlap
+        # The undeformed one's classes are all of one slice of the volume.
+        assert any(
+            all(any(np.array_equal(labels[k] == label, m == 1) for label in (1, 2)) for m in mask if m.any())
+            for mask in masks
+            for k in range(6)
+        )
+    assert counts == {1, 2}
 
 
 def test_large_images_are_cut_where_the_supervoxel_is(episodes):

@@ -649,6 +649,19 @@ def test_a_support_can_be_of_classes_that_the_network_does_not_have():
     assert not network.decoder.seg_layers.prototype_valid.any()
 
 
+def test_every_slice_can_have_a_support_of_its_own(assert_close):
+    network = build(num_classes=2, support=False).eval().double()
+    network.slices_per_chunk = 2
+    images, masks = (t.double() for t in support_set(3, size=(40, 32)))
+    masks[0] = 0  # shows nothing
+    supports = [network.encode_support(images[[i]], masks[[i]]) for i in range(3)]
+    x = torch.randn(3, 1, 32, 24).double()
+    together = network.segment(x, Support(*(torch.stack(t) for t in zip(*supports, strict=True))))
+    alone = torch.cat([network.segment(x[[i]], supports[i]) for i in range(3)])
+    assert_close(together, alone, 1e-10)
+    assert (together[0] < 1e-5).all()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("encoder", ["plan", "resnet18"])
 @pytest.mark.parametrize("size", [(32, 24), (37, 44)])

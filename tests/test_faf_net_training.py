@@ -198,6 +198,7 @@ def test_few_shot_training_takes_its_episodes_from_supervoxels(make_trainer, lar
     trainer = make_trainer("FAFNetFewShotTrainer", configuration, larger)
     before = {k: p.clone() for k, p in trainer.network.named_parameters()}
     training, validation = trainer.get_dataloaders()
+    assert next(training)["query_masks"].shape[:3] == (trainer.episodes, 1, trainer.classes) == (4, 1, 8)
     made = {path.stem for path in trainer.supervoxel_folder.iterdir()}
     assert made == set(trainer.get_tr_and_val_datasets()[0].identifiers)
     for _ in range(3):
@@ -249,6 +250,15 @@ def test_faf_net_is_optimised_as_by_its_authors(make_trainer, larger):
         trainer.lr_scheduler.step(epoch)
         rates.append(group["lr"])
     assert rates == pytest.approx([1e-3, 1e-3, 0.98e-3, 0.98**13 * 1e-3])
+
+
+def test_from_scratch_the_rate_falls_to_0(make_trainer, larger):
+    trainer = make_trainer("FAFNetFewShotTrainer", "2d_tiny", larger)
+    rates = []
+    for epoch in (0, trainer.num_epochs // 2, trainer.num_epochs):
+        trainer.lr_scheduler.step(epoch)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([2e-2, 2e-2 * 0.5**0.9, 0])
 
 
 def test_the_papers_encoder_says_how_to_start_from_scratch(make_trainer, larger, monkeypatch):

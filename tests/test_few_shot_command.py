@@ -110,6 +110,49 @@ def test_the_class_is_what_the_mask_shows(make_model, scans, tmp_path):
         torch.testing.assert_close(model.supports[0][part].prototypes, expected.prototypes, rtol=1e-3, atol=1e-5)
 
 
+def test_by_position_nothing_is_found_where_the_support_shows_nothing(make_model, scans, tmp_path):
+    """The label is shown in four slices of the support; a threshold that everything passes finds all of the same."""
+    mask = sitk.ReadImage(scans["mask"])
+    kept = sitk.GetArrayFromImage(mask)
+    first = int(np.flatnonzero((kept == 2).any((1, 2)))[2])
+    kept[:first] = kept[first + 4 :] = 0
+    changed = sitk.GetImageFromArray(kept)
+    changed.CopyInformation(mask)
+    sitk.WriteImage(changed, str(tmp_path / "mask.nii.gz"))
+    model = FewShotModel(make_model())
+    for threshold in model.networks[0].encoder.threshold.modules():
+        if isinstance(threshold, torch.nn.Conv2d):
+            torch.nn.init.constant_(threshold.weight, 10)
+    scan = scan_of(scans["image"], model.endings)
+    found = {}
+    for match in ("extent", "position"):
+        model.show([(scan, tmp_path / "mask.nii.gz")], [2], match=match)
+        model.segment(scan, tmp_path / "found.nii.gz")
+        found[match] = (sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "found.nii.gz"))) == 2).any((1, 2))
+    assert (len(model.supports[0]), len(kept)) == (40, len(found["position"]))
+    assert found["extent"].all()
+    assert np.flatnonzero(found["position"]).tolist() == list(range(first, first + 4))
+
+
+def test_what_surrounds_the_label_competes_with_it(make_model, scans, tmp_path):
+    """The background's logit is 0 or the largest of the sectors', the labels' stay as they are."""
+    model = FewShotModel(make_model())
+    (network,) = model.networks
+    scan = scan_of(scans["image"], model.endings)
+    logits, image = {}, sitk.GetArrayFromImage(sitk.ReadImage(scans["image"])).astype(np.float32)
+    image = ((image - image.mean()) / image.std())[None]
+    for sectors in (0, 4):
+        model.show([(scan, scans["mask"])], [2, 1], parts=1, sectors=sectors)
+        assert model.supports[0][0].prototypes.shape[0] == 2 * (1 + sectors)
+        logits[sectors] = model._logits(network, model.supports[0], image)
+    torch.testing.assert_close(logits[4][1:], logits[0][1:], rtol=1e-3, atol=1e-3)
+    assert (logits[0][0] == 0).all()
+    assert (logits[4][0] >= 0).all()
+    assert (logits[4][0] > 0).any()
+    with pytest.raises(ValueError, match="`sectors`=-1 must be at least 0"):
+        model.show([(scan, scans["mask"])], [2], sectors=-1)
+
+
 def test_several_supports_and_folds_are_averaged(make_model, scans, nnunet, tmp_path):
     folder = make_model(folds=(0, 1))
     both, first = FewShotModel(folder), FewShotModel(folder, folds=["0"])
@@ -214,6 +257,7 @@ def test_the_readmes_command(make_model, scans, tmp_path, monkeypatch):
 
 def test_a_2d_model_segments_volumes_slice_by_slice(make_model, scans, tmp_path):
     output = tmp_path / "masks"
-    assert command(make_model("FAFNetTrainer", "2d_tiny"), scans, output, "--parts", "1") == 0
+    options = ("--match", "position", "--parts", "12", "--sectors", "8")
+    assert command(make_model("FAFNetTrainer", "2d_tiny"), scans, output, *options) == 0
     case = scans["cases"][0]
     assert geometry(output / f"{case}.nii.gz") == geometry(scans["queries"] / f"{case}_0000.nii.gz")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nnunet_ext.fewshot.protocol import query_parts, support_slices
+from nnunet_ext.fewshot.protocol import query_parts, shown_slices, support_slices
 from nnunet_ext.fewshot.slices import image_slice, window, window_start
 from nnunet_ext.scans import Scan, geometry_differences, scan_of, scans_in
 
@@ -42,13 +42,43 @@ def test_a_part_is_shown_by_its_middle_slice(mask, parts, expected):
     assert support_slices(mask, parts) == expected
 
 
+@pytest.mark.parametrize(
+    ("parts", "match", "expected"),
+    [
+        (None, "extent", [3, 6, 9]),
+        (3, "position", [2, 6, 10]),  # 10 is shown, and shows nothing
+        (12, "position", list(range(12))),
+        (24, "position", [k // 2 for k in range(24)]),
+    ],
+)
+def test_parts_are_of_the_labels_extent_or_of_the_scan(parts, match, expected):
+    assert shown_slices(volume(*range(2, 10), 10), parts, match) == expected
+    assert len(shown_slices(volume(5), None, "position")) == 40
+
+
+@given(query=st.integers(1, 60), support=st.integers(1, 60))
+def test_by_position_slices_meet_those_at_the_same_height(query, support):
+    """Their middles differ by half a slice of the support and half a part of the 100 at most."""
+    shown = shown_slices(np.ones((support, 1, 1), bool), 100, "position")
+    for part, position in zip(query_parts(query, 100), shown, strict=True):
+        for k in part:
+            assert abs((k + 0.5) / query - (position + 0.5) / support) <= 0.5 / support + 0.5 / 100 + 1e-9
+
+
 def test_no_part_and_nothing_to_show_are_errors():
     with pytest.raises(ValueError, match="`parts`=0 must be at least 1"):
         query_parts(9, 0)
     with pytest.raises(ValueError, match="`parts`=0 must be at least 1"):
         support_slices(volume(3), 0)
-    with pytest.raises(ValueError, match="the mask is empty"):
-        support_slices(volume(), 3)
+    with pytest.raises(ValueError, match="`parts`=0 must be at least 1"):
+        shown_slices(volume(3), 0, "position")
+    for match in ("extent", "position"):
+        with pytest.raises(ValueError, match="the mask is empty"):
+            shown_slices(volume(), 3, match)
+    with pytest.raises(ValueError, match="none of the 3 slices that are shown has foreground"):
+        shown_slices(volume(0, 4), 3, "position")
+    with pytest.raises(ValueError, match="unknown `match` 'mask'; known: extent, position"):
+        shown_slices(volume(3), 3, "mask")
 
 
 def test_windows_lie_within_the_image_and_small_images_in_their_middle():

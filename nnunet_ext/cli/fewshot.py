@@ -28,8 +28,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--parts",
         type=int,
-        default=3,
-        help="parts of a volume along the slices, each with a support slice of its own (default: %(default)s)",
+        help="parts of a volume along the slices, each with a support slice of its own (default: 3, the paper's, and "
+        "40 with --match position)",
+    )
+    parser.add_argument(
+        "--match",
+        choices=["extent", "position"],
+        default="extent",
+        help="extent: parts of the label's extent in the support, the paper's; position: parts of the support scan, "
+        "for scans of the same field of view; where it has no label, none is looked for (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--sectors",
+        type=int,
+        default=0,
+        metavar="S",
+        help="what surrounds the label in the support, in so many directions, competes with it, 8 for instance; 0, the "
+        "paper's: a threshold alone decides (default: %(default)s)",
     )
     parser.add_argument("--labels", metavar="FOLDER", help="true labels: write Dice to dice.csv and dice.md in OUTPUT")
     parser.add_argument("--folds", nargs="+", metavar="K", help="folds to average (default: all that are trained)")
@@ -63,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         (scan_of(image, model.endings), Path(mask))
         for image, mask in zip(arguments.support, arguments.mask, strict=True)
     ]
-    model.show(examples, arguments.label, arguments.parts)
+    model.show(examples, arguments.label, arguments.parts, arguments.match, arguments.sectors)
     failures = segment_scans(model, scans, target)
     failed = {failure.case for failure in failures}
     done = [scan for scan in scans if scan.case not in failed]

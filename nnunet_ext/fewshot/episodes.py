@@ -37,7 +37,8 @@ class SupervoxelEpisodes:
     An episode is a random supervoxel of a random image in two neighbouring slices, in random order: one supports, the
     other is the query. One of the two, at random, gets a random gamma, and one a random rotation, scaling and elastic
     deformation. A supervoxel counts in slices where it has `least_area` pixels. An image of one slice gives that slice
-    as both.
+    as both. With several `classes` further supervoxels of the same two slices are classes of the episode as well; where
+    there are not as many, the rest of the masks is empty.
 
     Made for nnU-Net's augmenters: an iterator that forgets nothing when it is copied to another process. Random numbers
     come from NumPy's and torch's global generators, as in nnU-Net's loaders.
@@ -49,19 +50,26 @@ class SupervoxelEpisodes:
             supervoxel; smaller ones are padded with 0.
         episodes: E, of a batch.
         one_hot: Labels of the previous stage's segmentation that are channels of the input (nnU-Net's cascade).
+        classes: R, supervoxels of an episode at most; the paper's is 1.
 
     Shape:
-        support_images and query_images (E, 1, M, H, W) float32; support_masks and query_masks (E, 1, 1, H, W) float32
+        support_images and query_images (E, 1, M, H, W) float32; support_masks and query_masks (E, 1, R, H, W) float32
 
     Raises:
         ValueError: on the first batch, if no supervoxel is large enough.
     """
 
     def __init__(
-        self, dataset: Any, folder: str | Path, size: Sequence[int], episodes: int = 1, one_hot: Sequence[int] = ()
+        self,
+        dataset: Any,
+        folder: str | Path,
+        size: Sequence[int],
+        episodes: int = 1,
+        one_hot: Sequence[int] = (),
+        classes: int = 1,
     ) -> None:
         self.dataset, self.folder, self.size = dataset, folder, tuple(size)
-        self.episodes, self.one_hot = episodes, tuple(one_hot)
+        self.episodes, self.one_hot, self.classes = episodes, tuple(one_hot), classes
         self.margin = [round(_MARGIN * s) for s in self.size]
         self.large = [s + 2 * m for s, m in zip(self.size, self.margin, strict=True)]
         self.cases = sorted(dataset.identifiers)
@@ -95,18 +103,19 @@ class SupervoxelEpisodes:
 
     def draw(self) -> dict[str, Tensor]:
         """One episode, without the axis E."""
-        loaded, labels, label, positions = self._choose()
+        loaded, labels, chosen, positions = self._choose()
         positions = np.random.permutation(positions)
-        masks = labels[positions] == label
+        masks = np.stack([labels[positions] == label for label in chosen], 1)
+        masks = np.pad(masks, [(0, 0), (0, self.classes - len(chosen)), (0, 0), (0, 0)])
         # Anywhere in the window: a supervoxel that was always in its middle would be found without a look at it.
-        inside = np.argwhere(masks.any(0))
+        inside = np.argwhere(masks[:, 0].any(0))
         point = inside[np.random.randint(len(inside))] + np.random.uniform(-0.5, 0.5, 2) * self.size
         start = [s - m for s, m in zip(window_start(point, labels.shape[1:], self.size), self.margin, strict=True)]
         changed, deformed = np.random.randint(2, size=2)
         episode = {}
         for i, role in enumerate(("support", "query")):
             image = window(image_slice(loaded, positions[i], self.one_hot), start, self.large)
-            mask = window(masks[i : i + 1], start, self.large)
+            mask = window(masks[i], start, self.large)
             sample = {"image": torch.from_numpy(image), "segmentation": torch.from_numpy(mask).float()}
             if i == changed:
                 sample = self.gamma(**sample)
@@ -114,15 +123,18 @@ class SupervoxelEpisodes:
             episode[f"{role}_images"], episode[f"{role}_masks"] = sample["image"][None], sample["segmentation"][None]
         return episode
 
-    def _choose(self) -> tuple[Any, NDArray[np.int32], np.intp, NDArray[np.intp]]:
-        """A case, its supervoxels, one of them, and its two slices."""
+    def _choose(self) -> tuple[Any, NDArray[np.int32], NDArray[np.intp], NDArray[np.intp]]:
+        """A case, its supervoxels, one of them and others of its two slices, and these."""
         for case in np.random.permutation(self.cases):
             labels = read_supervoxels(self.folder, case)
             pairs = neighbouring_slices(labels)
             if len(pairs):
                 label = np.random.choice(np.unique(pairs[:, 0]))
                 of_label = pairs[pairs[:, 0] == label, 1:]
-                return self.dataset.load_case(case), labels, label, of_label[np.random.randint(len(of_label))]
+                positions = of_label[np.random.randint(len(of_label))]
+                others = pairs[(pairs[:, 1] == positions[0]) & (pairs[:, 0] != label), 0]
+                chosen = np.array([label, *np.random.permutation(others)[: self.classes - 1]])
+                return self.dataset.load_case(case), labels, chosen, positions
         raise ValueError(
             f"none of the {len(self.cases)} training images has a supervoxel of {least_area(labels.shape)} pixels in "
             "two neighbouring slices: give SupervoxelParameters a larger min_size or a lower threshold"

@@ -1,13 +1,15 @@
 """A trained FAF-Net as a tool for classes that it was not trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
@@ -15,8 +17,9 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager, deter
 from torch import Tensor
 
 from nnunet_ext.checkpoints import uncompiled
-from nnunet_ext.fewshot.protocol import query_parts, support_slices
+from nnunet_ext.fewshot.protocol import query_parts, shown_slices
 from nnunet_ext.fewshot.slices import image_slice, window, window_start
+from nnunet_ext.fewshot.surroundings import surroundings
 from nnunet_ext.files import check_whole
 from nnunet_ext.model_folder import DEFAULT_CHECKPOINT, load_predictor
 from nnunet_ext.networks import FAFNet
@@ -76,28 +79,43 @@ class FewShotModel:
         """Of the files that the dataset's reader reads."""
         return list(self.reader.supported_file_endings)
 
-    def show(self, examples: Sequence[tuple[Scan, Path]], labels: Sequence[int], parts: int = 3) -> None:
+    def show(
+        self,
+        examples: Sequence[tuple[Scan, Path]],
+        labels: Sequence[int],
+        parts: int | None = None,
+        match: str = "extent",
+        sectors: int = 0,
+    ) -> None:
         """Takes the support from labelled scans.
 
         Args:
             examples: Scans with their masks; every one must show every label.
             labels: Values in the masks, of which each is a class.
-            parts: Into which volumes are cut; see `protocol`.
+            parts: Into which volumes are cut; see `shown_slices`.
+            match: How parts of a support belong to those of a scan; see `shown_slices`.
+            sectors: Of the `surroundings` of each label, which compete with it; 0, the paper's: a threshold decides.
 
         Raises:
             ValueError: for a mask that does not fit its scan, is empty, or has not got a label; for a scan with
-                another number of channels; for labels that are not positive or not different.
+                another number of channels; for labels that are not positive or not different; for less than 0 sectors;
+                and as `shown_slices`.
         """
         if len(set(labels)) < len(labels) or not all(label > 0 for label in labels):
             raise ValueError(f"labels {list(labels)} must be positive and different")
+        if sectors < 0:
+            raise ValueError(f"`sectors`={sectors} must be at least 0")
         slices, masks = [], []
         for scan, mask in examples:
-            for of_scan in self._support_slices(scan, mask, labels, parts):
+            for of_scan in self._support_slices(
+                scan, mask, labels, partial(shown_slices, parts=parts, match=match), sectors
+            ):
                 slices.append(of_scan[0])
                 masks.append(of_scan[1])
         # (parts, shots * labels, ..): parts are the fastest axis of what was gathered.
+        shots = len(examples) * len(labels)
         images, of_images = (
-            torch.from_numpy(np.stack(arrays)).unflatten(0, (-1, parts)).transpose(0, 1).to(self.device)
+            torch.from_numpy(np.stack(arrays)).unflatten(0, (shots, -1)).transpose(0, 1).to(self.device)
             for arrays in (slices, masks)
         )
         with torch.inference_mode(), self._autocast():
@@ -143,9 +161,15 @@ class FewShotModel:
         return preprocessor.run_case_npy(image, mask, properties, self.plans, self.configuration, self.dataset)
 
     def _support_slices(
-        self, scan: Scan, mask_file: Path, labels: Sequence[int], parts: int
+        self,
+        scan: Scan,
+        mask_file: Path,
+        labels: Sequence[int],
+        choose: Callable[[np.ndarray], list[int]],
+        sectors: int,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Image (M, h, w) and masks (R, h, w), of its label only, for each label and part."""
+        """Image (M, h, w) and masks (R (1 + S), h, w), of its label and that one's S sectors only, for each label and
+        part. First the labels, then the sectors of each."""
         image, properties = read_scan(self.reader, scan.files)
         check_whole(mask_file)
         mask, of_mask = self.reader.read_seg(str(mask_file))
@@ -168,32 +192,45 @@ class FewShotModel:
             foreground = resampled[0] == index + 1
             if not foreground.any():
                 raise ValueError(f"label {label} of the mask {mask_file} is too small for the model's spacing")
-            for position in support_slices(foreground, parts):
-                centre = np.argwhere(foreground[position]).mean(0)
+            for position in choose(foreground):
+                # Slices that show that there is nothing are cut where it is in others.
+                inside = foreground[position] if foreground[position].any() else foreground.any(0)
+                centre = np.argwhere(inside).mean(0)
                 start = window_start(centre, data.shape[2:], size)
-                masks = np.zeros((len(labels), *size), np.float32)
-                masks[index] = window(foreground[position][None], start, size)[0]
+                masks = np.zeros((len(labels) * (1 + sectors), *size), np.float32)
+                masks[index] = window(foreground[[position]], start, size)[0]
+                other = (resampled[0, position] > 0) & ~foreground[position]
+                first = len(labels) + index * sectors
+                around = surroundings(foreground[position], other, sectors)
+                masks[first : first + sectors] = window(around, start, size)
                 result.append((window(image_slice((data,), position), start, size), masks))
         return result
 
     @torch.inference_mode()
     def _logits(self, network: FAFNet, supports: Sequence[Support], data: np.ndarray) -> Tensor:
-        """(M, D, H, W) -> (1 + R, D, H, W), background first, in nnU-Net's tiles of each slice."""
+        """(M, D, H, W) -> (1 + R, D, H, W), background first, in nnU-Net's tiles of each slice.
+
+        The background's is 0, or the largest of what surrounds the labels if that is above.
+        """
         tile = tuple(self.configuration.patch_size[-2:])
         padded, inside = pad_nd_image(torch.from_numpy(data), tile, "constant", {"value": 0}, True, None)
         slices = padded.transpose(0, 1)  # (D, M, H, W)
         weights = compute_gaussian(tile, 1 / 8, 10, torch.float32, torch.device("cpu"))
-        logits = torch.zeros(len(slices), len(self.labels), *slices.shape[-2:])
+        logits = torch.zeros(len(slices), 1 + len(self.labels), *slices.shape[-2:])
         total = torch.zeros(slices.shape[-2:])
+        lengths = [len(part) for part in query_parts(len(slices), len(supports))]
+        part_of_slice = torch.repeat_interleave(torch.tensor(lengths)).to(self.device)
+        of_parts = Support(*(torch.stack(t) for t in zip(*supports, strict=True)))
+        chunks = [slice(i, i + network.slices_per_chunk) for i in range(0, len(slices), network.slices_per_chunk)]
         for row, column in product(*compute_steps_for_sliding_window(slices.shape[-2:], tile, _TILE_STEP)):
             place = (..., slice(row, row + tile[0]), slice(column, column + tile[1]))
             total[place] += weights
-            for part, support in zip(query_parts(len(slices), len(supports)), supports, strict=True):
-                if part:
-                    chosen = slice(part.start, part.stop)
-                    with self._autocast():
-                        found = network.segment(slices[chosen][place].to(self.device), support)
-                    logits[chosen][place] += weights * logit(found.float()).cpu()
+            for chosen in chunks:
+                support = Support(*(t[part_of_slice[chosen]] for t in of_parts))
+                with self._autocast():
+                    found = network.segment(slices[chosen][place].to(self.device), support)
+                of_labels, around = logit(found.float()).cpu().tensor_split([len(self.labels)], 1)
+                background = F.pad(around, (0, 0, 0, 0, 1, 0)).amax(1, keepdim=True)  # 0 or one of the sectors'
+                logits[chosen][place] += weights * torch.cat((background, of_labels), 1)
         within = (slice(None), *inside[1:])
-        logits = (logits / total).transpose(0, 1)[within]
-        return torch.cat((torch.zeros_like(logits[:1]), logits))
+        return (logits / total).transpose(0, 1)[within]

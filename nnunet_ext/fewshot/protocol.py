@@ -1,4 +1,4 @@
-"""The paper's few-shot protocol: which support slice tells what to look for in which part of a query volume.
+"""The few-shot protocol, the paper's and ours: which support slice tells what to look for in which part of a volume.
 
 Source: Cheng et al., "FAF-Net", after Hansen et al., "Anomaly detection-inspired few-shot medical image segmentation
 through self-supervision with supervoxels", MedIA 2022 (ADNet).
@@ -8,6 +8,9 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+
+DEFAULT_PARTS = {"extent": 3, "position": 40}
+"""By what is cut into parts of the support: the label's extent, the paper's, or the scan, as the query is."""
 
 
 def query_parts(slices: int, parts: int) -> list[range]:
@@ -50,3 +53,34 @@ def support_slices(mask: NDArray[np.bool_], parts: int) -> list[int]:
     first, extent = present[0], present[-1] - present[0] + 1
     middles = [first + int((i + 0.5) * extent / parts) for i in range(parts)]
     return [int(present[np.abs(present - middle).argmin()]) for middle in middles]
+
+
+def shown_slices(mask: NDArray[np.bool_], parts: int | None = None, match: str = "extent") -> list[int]:
+    """For each part of a query volume, the support's slice that tells what to look for in it.
+
+    ``"extent"`` is the paper's, `support_slices`: every part is shown the label, and may find it. ``"position"``: the
+    middle slice of the same part of the support *scan*, with foreground or without; where there is none, nothing is
+    looked for. That is for scans of the same field of view. Of as many parts as slices each is a slice.
+
+    Args:
+        mask: Foreground of the support.
+        parts: Into which the volumes are cut; None: `DEFAULT_PARTS`.
+        match: ``"extent"`` or ``"position"``.
+
+    Shape:
+        (D, H, W)
+
+    Raises:
+        ValueError: for an unknown `match`, if no slice that is shown has foreground, or for less than 1 part.
+    """
+    if match not in DEFAULT_PARTS:
+        raise ValueError(f"unknown `match` {match!r}; known: {', '.join(DEFAULT_PARTS)}")
+    parts = DEFAULT_PARTS[match] if parts is None else parts
+    if match == "extent" or not mask.any():
+        return support_slices(mask, parts)
+    if parts < 1:
+        raise ValueError(f"`parts`={parts} must be at least 1")
+    shown = [int((i + 0.5) * len(mask) / parts) for i in range(parts)]
+    if not mask[shown].any():
+        raise ValueError(f"none of the {parts} slices that are shown has foreground: give more `parts`")
+    return shown

@@ -156,20 +156,21 @@ class FAFNet(nn.Module):
 
         Args:
             images: Slices.
-            support: For all of them, from `encode_support`.
+            support: From `encode_support`, for all of them, or stacked, one for each.
 
         Shape:
-            (N, M, H, W), prototypes (R, C) -> (N, R, H, W)
+            (N, M, H, W), prototypes (R, C) or (N, R, C) -> (N, R, H, W)
         """
         self._check_slices(images)
 
-        def segment(chunk: Tensor) -> tuple[Tensor, ...]:
-            n, size = chunk.shape[0], chunk.shape[-2:]
-            of_images = Support(*(t.expand(n, *t.shape) for t in support))
-            features, tau = self.encoder(chunk)
-            return self.decoder.segment(features, tau, of_images, size)[:1]
+        if support.valid.ndim == 1:
+            support = Support(*(t.expand(images.shape[0], *t.shape) for t in support))
 
-        return in_chunks(segment, self.slices_per_chunk, images)[0]
+        def segment(chunk: Tensor, *of_chunk: Tensor) -> tuple[Tensor, ...]:
+            features, tau = self.encoder(chunk)
+            return self.decoder.segment(features, tau, Support(*of_chunk), chunk.shape[-2:])[:1]
+
+        return in_chunks(segment, self.slices_per_chunk, images, *support)[0]
 
     def encode_support(self, images: Tensor, masks: Tensor) -> Support:
         """Prototypes of the classes, each a mean over the slices that show it, with gradients if they are enabled.

@@ -29,13 +29,15 @@ class FAFNetBaseTrainer(PluginTrainer):
     What the network predicts with, in validation, in checkpoints and so in nnUNetv2_predict, is the support of a fixed,
     seeded set of slices, which is encoded anew for each of these. The optimiser is the authors'.
 
-    Subclasses set `network_settings` and may change `learning_rate`, `shots` and `encoder_weights`.
+    Subclasses set `network_settings` and may change `learning_rate`, `anneals`, `shots` and `encoder_weights`.
     """
 
     network_class = FAFNet
     has_lower_outputs = False
     learning_rate = 1e-3
     """The authors'."""
+    anneals = False
+    """Whether the rate falls to 0, as nnU-Net's does, and not by the authors' steps to 0.77 of what it was."""
     shots = 5
     """Support slices of a class."""
     encoder_weights: str | None = None
@@ -55,6 +57,8 @@ class FAFNetBaseTrainer(PluginTrainer):
     def configure_optimizers(self) -> tuple[SGD, PolyLRScheduler]:
         rate = self.learning_rate
         optimizer = SGD(self.network.parameters(), rate, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY)
+        if self.anneals:
+            return optimizer, PolyLRScheduler(optimizer, rate, self.num_epochs)
         return optimizer, StepDecayScheduler(optimizer, rate, self.num_epochs, _DECAY, _DECAYS)
 
     def on_train_start(self) -> None:

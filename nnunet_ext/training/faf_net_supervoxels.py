@@ -24,11 +24,13 @@ class FAFNetSupervoxelTrainer(FAFNetBaseTrainer):
     query, of the alignment, and of the prototypes. nnU-Net's validation, and with it the choice of checkpoint_best, is
     on labels as ever.
 
-    Subclasses set `network_settings` and may change `episodes` and `supervoxel_parameters`.
+    Subclasses set `network_settings` and may change `episodes`, `classes` and `supervoxel_parameters`.
     """
 
     episodes = 1
     """Of a batch, one support and one query slice each; the authors' is 1."""
+    classes = 1
+    """Supervoxels of an episode, of which each is a class; the authors' is 1."""
     supervoxel_parameters = SupervoxelParameters()
 
     def get_dataloaders(self) -> tuple[Iterator[dict[str, Any]], Iterator[dict[str, Any]]]:
@@ -44,6 +46,7 @@ class FAFNetSupervoxelTrainer(FAFNetBaseTrainer):
             self.configuration_manager.patch_size[-2:],
             self.episodes,
             self.one_hot_labels,
+            self.classes,
         )
         workers = get_allowed_n_proc_DA()
         if workers == 0:
@@ -67,7 +70,7 @@ class FAFNetSupervoxelTrainer(FAFNetBaseTrainer):
     def example_batch(self, _: int) -> dict[str, Tensor]:
         """A batch in the shapes of `SupervoxelEpisodes`, of as many episodes whatever the plan's batch size."""
         size = self.configuration_manager.patch_size[-2:]
-        channels = {"images": self.num_input_channels, "masks": 1}
+        channels = {"images": self.num_input_channels, "masks": self.classes}
         return {
             f"{role}_{kind}": torch.empty(self.episodes, 1, count, *size, device=self.device)
             for role in ("support", "query")
