@@ -42,8 +42,9 @@ def instance_norm_leaky_relu(x: Tensor, weight: Tensor | None, bias: Tensor | No
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         if weight is None or bias is None:
             return _InPlace.apply(x, eps, slope)
-        if native.native_norm(x) is not None:
-            return _Native.apply(x, weight, bias, eps, slope)
+        library = native.native_norm(x)
+        if library is not None:
+            return _Native.apply(library, x, weight, bias, eps, slope)
         return _InstanceNormLeakyReLU.apply(x, weight, bias, eps, slope)[0]
     _forward_(x, weight, bias, eps, slope)
     return x
@@ -116,13 +117,12 @@ class _Native(torch.autograd.Function):
     """By the C extension; keeps the input."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, eps, slope):
+    def forward(ctx, library, x, weight, bias, eps, slope):
         out = torch.empty_like(x)
-        library = native.native_norm(x)
         weight, bias = weight.contiguous(), bias.contiguous()
         moments = native.forward(library, rows(x), weight, bias, eps, slope, rows(out))
         ctx.save_for_backward(x, weight, bias, *moments)
-        ctx.slope = slope
+        ctx.library, ctx.slope = library, slope
         return out
 
     @staticmethod
@@ -132,9 +132,9 @@ class _Native(torch.autograd.Function):
         grad_y = grads[0].contiguous(memory_format=channels_last(x.ndim))
         grad = torch.empty_like(grad_y)
         of_bias, of_weight = native.backward(
-            native.native_norm(x), rows(grad_y), rows(x), weight, bias, mean, scale, ctx.slope, rows(grad)
+            ctx.library, rows(grad_y), rows(x), weight, bias, mean, scale, ctx.slope, rows(grad)
         )
-        return grad, of_weight, of_bias, None, None
+        return None, grad, of_weight, of_bias, None, None
 
 
 class _InstanceNormLeakyReLU(torch.autograd.Function):
