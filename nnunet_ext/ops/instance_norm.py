@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nnunet_ext.ops.native import NativeLibrary, native_library, pointer
-from nnunet_ext.ops.tracing import is_traced
+from nnunet_ext.ops.tracing import has_content
 
 
 class _Norm(ctypes.Structure):
@@ -22,8 +22,11 @@ class _Norm(ctypes.Structure):
 
 
 def native_norm(x: Tensor) -> NativeLibrary | None:
-    """The library if it can normalise `x`: in single precision, on the CPU, with content; else None."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or is_traced(x) or x.numel() == 0:
+    """The library if it can normalise `x`: in single precision, on the CPU, not compiled; else None.
+
+    Also for a tensor without content, on which nothing is done: what is traced is then what runs.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling() or x.numel() == 0:
         return None
     library = native_library()
     return library if library is not None and library.has("instance_norm_forward") else None
@@ -46,11 +49,11 @@ def forward(
     Shape:
         x and out (B, voxels, C), weight and bias (C,), mean and scale (B, C)
     """
-    n = _describe(x, weight, bias, slope, out)
-    n.eps = eps
-    mean, scale = x.new_empty(2, n.batch, n.channels).unbind(0)
-    n.mean, n.scale = pointer(mean), pointer(scale)
-    library.call("instance_norm_forward", n)
+    mean, scale = x.new_empty(2, x.shape[0], x.shape[2]).unbind(0)
+    if has_content(x):
+        n = _describe(x, weight, bias, slope, out)
+        n.eps, n.mean, n.scale = eps, pointer(mean), pointer(scale)
+        library.call("instance_norm_forward", n)
     return mean, scale
 
 
@@ -81,10 +84,11 @@ def backward(
     Shape:
         grad_y, x and out (B, voxels, C), mean and scale (B, C), the others and the results (C,)
     """
-    n = _describe(x, weight, bias, slope, out)
-    sums = x.new_empty(n.batch, 2, n.channels)
-    n.grad_y, n.mean, n.scale, n.sums = (pointer(t) for t in (grad_y, mean, scale, sums))
-    library.call("instance_norm_backward", n)
+    sums = x.new_empty(x.shape[0], 2, x.shape[2])
+    if has_content(x):
+        n = _describe(x, weight, bias, slope, out)
+        n.grad_y, n.mean, n.scale, n.sums = (pointer(t) for t in (grad_y, mean, scale, sums))
+        library.call("instance_norm_backward", n)
     of_bias, of_weight = sums.sum(0).unbind(0)
     return of_bias, of_weight
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nnunet_ext.ops.native import NativeLibrary, native_library
-from nnunet_ext.ops.tracing import is_traced
+from nnunet_ext.ops.tracing import has_content
 
 GATES = 4
 """i, f, o, g: input, forget and output gate, candidate."""
@@ -16,10 +16,6 @@ class _Map(ctypes.Structure):
     """`map` of csrc/lstm_cell.c: (batch, rows, channels) strides in elements."""
 
     _fields_ = [("data", ctypes.c_void_p), ("batch", ctypes.c_int64), ("row", ctypes.c_int64)]
-
-    @classmethod
-    def of(cls, x: Tensor | None) -> "_Map":
-        return cls() if x is None else cls(x.data_ptr(), *x.stride()[:2])
 
 
 _INPUTS = ("gates", "before", "c")
@@ -39,8 +35,11 @@ class _Cell(ctypes.Structure):
 
 
 def native_cell(gates: Tensor) -> NativeLibrary | None:
-    """The library if it can do steps on tensors like `gates`: single precision, on the CPU, with content; else None."""
-    if gates.device.type != "cpu" or gates.dtype != torch.float32 or is_traced(gates):
+    """The library if it can do steps on tensors like `gates`: single precision, on the CPU, not compiled; else None.
+
+    Also for tensors without content, on which steps do nothing: what is traced is then what runs.
+    """
+    if gates.device.type != "cpu" or gates.dtype != torch.float32 or torch.compiler.is_compiling():
         return None
     library = native_library()
     return library if library is not None and library.has("lstm_cell_forward") else None
@@ -59,7 +58,7 @@ def forward(library: NativeLibrary, channels: int, **maps: Tensor | None) -> Non
     Shape:
         gates, before and states (B, ..., 4 C), the others (B, ..., C), with one stride over all axes between
     """
-    library.call("lstm_cell_forward", _describe(channels, maps))
+    _call(library, "lstm_cell_forward", channels, maps)
 
 
 def backward(library: NativeLibrary, channels: int, **maps: Tensor | None) -> None:
@@ -74,16 +73,18 @@ def backward(library: NativeLibrary, channels: int, **maps: Tensor | None) -> No
     Shape:
         As in `forward`; gradients as what they are of
     """
-    library.call("lstm_cell_backward", _describe(channels, maps))
+    _call(library, "lstm_cell_backward", channels, maps)
 
 
-def _describe(channels: int, maps: dict[str, Tensor | None]) -> _Cell:
-    flat = {name: None if x is None else _rows(x) for name, x in maps.items()}
-    batch, rows = next(x.shape[:2] for x in flat.values() if x is not None)
-    cell = _Cell(batch=batch, rows=rows, channels=channels, threads=torch.get_num_threads())
-    for name, x in flat.items():
-        setattr(cell, name, _Map.of(x))
-    return cell
+def _call(library: NativeLibrary, name: str, channels: int, maps: dict[str, Tensor | None]) -> None:
+    flat = {key: _rows(x) for key, x in maps.items() if x is not None}
+    first = next(iter(flat.values()))
+    if not has_content(first):
+        return
+    cell = _Cell(batch=first.shape[0], rows=first.shape[1], channels=channels, threads=torch.get_num_threads())
+    for key, x in flat.items():
+        setattr(cell, key, _Map(x.data_ptr(), *x.stride()[:2]))
+    library.call(name, cell)
 
 
 def _rows(x: Tensor) -> Tensor:
