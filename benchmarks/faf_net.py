@@ -96,6 +96,7 @@ def plain_rows(encoder: str, size: int, slices: int, repeats: int) -> list[dict[
     episodes = {"ours": train, "plain": train_plainly}
     rows: list[dict[str, object]] = []
     for what, calls in ((f"prediction of {slices} slices", predictions), ("training episode", episodes)):
+        network.train(calls is episodes)
         for ours, plain in zip(*(_as_tuple(call()) for call in calls.values()), strict=True):
             error = (ours - plain).abs().max().item()
             if error > 1e-3 * plain.abs().max().item():

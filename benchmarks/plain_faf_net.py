@@ -61,7 +61,7 @@ def plain_encoder(encoder: FAFEncoder, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def plain_episode(head: FAFHead, features: Tensor, tau: Tensor, mask: Tensor, query_mask: Tensor) -> Losses:
-    """Losses of one class, one support image and one query image.
+    """Losses of one class, one support image and one query image; only the first where nothing is predicted.
 
     Shape:
         features (2, C, h, w) and tau (2, 1, h, w), the support's first; masks (1, H, W)
@@ -72,7 +72,10 @@ def plain_episode(head: FAFHead, features: Tensor, tau: Tensor, mask: Tensor, qu
     foreground = _segment(f_q, tau[1:], p, mask.shape[-2:])
     both = torch.cat((1 - foreground, foreground), 1)
     query_loss = F.nll_loss(both.log(), query_mask.long(), weight=both.new_tensor([0.1, 1]))
-    p_q = masked_average_reference(f_q, both.argmax(1, keepdim=True))[:, 0]
+    predicted = both.argmax(1, keepdim=True)
+    if not predicted.any():
+        return Losses(query_loss, torch.zeros_like(query_loss), torch.zeros_like(query_loss), foreground)
+    p_q = masked_average_reference(f_q, predicted)[:, 0]
     p_back = _adapt(head, p_q, f_s)
     back = _segment(f_s, tau[:1], p_back, mask.shape[-2:])
     alignment = F.nll_loss(torch.cat((1 - back, back), 1).log(), mask.long())
