@@ -1,6 +1,7 @@
 """EM-Net on the CPU, and the part of its scan: against the same network with a multiplication in the scan's place.
 
 python -m benchmarks.em_net [--threads 2] [--repeats 7]
+python -m benchmarks.em_net --plain   # against a plain transcription of its formulas instead
 """
 
 import argparse
@@ -13,11 +14,13 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from benchmarks.measure import interleaved_seconds, median_ratio, peak_gigabytes, write_rows
+from benchmarks.measure import interleaved_seconds, median_ratio, peak_gigabytes, plain_row, write_rows
+from benchmarks.plain_em_net import plain_forward
 from nnunet_ext.networks import NETWORKS, EMNet
 from nnunet_ext.ops import describe_backend
 
 _PATCH = (64, 64, 64)
+_SETTING = "64^3, batch 1, 1 channel, 9 classes, features 48..384"
 
 
 @contextmanager
@@ -33,11 +36,37 @@ def scan_as(form: str) -> Iterator[None]:
             yield
 
 
+def _network_and_image() -> tuple[EMNet, Tensor]:
+    torch.manual_seed(0)
+    return EMNet(**(NETWORKS["em_net"].paper | {"patch_size": _PATCH})), torch.randn(1, 1, *_PATCH)
+
+
+def plain_rows(repeats: int) -> list[dict[str, object]]:
+    """Ours against the plain transcription, with the same weights."""
+    network, image = _network_and_image()
+    forms = {"ours": lambda: network(image), "plain": lambda: plain_forward(network, image)}
+    network.eval()  # without dropout
+    with torch.no_grad():
+        ours, plain = (form() for form in forms.values())
+    error = ((ours - plain).abs().max() / plain.abs().max()).item()
+    if error > 1e-4:
+        raise RuntimeError(f"the two forms differ by {error:.1e}: nothing to compare")
+    network.train()
+    forward = {name: torch.no_grad()(form) for name, form in forms.items()}
+    backward = {name: partial(_backward, form) for name, form in forms.items()}
+    return [
+        plain_row(what, _SETTING, **calls, repeats=repeats)
+        for what, calls in (("forward", forward), ("forward + backward", backward))
+    ]
+
+
+def _backward(form: Callable[[], Tensor]) -> None:
+    form().square().mean().backward()
+
+
 def prepare(form: str, backward: bool) -> Callable[[], object]:
     """A forward pass, or one with backward, of the paper's network on a smaller patch."""
-    torch.manual_seed(0)
-    network = EMNet(**(NETWORKS["em_net"].paper | {"patch_size": _PATCH}))
-    image = torch.randn(1, 1, *_PATCH)
+    network, image = _network_and_image()
 
     def forward() -> Tensor:
         with scan_as(form), torch.no_grad():
@@ -54,8 +83,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--plain", action="store_true", help="against the plain transcription")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
+    if arguments.plain:
+        write_rows("em_net_plain_cpu", plain_rows(arguments.repeats))
+        return
     forms = {"cpu": describe_backend("cpu"), "torch": "segments in plain PyTorch", "multiplication": "u * delta"}
     modes = {"forward": False, "forward + backward": True}
     memory = {
@@ -71,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "what": what,
                 "scan": form,
                 "scan_runs_on": described,
-                "setting": "64^3, batch 1, 1 channel, 9 classes, features 48..384",
+                "setting": _SETTING,
                 "precision": "float32",
                 "seed": 0,
                 "seconds": f"{statistics.median(times[form]):.3f}",

@@ -1,6 +1,7 @@
 """FAF-Net on the CPU: prediction by stored prototypes against encoding the support again for every query slice.
 
 python -m benchmarks.faf_net [--threads 2] [--repeats 5] [--seconds 30] [--size 64] [--slices 8]
+python -m benchmarks.faf_net --plain   # against a plain transcription of its formulas instead
 
 A small network's calls are short against what else a machine does: each is repeated for so many seconds at least.
 """
@@ -12,7 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import interleaved_seconds, median_ratio, write_rows
+from benchmarks.measure import interleaved_seconds, median_ratio, plain_row, write_rows
+from benchmarks.plain_faf_net import plain_encoder, plain_episode, plain_forward
 from nnunet_ext.networks import FAFNet
 from nnunet_ext.networks.faf_encoder import ENCODERS
 
@@ -75,6 +77,47 @@ def _prepare(encoder: str, size: int, slices: int) -> dict[str, Callable[[], Ten
     return functions
 
 
+def plain_rows(encoder: str, size: int, slices: int, repeats: int) -> list[dict[str, object]]:
+    """Ours against the plain transcription, with the same weights: prediction, and a training episode."""
+    network, (image, mask, queries) = build(encoder, size), inputs(size, slices)
+    network.set_support(image, mask)
+
+    def predict_plainly() -> Tensor:
+        with torch.no_grad():
+            return plain_forward(network, image, mask[0], queries)
+
+    def train() -> tuple[Tensor, ...]:
+        episode = network.forward_episode(image[None], mask[None], queries[None, :1], mask[None])
+        return _backward(episode.query_loss, episode.alignment_loss, episode.prototype_loss)
+
+    def train_plainly() -> tuple[Tensor, ...]:
+        features, tau = plain_encoder(network.encoder, torch.cat((image, queries[:1])))
+        return _backward(*plain_episode(network.decoder, features, tau, mask[0], mask[0])[:3])
+
+    predictions = {"ours": lambda: stored(network, queries), "plain": predict_plainly}
+    episodes = {"ours": train, "plain": train_plainly}
+    rows: list[dict[str, object]] = []
+    for what, calls in ((f"prediction of {slices} slices", predictions), ("training episode", episodes)):
+        network.train(calls is episodes)
+        for ours, plain in zip(*(_comparable(call()) for call in calls.values()), strict=True):
+            error = ((ours - plain).abs().max() / plain.abs().max()).item()
+            if error > 1e-3:
+                raise RuntimeError(f"{encoder}, {what}: the two forms differ by {error:.1e}: nothing to compare")
+        setting = f"{encoder}, {size}^2, 1 class, 1 support slice"
+        rows.append(plain_row(what, setting, **calls, repeats=repeats))
+    return rows
+
+
+def _backward(*losses: Tensor) -> tuple[Tensor, ...]:
+    torch.stack(losses).sum().backward()
+    return losses
+
+
+def _comparable(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Probabilities for logits, which rounding moves where a probability is close to 1."""
+    return (torch.softmax(result, 1),) if isinstance(result, Tensor) else result
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
@@ -82,8 +125,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=30, help="for every encoder, at least")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--slices", type=int, default=8)
+    parser.add_argument("--plain", action="store_true", help="against the plain transcription")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
+    if arguments.plain:
+        compared = (plain_rows(e, arguments.size, arguments.slices, arguments.repeats) for e in ENCODERS)
+        write_rows("faf_net_plain_cpu", [row for of_encoder in compared for row in of_encoder])
+        return
     rows = []
     for encoder in ENCODERS:
         functions = _prepare(encoder, arguments.size, arguments.slices)

@@ -4,13 +4,14 @@ Every feature map is transformed, mixed in the spectrum and transformed back; at
 convolutions, norms and activations are PyTorch's, on contiguous tensors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_ext.blocks.axial_attention import ASEM, attend_reference
+from nnunet_ext.blocks.conv import ConvNormAct
 from nnunet_ext.blocks.fourier import unfold_mask
 from nnunet_ext.networks import SASAN
 
@@ -32,17 +33,18 @@ def plain_forward(network: SASAN, image: Tensor, masks: Sequence[Tensor]) -> Ten
     encoder, decoder = network.encoder, network.decoder
     x, skips = image, []
     for pool, stage, fine, mask in zip(encoder.pools, encoder.stages, encoder.fine, masks, strict=True):
-        x = _two_convs(stage, pool(x))
+        x = plain_convolutions(stage, pool(x))
         x = _fine(fine.rate, mask, x, spectrum) * x
         skips.append(x)
     for level in reversed(range(len(decoder.stages))):
         x = torch.cat((skips[level], decoder.upsampling[level](x)), 1)
-        x = _two_convs(decoder.stages[level], x)
+        x = plain_convolutions(decoder.stages[level], x)
     return plain_asem(decoder.asem, decoder.seg_layers[0](x))
 
 
-def _two_convs(stage, x: Tensor) -> Tensor:
-    for block in stage:
+def plain_convolutions(blocks: Iterable[ConvNormAct], x: Tensor) -> Tensor:
+    """Convolution, instance norm and leaky ReLU of every block."""
+    for block in blocks:
         norm = block.norm_act
         x = F.instance_norm(block.conv(x), weight=norm.weight, bias=norm.bias, eps=norm.eps)
         x = F.leaky_relu(x, norm.slope)

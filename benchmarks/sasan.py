@@ -4,13 +4,12 @@ python -m benchmarks.sasan [--threads 2] [--repeats 5]
 """
 
 import argparse
-import statistics
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from benchmarks.measure import interleaved_seconds, median_ratio, peak_gigabytes, write_rows
+from benchmarks.measure import peak_gigabytes, plain_row, write_rows
 from benchmarks.plain_sasan import plain_forward, plain_masks
 from nnunet_ext.losses import SelfUpdatingLoss
 from nnunet_ext.losses.region_terms import region_terms_reference
@@ -68,23 +67,6 @@ def _check_equal(network: SASAN, image: Tensor) -> None:
         raise RuntimeError(f"the two forms differ by {error:.1e}: nothing to compare")
 
 
-def _row(
-    what: str, setting: str, times: dict[str, list[float]], memory: dict[str, tuple[float, float]] | None
-) -> dict[str, object]:
-    ours, plain = (statistics.median(times[name]) for name in ("ours", "plain"))
-    return {
-        "what": what,
-        "setting": setting,
-        "precision": "float32",
-        "seed": 0,
-        "plain_s": f"{plain:.3f}",
-        "ours_s": f"{ours:.3f}",
-        "ours_min_s": f"{min(times['ours']):.3f}",
-        "ours_max_s": f"{max(times['ours']):.3f}",
-        "times_faster": f"{median_ratio(times['plain'], times['ours']):.2f}",
-    } | _memory_columns(memory)
-
-
 def _memory_columns(memory: dict[str, tuple[float, float]] | None) -> dict[str, str]:
     """GB that the call adds, and GB of the whole process (Python, torch and the weights included)."""
     columns = {}
@@ -117,8 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ("forward", prepare_ours_forward(), prepare_plain_forward()),
         ("forward + backward", prepare_ours(), prepare_plain()),
     ):
-        times = interleaved_seconds({"ours": ours, "plain": plain}, arguments.repeats)
-        rows.append(_row(what, _SETTING, times, memory[what]))
+        rows.append(plain_row(what, _SETTING, ours, plain, arguments.repeats) | _memory_columns(memory[what]))
 
     logits = torch.randn(_LOSS_SHAPE, requires_grad=True)
     target = torch.randint(0, _LOSS_SHAPE[1], (_LOSS_SHAPE[0], 1, *_LOSS_SHAPE[2:]))
@@ -134,8 +115,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         terms = region_terms_reference(logits, target)
         (torch.stack(tuple(terms)) * weights).sum().backward()
 
-    times = interleaved_seconds({"ours": ours_loss, "plain": plain_loss}, 4 * arguments.repeats, warm_up=3)
-    rows.append(_row("SM loss, forward + backward", str(_LOSS_SHAPE), times, None))
+    loss_row = plain_row(
+        "SM loss, forward + backward", str(_LOSS_SHAPE), ours_loss, plain_loss, 4 * arguments.repeats, warm_up=3
+    )
+    rows.append(loss_row | _memory_columns(None))
     write_rows("sasan_cpu", rows)
 
 

@@ -58,6 +58,31 @@ def test_operators_are_those_of_the_step():
     replay(calls)()
 
 
+def test_operators_within_custom_functions_are_seen():
+    """Axial attention in chunks, and the forward pass of a scan; layouts as they are in the step."""
+    sasan = Setting.of_patch((16, 16)).build("SASAN")
+    calls = record(training_step(sasan, torch.randn(1, 1, 16, 16)))
+    names = {call.operator.overloadpacket.__name__ for call in calls}
+    assert {"bmm", "convolution_backward"} <= names
+    maps = [call.tensors[0] for call in calls if call.operator.overloadpacket is torch.ops.aten.convolution]
+    assert any(like.strides[1] == 1 and like.shape[1] > 1 for like in maps)
+
+    em_net = Setting.of_patch((32, 32)).build("EM-Net")
+    calls = record(training_step(em_net, torch.randn(2, 1, 32, 32)))
+    scans = [call.operator.overloadpacket.__name__ for call in calls if call.scans]
+    for name in ("selective_scan", "causal_conv1d"):
+        assert scans.count(name) == scans.count(f"{name}_backward") > 0
+    replay(calls)()
+
+
+def test_steps_against_products_and_scans(tmp_path):
+    bench(tmp_path, "--what", "operators", "--patch", "32", "32", "--networks", "EM-Net", "SALSTM")
+    em_net, salstm = rows(tmp_path, "operators")
+    assert float(em_net["scans_seconds"]) > 0
+    assert 0 < float(em_net["step_of_products_and_scans"]) < float(em_net["step_of_products"])
+    assert salstm["scans_seconds"] == salstm["step_of_products_and_scans"] == ""
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.plain_em_net import plain_forward
 from nnunet_ext.cli.main import main
 from nnunet_ext.networks import NETWORKS, EMNet
 from nnunet_ext.networks.em_net import VARIANTS
@@ -43,6 +44,33 @@ def test_agrees_with_the_authors_in_values_and_gradient(golden, assert_close):
 )
 def test_parameter_counts_of_the_paper(variant, expected):
     assert parameters(variant=variant, **NETWORKS["em_net"].paper) == expected
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"variant": "C"},
+        {"variant": "C", "efl_layout": "authors", "input_channels": 2},
+        {"variant": "no_mamba"},
+        {"conv_op": nn.Conv2d, "patch_size": (16, 24)},
+        {"patch_size": (3, 16, 24), "strides": [(1, 1, 1), (1, 4, 4), (1, 2, 2)]},
+    ],
+)
+def test_agrees_with_a_plain_transcription_in_values_and_gradients(arguments, assert_close):
+    network = EMNet(**(SMALL | arguments)).double()
+    for p in network.parameters():
+        nn.init.normal_(p, std=0.3)
+    for module in network.modules():
+        if isinstance(module, (nn.Dropout2d, nn.Dropout3d)):
+            module.p = 0.0  # the two forms would draw different masks
+    x = torch.randn(2, network.input_channels, *network.patch_size, dtype=torch.float64, requires_grad=True)
+    outputs = network(x), plain_forward(network, x)
+    assert_close(*outputs, 1e-9)
+    weight = torch.randn_like(outputs[1])
+    leaves = [x, *network.parameters()]
+    ours, plain = (torch.autograd.grad((y * weight).sum(), leaves) for y in outputs)
+    for a, b in zip(ours, plain, strict=True):
+        assert_close(a, b, 1e-6)
 
 
 @pytest.mark.parametrize("stages", [2, 3, 4, 5])

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.plain_em_net import plain_efl
 from nnunet_ext.blocks.channelwise import ChannelNorm, to_tokens, to_volume
 from nnunet_ext.blocks.conv import ConvNormAct
 from nnunet_ext.blocks.csr_mamba import CSRMamba
@@ -46,30 +47,13 @@ def test_efl_agrees_with_the_authors_whose_axes_stay_exchanged(golden, assert_cl
     check_against_golden(file, layer, assert_close, exchanged=True)
 
 
-def direct_efl(layer, x, spatial):
-    """The page's formula on (B, C, *P), channels first throughout."""
-
-    def norm(module, v):
-        return F.layer_norm(v.movedim(1, -1), v.shape[1:2], module.weight, module.bias, module.eps).movedim(-1, 1)
-
-    v = x.transpose(-1, -2) if layer.exchanged else x
-    n = norm(layer.norm1, v)
-    if not spatial:
-        n = n.movedim(1, -1).contiguous().view(v.shape)
-    axes = tuple(range(2, v.ndim))
-    w = torch.complex(layer.weight[..., 0], layer.weight[..., 1])
-    f = torch.fft.irfftn(torch.fft.rfftn(n, dim=axes, norm="ortho") * w, s=v.shape[2:], dim=axes, norm="ortho")
-    v = v + layer.mlp(norm(layer.norm2, f).movedim(1, -1)).movedim(-1, 1)
-    return v.transpose(-1, -2) if layer.exchanged else v
-
-
 @pytest.mark.parametrize("size", [(4, 6, 5), (5, 3, 8), (6, 7), (8, 4)])
 @pytest.mark.parametrize("exchanged", [False, True])
 @pytest.mark.parametrize("layout", ["spatial", "authors"])
 def test_efl_is_the_pages_formula_with_every_gradient(size, exchanged, layout, assert_close):
     layer = randomise(EFL(6, size, exchanged, layout))
     x = torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True)
-    fast, plain = layer(x), direct_efl(layer, x, layout == "spatial")
+    fast, plain = layer(x), plain_efl(layer, x)
     assert_close(fast, plain, 1e-12)
     weight = torch.randn_like(plain)
     leaves = [x, *layer.parameters()]

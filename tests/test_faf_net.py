@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks.plain_faf_net import plain_encoder, plain_episode, plain_forward
 from nnunet_ext.blocks.prototypes import masked_average_reference
 from nnunet_ext.cli.main import main
 from nnunet_ext.networks import FAFNet
@@ -90,29 +91,6 @@ def test_agrees_with_the_authors_in_probabilities_and_losses(golden, assert_clos
     assert episode.query_loss == 0
 
 
-def direct_episode(head, features, tau, mask, query_mask):
-    """One class, support image and query image by the page's text: features [0] the support's, [1] the query's."""
-
-    def up(x):
-        return nn.functional.interpolate(x, mask.shape[-2:], mode="bilinear", align_corners=True)
-
-    def segment(f, t, p):
-        s = 20 * nn.functional.cosine_similarity(f, p[..., None, None], dim=1)
-        return up(1 - torch.sigmoid(0.5 * (-s[:, None] - t)))
-
-    f_s, f_q = features.split(1)
-    p_s = masked_average_reference(f_s, mask[None])[:, 0]
-    p = head.icm(p_s[:, None], f_q)[:, 0] + p_s
-    foreground = segment(f_q, tau[1:], p)
-    both = torch.cat((1 - foreground, foreground), 1)
-    query_loss = nn.functional.nll_loss(both.log(), query_mask.long(), weight=both.new_tensor([0.1, 1]))
-    p_q = masked_average_reference(f_q, both.argmax(1, keepdim=True))[:, 0]
-    p_back = head.icm(p_q[:, None], f_s)[:, 0] + p_q
-    back = segment(f_s, tau[:1], p_back)
-    alignment = nn.functional.nll_loss(torch.cat((1 - back, back), 1).log(), mask.long())
-    return query_loss, alignment, (p - p_back).square().mean()
-
-
 def test_losses_and_their_gradients_are_those_of_the_page(golden, assert_close):
     file = golden("faf_net")
     head = after_encoder(file)
@@ -123,7 +101,7 @@ def test_losses_and_their_gradients_are_those_of_the_page(golden, assert_close):
         features = file["features"].double().requires_grad_()
         tau = file["threshold"].double().requires_grad_()
         if direct:
-            losses = direct_episode(head, features, tau, mask, query_mask)
+            losses = plain_episode(head, features, tau, mask, query_mask)[:3]
         else:
             f, t = features[:, None, None], tau[:, None, None]
             episode = head.episode(f[0], t[0], mask[None, None], f[1], t[1], (33, 33), query_mask[None, None])
@@ -133,6 +111,35 @@ def test_losses_and_their_gradients_are_those_of_the_page(golden, assert_close):
         results.append([*losses, *gradients])
     for page, ours in zip(*results, strict=True):
         assert_close(ours, page, 1e-8)
+
+
+@pytest.mark.parametrize("case", ["2d", "resnet18"])
+def test_agrees_with_a_plain_transcription(case, assert_close):
+    """Whole networks: prediction from stored prototypes, and the losses of an episode with every gradient."""
+    network = build(case, support=False).double().eval()
+    images, masks = (t.double() for t in support_set(shots=2))
+    own = torch.stack([masks[0, 0], masks[1, 1]])  # one slice a class
+    of_slices = torch.zeros_like(masks)
+    of_slices[0, 0], of_slices[1, 1] = own
+    network.set_support(images, of_slices)
+    queries = image(case, batch=3).double()
+    with torch.no_grad():
+        assert_close(network(queries), plain_forward(network, images, own, queries), 1e-8)
+
+    pair, mask, query_mask = torch.cat((images[:1], queries[:1])), own[:1], own[1:]
+    # Some biases cancel: of keys in the softmax, of convolutions in the instance norm.
+    leaves = [p for n, p in network.named_parameters() if not n.endswith(("fc_k.bias", "conv.bias"))]
+    features, tau = plain_encoder(network.encoder, pair)
+    plain = plain_episode(network.decoder, features, tau, mask, query_mask)
+    episode = network.forward_episode(pair[None, :1], mask[None, None], pair[None, 1:], query_mask[None, None])
+    ours = (episode.query_loss, episode.alignment_loss, episode.prototype_loss, episode.probabilities[0])
+    results = []
+    for losses in (ours, plain):
+        assert losses[1] > 0
+        gradients = torch.autograd.grad(losses[0] + 2 * losses[1] + 3 * losses[2], leaves)
+        results.append([*losses, *gradients])
+    for a, b in zip(*results, strict=True):
+        assert_close(a, b, 1e-6)
 
 
 def test_parameters_at_the_authors_setting():

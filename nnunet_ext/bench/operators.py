@@ -1,4 +1,14 @@
-"""The convolutions and matrix products of a call by themselves: what no optimisation around them can save."""
+"""The convolutions and matrix products of a call by themselves: what no optimisation around them can save.
+
+They are recorded where PyTorch hands them to a device, below autograd, so that those of custom autograd functions, of
+`einsum`, of linear layers and of checkpointed regions are all among them, each with the shapes and strides that it
+really gets; the warm-up is the caller's. Fourier transforms, norms, activations, copies and the optimiser are not: a
+step is measured against its products alone.
+
+EM-Net's selective scan is no product either, though nothing could be left of Mamba without it. It therefore counts as
+overhead in `PRODUCTS`; `SCANS` names it apart, with the short convolution before it (whose activation it includes), so
+that a step can also be measured against products and scans together.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +19,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-_aten = torch.ops.aten
+import nnunet_ext.ops  # noqa: F401  registers the operators of SCANS
+
+_aten, _ours = torch.ops.aten, torch.ops.nnunet_ext
 PRODUCTS = (
     _aten.convolution,
     _aten.convolution_backward,
@@ -18,9 +30,26 @@ PRODUCTS = (
     _aten.bmm,
     _aten.baddbmm,
     _aten.mv,
+    _aten.addmv,
     _aten.dot,
+    _aten._scaled_dot_product_flash_attention_for_cpu,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward,
+    _aten._scaled_dot_product_flash_attention,
+    _aten._scaled_dot_product_flash_attention_backward,
+    _aten._scaled_dot_product_efficient_attention,
+    _aten._scaled_dot_product_efficient_attention_backward,
+    _aten._scaled_dot_product_cudnn_attention,
+    _aten._scaled_dot_product_cudnn_attention_backward,
 )
-"""Convolutions and matrix products as they reach a device, forward and backward."""
+"""Convolutions and matrix products as they reach a device, forward and backward; also those within fused attention,
+whose softmax cannot be taken out."""
+SCANS = (
+    _ours.selective_scan,
+    _ours.selective_scan_backward,
+    _ours.causal_conv1d,
+    _ours.causal_conv1d_backward,
+)
+"""What Mamba is made of beside its linear layers."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +73,19 @@ class _Like:
 
 @dataclass(frozen=True)
 class Call:
-    """An operator and its arguments, tensors replaced by their shapes, strides and types."""
+    """An operator and its arguments, tensors replaced by their shapes, strides and types.
+
+    Those of `SCANS` keep their tensors: with other decays the states of a scan overflow.
+    """
 
     operator: Any
     arguments: tuple
     keywords: dict
+
+    @property
+    def scans(self) -> bool:
+        """Whether it is one of `SCANS`."""
+        return self.operator.overloadpacket in SCANS
 
     @property
     def tensors(self) -> list[_Like]:
@@ -61,13 +98,14 @@ class _Recorder(TorchDispatchMode):
         self.calls: list[Call] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func.overloadpacket in PRODUCTS:
-            self.calls.append(Call(func, *tree_map_only(Tensor, _Like.of, (args, kwargs or {}))))
+        if func.overloadpacket in (*PRODUCTS, *SCANS):
+            keep = torch.clone if func.overloadpacket in SCANS else _Like.of
+            self.calls.append(Call(func, *tree_map_only(Tensor, keep, (args, kwargs or {}))))
         return func(*args, **(kwargs or {}))
 
 
 def record(call: Callable[[], object]) -> list[Call]:
-    """The convolutions and matrix products that `call` runs, in order, those of its backward pass included."""
+    """`PRODUCTS` and `SCANS` that `call` runs, in order, those of its backward pass included."""
     with _Recorder() as recorder:
         call()
     return recorder.calls
@@ -76,7 +114,8 @@ def record(call: Callable[[], object]) -> list[Call]:
 def replay(calls: list[Call]) -> Callable[[], None]:
     """A function that runs recorded operators, one after the other, on random tensors laid out as the recorded ones.
 
-    Tensors of one layout share their memory, so that the function holds little more than the call did.
+    Tensors of one layout share their memory, so that the function holds little more than the call did. They are rather
+    in a cache than those of the call: the time is a lower bound of what the operators take there.
     """
     memory = {like: like.random() for call in calls for like in call.tensors}
     ready = [(c.operator, *tree_map_only(_Like, memory.__getitem__, (c.arguments, c.keywords))) for c in calls]

@@ -58,22 +58,31 @@ def network_rows(
 
 
 def operator_rows(names: Sequence[str], setting: Setting, device: str, repeats: int) -> Iterator[Row]:
-    """Training steps against their convolutions and matrix products alone, in float32."""
+    """Training steps against their convolutions and matrix products alone, in float32.
+
+    For a network with selective scans also against products and scans; see `nnunet_ext.bench.operators`.
+    """
     for name in names:
         step = Job(name, setting, "training step", device).prepare()
         step()
         calls = record(step)
-        products = replay(calls)
-        times = interleaved_seconds({"step": step, "products": synchronised(products, device)}, repeats)
+        products, scans = ([call for call in calls if call.scans is scanned] for scanned in (False, True))
+        functions: dict[str, Callable[[], object]] = {"step": step, "products": synchronised(replay(products), device)}
+        if scans:
+            functions["scans"] = synchronised(replay(scans), device)
+        times = interleaved_seconds(functions, repeats)
+        needed = [sum(turn) for turn in zip(*(times[key] for key in functions if key != "step"), strict=True)]
         yield {
             "network": name,
             **_described(setting),
             "precision": "float32",
             "seed": 0,
-            "operators": len(calls),
+            "operators": len(products),
             **{f"step_{key}": value for key, value in _times(times["step"]).items()},
             **{f"products_{key}": value for key, value in _times(times["products"]).items()},
             "step_of_products": f"{median_ratio(times['step'], times['products']):.2f}",
+            "scans_seconds": f"{statistics.median(times['scans']):.4f}" if scans else "",
+            "step_of_products_and_scans": f"{median_ratio(times['step'], needed):.2f}" if scans else "",
         }
 
 

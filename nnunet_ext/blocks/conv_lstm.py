@@ -6,6 +6,9 @@ TIP 2024; the cell: Shi et al., "Convolutional LSTM Network", NeurIPS 2015.
 The authors run the cell's convolution on [input, hidden] for both steps of every slice. Here it is split into its
 input part and its hidden part: a slice's input part serves it as the previous slice of its neighbour and as the
 current one, and the first step, whose hidden state is 0, needs no hidden part. That is half of the work.
+
+On the CPU the element-wise part of a step is one pass of the C extension, where there is one, and nothing is joined,
+cut or copied for it.
 """
 
 from typing import NamedTuple
@@ -13,8 +16,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from nnunet_ext.blocks.layout import cpu_channels_last
+from nnunet_ext.ops import lstm_cell
 
 
 class States(NamedTuple):
@@ -69,24 +74,13 @@ class SliceLSTM(nn.Module):
         neighbours = max(n - last, memory is None)
         handed = None
         if neighbours:
-            c, h = _first_step(gates[:, n - neighbours :] if self.reverse else gates[:, :neighbours])
+            read = slice(n - neighbours, n) if self.reverse else slice(0, neighbours)
+            c, h = _first_step(gates, read)
             handed = Memory(c, self._convolve(h, of_hidden, None))
-            if memory is None:
-                memory = Memory(*(x[:, -1:] if self.reverse else x[:, :1] for x in handed))
-        before = memory
-        if memory is not None and handed is not None and n > 1:
-            before = Memory(*(self._join(first, rest, n) for first, rest in zip(memory, handed, strict=True)))
-        assert before is not None  # for mypy: a memory was given or made
-        states = _second_step(gates + before.gates, before.c)
+        states = _second_step(gates, memory, handed, self.reverse)
         if last or handed is None:
             return states, None
         return states, Memory(*(x[:, :1] if self.reverse else x[:, -1:] for x in handed))
-
-    def _join(self, first: Tensor, rest: Tensor, n: int) -> Tensor:
-        """Of the slice read before each of n slices."""
-        if self.reverse:
-            return torch.cat((rest[:, rest.shape[1] - n + 1 :], first), 1)
-        return torch.cat((first, rest[:, : n - 1]), 1)
 
     def _convolve(self, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x = maps.flatten(0, 1).movedim(-1, 1)
@@ -94,15 +88,138 @@ class SliceLSTM(nn.Module):
         return y.movedim(1, -1).unflatten(0, maps.shape[:2])
 
 
-def _first_step(gates: Tensor) -> tuple[Tensor, Tensor]:
-    """c and h after a step from c = 0, where the forget gate does not matter."""
-    i, _, o, g = gates.chunk(4, -1)
+def _first_step(gates: Tensor, read: slice) -> tuple[Tensor, Tensor]:
+    """c and h of some slices after a step from c = 0, where the forget gate does not matter."""
+    library = lstm_cell.native_cell(gates)
+    if library is not None:
+        return _FirstStep.apply(library, gates, read)
+    i, _, o, g = gates[:, read].chunk(lstm_cell.GATES, -1)
     c = torch.sigmoid(i) * torch.tanh(g)
     return c, torch.sigmoid(o) * torch.tanh(c)
 
 
-def _second_step(gates: Tensor, c: Tensor) -> States:
-    i, f, o, g = gates.chunk(4, -1)
+def _second_step(gates: Tensor, memory: Memory | None, handed: Memory | None, reverse: bool) -> States:
+    """States of n slices, each after the memory of the slice read before it.
+
+    Args:
+        gates: Of the n slices.
+        memory: Of the slice read before the first of them; None: the first is its own neighbour.
+        handed: Of these slices in their own order, at least of those that are read before another one of them (or of
+            the only one, without `memory`); None: of none.
+        reverse: Whether slices are read from the last to the first.
+    """
+    before = (None, None) if memory is None else memory
+    after = (None, None) if handed is None else handed
+    library = lstm_cell.native_cell(gates)
+    if library is not None:
+        return States(*_SecondStep.apply(library, gates, *before, *after, reverse))
+    c, hidden = (_read_before(m, h, gates.shape[1], reverse) for m, h in zip(before, after, strict=True))
+    i, f, o, g = (gates + hidden).chunk(lstm_cell.GATES, -1)
     f, g = torch.sigmoid(f), torch.tanh(g)
     c = torch.addcmul(f * c, torch.sigmoid(i), g)
     return States(c, f, g, torch.sigmoid(o) * torch.tanh(c))
+
+
+def _read_before(memory: Tensor | None, handed: Tensor | None, n: int, reverse: bool) -> Tensor:
+    """Of the slice read before each of n slices."""
+    edge, parts = _sources(memory, handed, n, reverse)
+    if parts is None:
+        return edge
+    return torch.cat((parts, edge) if reverse else (edge, parts), 1)
+
+
+def _sources(memory: Tensor | None, handed: Tensor | None, n: int, reverse: bool) -> tuple[Tensor, Tensor | None]:
+    """What the slice read first takes from, and what the n - 1 others take from (None: there are none); views."""
+    if memory is None:
+        assert handed is not None  # for mypy: a memory was given or made
+        memory = handed[:, -1:] if reverse else handed[:, :1]
+    if n == 1:
+        return memory, None
+    assert handed is not None
+    return memory, handed[:, handed.shape[1] - n + 1 :] if reverse else handed[:, : n - 1]
+
+
+def _targets(x: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+    """Of n slices the one that is read first, and the others; views."""
+    return (x[:, -1:], x[:, :-1]) if reverse else (x[:, :1], x[:, 1:])
+
+
+class _FirstStep(torch.autograd.Function):
+    """`_first_step` by the C extension; keeps the gates, which exist anyway."""
+
+    @staticmethod
+    def forward(ctx, library, gates, read):
+        channels = gates.shape[-1] // lstm_cell.GATES
+        used = gates[:, read]
+        c, h = (gates.new_empty(*used.shape[:-1], channels) for _ in range(2))
+        lstm_cell.forward(library, channels, gates=used, next_c=c, h=h)
+        ctx.save_for_backward(gates)
+        ctx.library, ctx.read = library, read
+        return c, h
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        (gates,) = ctx.saved_tensors
+        grad = torch.empty_like(gates)
+        grad[:, : ctx.read.start] = 0
+        grad[:, ctx.read.stop :] = 0
+        grad_c, grad_h = (g.contiguous() for g in grads)
+        lstm_cell.backward(
+            ctx.library,
+            grad_c.shape[-1],
+            gates=gates[:, ctx.read],
+            grad_c=grad_c,
+            grad_h=grad_h,
+            grad_gates=grad[:, ctx.read],
+        )
+        return None, grad, None
+
+
+class _SecondStep(torch.autograd.Function):
+    """`_second_step` by the C extension; keeps the states and what c was before."""
+
+    @staticmethod
+    def forward(ctx, library, gates, memory_c, memory_gates, handed_c, handed_gates, reverse):
+        channels, n = gates.shape[-1] // lstm_cell.GATES, gates.shape[1]
+        states = torch.empty_like(gates)
+        c, h = (gates.new_empty(*gates.shape[:-1], channels) for _ in range(2))
+        written = ("gates", "states", "next_c", "h")
+        maps: list[tuple[Tensor, Tensor | None]] = [_targets(x, reverse) for x in (gates, states, c, h)]
+        maps += [_sources(*x, n, reverse) for x in ((memory_gates, handed_gates), (memory_c, handed_c))]
+        for part in list(zip(*maps, strict=True))[:n]:  # of a single slice there are no others
+            lstm_cell.forward(library, channels, **dict(zip((*written, "before", "c"), part, strict=True)))
+        ctx.save_for_backward(states, memory_c, handed_c)
+        ctx.library, ctx.reverse = library, reverse
+        _, f, _, g = states.chunk(lstm_cell.GATES, -1)
+        return c, f, g, h
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        states, memory_c, handed_c = ctx.saved_tensors
+        channels, n = states.shape[-1] // lstm_cell.GATES, states.shape[1]
+        grad_gates = torch.empty_like(states)
+        # Of the slice read first, its memory's; the others' go to what was handed to them.
+        edge_c, edge_gates = (x.new_empty(x.shape[0], 1, *x.shape[2:]) for x in (grads[0], states))
+        handed: list[Tensor | None] = [None, None]
+        if handed_c is not None:
+            handed = [x.new_empty(*handed_c.shape[:-1], x.shape[-1]) for x in (grads[0], states)]
+        edges = (edge_c, edge_gates)
+        sources: list[tuple[Tensor, Tensor | None]] = [
+            (edge, _sources(edge, whole, n, ctx.reverse)[1]) for edge, whole in zip(edges, handed, strict=True)
+        ]
+        maps = [_targets(x, ctx.reverse) for x in (*(g.contiguous() for g in grads), states, grad_gates)]
+        names = ("grad_c", "grad_f", "grad_g", "grad_h", "states", "grad_gates", "c", "grad_c_before", "grad_before")
+        for part in list(zip(*maps, _sources(memory_c, handed_c, n, ctx.reverse), *sources, strict=True))[:n]:
+            lstm_cell.backward(ctx.library, channels, **dict(zip(names, part, strict=True)))
+        for whole, edge in zip(handed, edges, strict=True):
+            if whole is None:
+                continue
+            # Slices that are read after the last of these have their gradient from elsewhere.
+            unread = whole.shape[1] - (n - 1)
+            (whole[:, :unread] if ctx.reverse else whole[:, n - 1 :]).zero_()
+            if memory_c is None:
+                (whole[:, -1:] if ctx.reverse else whole[:, :1]).add_(edge)
+        of_memory = (None, None) if memory_c is None else edges
+        return None, grad_gates, *of_memory, *handed, None

@@ -36,6 +36,10 @@ class NativeLibrary:
         """Whether it was compiled with OpenMP, and so uses several threads."""
         return bool(self.functions.selective_scan_openmp())
 
+    def has(self, name: str) -> bool:
+        """Whether it has a function; one that was compiled before the function was written has not."""
+        return hasattr(self.functions, name)
+
     def call(self, name: str, argument: ctypes.Structure) -> None:
         """Calls a function of the library.
 

@@ -8,3 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 def is_traced(x: Tensor) -> bool:
     """Whether torch.compile traces, or `x` is without content."""
     return torch.compiler.is_compiling() or isinstance(x, FakeTensor)
+
+
+def has_content(x: Tensor) -> bool:
+    """Whether there is memory behind `x` to read and write."""
+    return not isinstance(x, FakeTensor)

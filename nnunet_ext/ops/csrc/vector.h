@@ -86,6 +86,22 @@ INLINE vf exp_vector(vf x) { return exp2_vector(x * LOG2E); }
 
 INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + exp_vector(-x)); }
 
+/* By a rational function, odd over even (3e-7 of the value); beyond 7.9 the result is 1 in single precision. */
+INLINE vf tanh_vector(vf x) {
+    x = at_most(at_least(x, -7.90531110763549805f), 7.90531110763549805f);
+    vf q = x * x;
+    vf p = q * -2.76076847742355e-16f + 2.00018790482477e-13f;
+    p = p * q + -8.60467152213735e-11f;
+    p = p * q + 5.12229709037114e-08f;
+    p = p * q + 1.48572235717979e-05f;
+    p = p * q + 6.37261928875436e-04f;
+    p = p * q + 4.89352455891786e-03f;
+    vf r = q * 1.19825839466702e-06f + 1.18534705686654e-04f;
+    r = r * q + 2.26843463243900e-03f;
+    r = r * q + 4.89352518554385e-03f;
+    return x * p / r;
+}
+
 /* log(1 + e^x) = max(x, 0) + log(1 + e), e = e^-|x|, and log(1 + e) = 2 artanh(e / (2 + e)), an odd series in
    s <= 1/3 (next term: 1e-9). */
 INLINE vf softplus(vf x) {
