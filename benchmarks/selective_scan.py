@@ -1,4 +1,4 @@
-"""The selective scan on the CPU against the parallel scan of the package mambapy: time and memory.
+"""The selective scan on the CPU against the parallel scan of the package mambapy and a loop over time.
 
 pip install mambapy
 python -m benchmarks.selective_scan [--threads 2] [--repeats 5]
@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measure import interleaved_seconds, median_ratio, peak_gigabytes, write_rows
-from nnunet_ext.ops import selective_scan
+from nnunet_ext.ops import selective_scan, selective_scan_reference
 from nnunet_ext.ops.native import native_library
 
 _SHAPE = (2, 96, 16, 32768)
-_METHODS = ("mambapy", "extension", "segments")
 
 
 def scan_inputs(b: int, d: int, n: int, length: int) -> list[Tensor]:
@@ -52,13 +51,22 @@ def extension_scan(*tensors: Tensor) -> Tensor:
     return selective_scan(*tensors, delta_softplus=True, backend="cpu")
 
 
+def loop_scan(*tensors: Tensor) -> Tensor:
+    """The recurrence as its formula stands, position after position in PyTorch."""
+    return selective_scan_reference(*tensors, delta_softplus=True)
+
+
 def segment_scan(*tensors: Tensor) -> Tensor:
     """Ours as it is where the extension was not built."""
     return selective_scan(*tensors, delta_softplus=True, backend="torch")
 
 
+_SCANS = {"mambapy": mambapy_scan, "loop": loop_scan, "extension": extension_scan, "segments": segment_scan}
+"""What is measured, the yardstick first."""
+
+
 def _prepare(method: str, backward: bool, shape: tuple[int, ...]) -> Callable[[], object]:
-    scan = {"mambapy": mambapy_scan, "extension": extension_scan, "segments": segment_scan}[method]
+    scan = _SCANS[method]
     tensors = scan_inputs(*shape)
     gradient = torch.randn_like(tensors[0])
 
@@ -82,7 +90,7 @@ def prepare_warm(method: str, backward: bool) -> Callable[[], object]:
 def _check_equal() -> None:
     shape = (*_SHAPE[:3], 2048)
     with torch.no_grad():
-        expected, *others = (_prepare(method, False, shape)() for method in _METHODS)
+        expected, *others = (_prepare(method, False, shape)() for method in _SCANS)
     for other in others:
         error = ((other - expected).abs().max() / expected.abs().max()).item()
         if error > 1e-4:
@@ -103,15 +111,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     memory = {
         (what, method): peak_gigabytes(partial(prepare_warm, method, backward))[0]
         for what, backward in modes.items()
-        for method in _METHODS
+        for method in _SCANS
     }
     _check_equal()
     rows = []
     for what, backward in modes.items():
         times = interleaved_seconds(
-            {method: _prepare(method, backward, _SHAPE) for method in _METHODS}, arguments.repeats
+            {method: _prepare(method, backward, _SHAPE) for method in _SCANS}, arguments.repeats
         )
-        for method in _METHODS:
+        for method in _SCANS:
             rows.append(
                 {
                     "what": what,

@@ -26,6 +26,7 @@ def measure(
     threads: int | None,
     repeats: int,
     output: Path,
+    label: str = "",
 ) -> list[Path]:
     """Measures and writes OUTPUT/NAME_DEVICE.csv, `networks_cpu.csv` for instance; returns the files.
 
@@ -43,6 +44,7 @@ def measure(
         threads: Of the CPU; None: as torch has it.
         repeats: Turns that count.
         output: Folder.
+        label: In the files' names: `networks_LABEL_cpu.csv`.
 
     Raises:
         ValueError: for a network that is unknown or does not fit the setting, a patch that nnU-Net would not plan,
@@ -69,7 +71,8 @@ def measure(
         "tiles": lambda: tile_rows(names, setting, tiles, chosen, repeats),
     }
     where = environment(chosen)
-    return [write_csv(output / f"{name}_{chosen}.csv", list(_announced(measurements[name]())), where) for name in what]
+    ending = f"_{label}_{chosen}.csv" if label else f"_{chosen}.csv"
+    return [write_csv(output / f"{name}{ending}", list(_announced(measurements[name]())), where) for name in what]
 
 
 def _fitting(networks: Sequence[str] | None, setting: Setting) -> list[str]:

@@ -2,6 +2,7 @@
 
 import csv
 import ctypes
+import datetime
 import multiprocessing
 import os
 import platform
@@ -13,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+
+from nnunet_ext.ops.native import native_library
 
 
 def interleaved_seconds(
@@ -92,12 +95,15 @@ def environment(device: str = "cpu") -> dict[str, str]:
         version = commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
     except (OSError, subprocess.CalledProcessError):
         version = "unknown"
+    library = native_library()
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "processor": _processor(),
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "kernels": "PyTorch" if library is None else library.instruction_set,
+        "date": datetime.date.today().isoformat(),
         "commit": version,
     }
 
@@ -111,15 +117,19 @@ def _processor() -> str:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]], where: Mapping[str, str] | None = None) -> Path:
-    """Prints the rows and writes them to a CSV file, each with `where` (None: `environment()`)."""
+    """Prints the rows and writes them to a CSV file, each with `where` (None: `environment()`).
+
+    A column that some rows lack (those that an earlier version wrote) is empty in them.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     fixed = environment() if where is None else where
+    columns = list(dict.fromkeys(key for row in rows for key in row))
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *fixed])
+        writer = csv.DictWriter(file, [*columns, *fixed])
         writer.writeheader()
         writer.writerows({**row, **fixed} for row in rows)
-    widths = {key: max(len(str(key)), *(len(str(row[key])) for row in rows)) for key in rows[0]}
-    for row in [{key: key for key in rows[0]}, *rows]:
-        print("  ".join(str(row[key]).ljust(widths[key]) for key in widths))
+    widths = {key: max(len(str(row.get(key, ""))) for row in [{key: key}, *rows]) for key in columns}
+    for row in [{key: key for key in columns}, *rows]:
+        print("  ".join(str(row.get(key, "")).ljust(widths[key]) for key in widths))
     print(f"\n{', '.join(f'{k} {v}' for k, v in fixed.items())}\nwritten: {os.path.relpath(path)}", file=sys.stderr)
     return path

@@ -72,7 +72,7 @@ def operator_rows(names: Sequence[str], setting: Setting, device: str, repeats: 
             "seed": 0,
             "operators": len(calls),
             **{f"step_{key}": value for key, value in _times(times["step"]).items()},
-            **{f"products_{key}": value for key, value in _times(times["products"]).items()},
+            **{f"products_{key}": value for key, value in _times(times["products"]).items() if key != "repeats"},
             "step_of_products": f"{median_ratio(times['step'], times['products']):.2f}",
         }
 
@@ -80,14 +80,14 @@ def operator_rows(names: Sequence[str], setting: Setting, device: str, repeats: 
 def scaling_rows(names: Sequence[str], settings: Sequence[Setting], device: str, repeats: int) -> Iterator[Row]:
     """Time and memory of a training step against the patch, with the exponents of the voxels that fit best."""
     for name in names:
+        steps = {str(s.patch_size): Job(name, s, "training step", device).prepare() for s in settings}
+        times = interleaved_seconds(steps, repeats)
         rows: list[Row] = []
-        for setting in settings:
-            step = Job(name, setting, "training step", device).prepare()
-            times = interleaved_seconds({name: step}, repeats)[name]
+        for setting, (patch, step) in zip(settings, steps.items(), strict=True):
             memory = added_gigabytes(step, device)
             rows.append(
                 {"network": name, **_described(setting), "voxels": math.prod(setting.patch_size)}
-                | {"precision": "float32", "seed": 0, **_times(times)}
+                | {"precision": "float32", "seed": 0, **_times(times[patch])}
                 | {"added_GB": "" if memory is None else f"{memory:.3f}"}
             )
         exponents = {f"{column}_exponent": _exponent(rows, column) for column in ("seconds", "added_GB")}
@@ -159,6 +159,7 @@ def _times(seconds: Sequence[float]) -> Row:
         "seconds": f"{statistics.median(seconds):.4f}",
         "min_s": f"{min(seconds):.4f}",
         "max_s": f"{max(seconds):.4f}",
+        "repeats": len(seconds),
     }
 
 
