@@ -1,12 +1,14 @@
 """`nnunet_ext bench` at sizes of a second; what it measures is checked against what is known of it."""
 
 import csv
+import datetime
 import re
 
 import pytest
 import torch
 from torch import nn
 
+from nnunet_ext.bench.measure import write_csv
 from nnunet_ext.bench.operators import record, replay
 from nnunet_ext.bench.setting import NETWORKS, Setting
 from nnunet_ext.bench.steps import training_step
@@ -45,6 +47,20 @@ def test_scaling_and_tiles(tmp_path):
     )
     assert [row["patch"] for row in rows(tmp_path, "scaling")] == ["16x16", "32x32"]
     assert len(rows(tmp_path, "tiles")) == 2
+
+
+def test_a_label_stands_in_the_files_name(tmp_path):
+    bench(tmp_path, "--patch", "16", "16", "--networks", "PlainConvUNet", "--label", "small")
+    assert [path.name for path in tmp_path.iterdir()] == ["networks_small_cpu.csv"]
+    row = rows(tmp_path, "networks_small")[0]
+    assert row["repeats"] == "1"
+    assert row["kernels"]
+    datetime.date.fromisoformat(row["date"])
+
+
+def test_rows_of_an_earlier_version_lack_columns(tmp_path):
+    write_csv(tmp_path / "mixed_cpu.csv", [{"a": 1}, {"a": 2, "b": 3}], {"c": "4"})
+    assert rows(tmp_path, "mixed") == [{"a": "1", "b": "", "c": "4"}, {"a": "2", "b": "3", "c": "4"}]
 
 
 def test_operators_are_those_of_the_step():
