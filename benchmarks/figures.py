@@ -26,6 +26,7 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#dddddd",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
@@ -113,10 +114,13 @@ def _draw_scaling(figure: Figure, data: Data) -> None:
         figure.subplots(1, 2), (1, 2), ("seconds a training step", "memory, GB"), strict=True
     ):
         for network, points in data.items():
-            exponent = f"{network}, exponent {points[0][column + 2]:.2f}"
+            exponent = f"{network} {points[0][column + 2]:.2f}"
             _line(axes, network, [p[0] for p in points], [p[column] for p in points], exponent)
         axes.set(xscale="log", yscale="log", xlabel="voxels of the patch", ylabel=label)
-        axes.legend(fontsize=7)
+        voxels = sorted({point[0] for points in data.values() for point in points})
+        axes.set_xticks(voxels, [f"{number:,.0f}" for number in voxels])
+        axes.minorticks_off()
+        axes.legend(title="exponents", fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18))
 
 
 def _tiles_data(results: Results) -> Data:
