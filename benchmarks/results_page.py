@@ -125,14 +125,15 @@ def readme(text: str, results: Results) -> str:
     return _BLOCK.sub(block, text)
 
 
-def claims(results: Results, reported: Results) -> list[str]:
-    """Numbers in the README's sentences, as the files have them now."""
+def claims(results: Results, reported: Results) -> list[tuple[Path, str]]:
+    """Files, and what their sentences must hold as the CSV files are now."""
     scans = [row for row in results.rows("selective_scan_cpu") if row["method"] == "extension"]
     times = min(float(row["times_faster_than_mambapy"]) for row in scans)
-    texts = [f"on the CPU {_rounded_down(times)} times faster than mambapy's parallel scan in PyTorch"]
+    said = [(README, f"on the CPU {_rounded_down(times)} times faster than mambapy's parallel scan in PyTorch")]
     for row in reported.rows("papers"):
-        texts += [f" {row['value']}", f" {row['its_value']}", row["compared_with"]]
-    return texts
+        said += [(README, text) for text in (f" {row['value']}", f" {row['its_value']}", row["compared_with"])]
+    layouts = results.rows("em_net_layouts_hippocampus")
+    return said + [(ROOT / "docs" / "em_net.md", f" {row['dice_mean']} ") for row in layouts]
 
 
 def _rounded_down(value: float) -> int:
@@ -153,9 +154,10 @@ def differences(results: Results, reported: Results) -> list[str]:
         path, data = FIGURES / f"{plot.name}.svg", plot.data(results)
         if path.is_file() != bool(data) or (data and shown_digest(path) != digest(data)):
             wrong.append(path)
-    prose = " ".join(README.read_text().split())
     unsupported = [
-        f"README.md, which should say {claim!r}," for claim in claims(results, reported) if claim not in prose
+        f"{path.relative_to(ROOT)}, which should say {text!r},"
+        for path, text in claims(results, reported)
+        if text not in " ".join(path.read_text().split())
     ]
     return [*(str(path.relative_to(ROOT)) for path in wrong), *unsupported]
 

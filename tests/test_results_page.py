@@ -62,7 +62,12 @@ def test_a_changed_number_of_a_sentence_is_noticed(copied):
     rows = copied.rows("selective_scan_cpu")
     write(copied, "selective_scan_cpu", [row | {"times_faster_than_mambapy": "7.4"} for row in rows])
     assert any("7 times faster than mambapy" in text for text in differences(copied, OTHERS))
-    assert any("7 times faster than mambapy" in text for text in claims(copied, OTHERS))
+    assert any("7 times faster than mambapy" in text for _, text in claims(copied, OTHERS))
+
+
+def test_a_changed_number_of_another_page_is_noticed(copied):
+    change(copied, "em_net_layouts_hippocampus", "dice_mean", 0.1)
+    assert any(text.startswith("docs/em_net.md, which should say") for text in differences(copied, OTHERS))
 
 
 def test_a_changed_number_of_a_paper_is_noticed(tmp_path):
