@@ -6,7 +6,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_BENCH = "nnunet_ext bench --device cpu --threads 1 -o benchmarks/results --what"
+_BENCH = "nnunet_ext bench --device cpu --threads 1 --clock processor -o benchmarks/results --what"
 _SIDE_BY_SIDE = "parameters, multiply-adds, time and memory side by side with nnU-Net's networks"
 
 
@@ -79,7 +79,7 @@ _MEASUREMENTS = (
     Measurement(
         "transcriptions",
         ("transcriptions_cpu",),
-        "benchmarks.transcriptions --threads 1",
+        "benchmarks.transcriptions --threads 1 --clock processor",
         "Networks against plain transcriptions of their formulas",
         "each network against the formulas as the paper has them, same weights and logits",
     ),
@@ -107,7 +107,7 @@ _MEASUREMENTS = (
     Measurement(
         "selective_scan",
         ("selective_scan_cpu",),
-        "benchmarks.selective_scan --threads 1",
+        "benchmarks.selective_scan --threads 1 --clock processor",
         "The selective scan",
         "our backends against the package mambapy's parallel scan and a loop over time",
     ),

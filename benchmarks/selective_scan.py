@@ -1,7 +1,7 @@
 """The selective scan on the CPU against the parallel scan of the package mambapy and a loop over time.
 
 pip install mambapy
-python -m benchmarks.selective_scan [--threads 2] [--repeats 5]
+python -m benchmarks.selective_scan [--threads 2] [--repeats 5] [--clock wall]
 """
 
 import argparse
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure import interleaved_seconds, median_ratio, peak_gigabytes, write_rows
+from benchmarks.measure import CLOCKS, environment, interleaved_seconds, median_ratio, peak_gigabytes, write_rows
 from nnunet_ext.ops import selective_scan, selective_scan_reference
 from nnunet_ext.ops.native import native_library
 
@@ -101,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     library = native_library()
@@ -117,7 +118,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = []
     for what, backward in modes.items():
         times = interleaved_seconds(
-            {method: _prepare(method, backward, _SHAPE) for method in _SCANS}, arguments.repeats
+            {method: _prepare(method, backward, _SHAPE) for method in _SCANS},
+            arguments.repeats,
+            clock=arguments.clock,
         )
         for method in _SCANS:
             rows.append(
@@ -135,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "extra_memory_in_sizes_of_u": f"{memory[what, method] / size_u:.1f}",
                 }
             )
-    write_rows("selective_scan_cpu", rows)
+    write_rows("selective_scan_cpu", rows, {"clock": arguments.clock, **environment()})
 
 
 if __name__ == "__main__":

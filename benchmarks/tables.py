@@ -39,18 +39,18 @@ def _networks(rows: Rows) -> str:
 def networks_short(rows: Rows, accuracy: Rows = ()) -> str:
     """A row a network, float32 and eager: its size, its training step against nnU-Net's, its Dice where measured."""
     dice = {row["trainer"]: float(row["dice"]) for row in accuracy if row["label"] == "mean"}
-    header = ["network", "parameters", "multiply-adds", "step, of stock's time", "of stock's memory"]
+    header = ["network", "patch", "parameters", "multiply-adds", "step's time", "step's memory"]
     steps = {
         row["network"]: row
         for row in rows
         if (row["what"], row["precision"], row["mode"]) == ("training step", "float32", "eager")
     }
-    stock = float(steps[STOCK]["added_GB"] or "nan")
+    stock = steps[STOCK]["added_GB"]
     lines = []
     for name, row in steps.items():
-        cells = [name, f"{float(row['parameters_M']):.1f} M", f"{float(row['multiply_adds_G']):.1f} G"]
-        cells.append(f"{float(row[f'of_{STOCK}']):.2f}")
-        cells.append(f"{float(row['added_GB']) / stock:.2f}" if row["added_GB"] else "")
+        sizes = f"{float(row['parameters_M']):.1f} M", f"{float(row['multiply_adds_G']):.1f} G"
+        memory = f"{float(row['added_GB']) / float(stock):.2f}" if stock and row["added_GB"] else ""
+        cells = [name, row["patch"], *sizes, f"{float(row[f'of_{STOCK}']):.2f}", memory]
         if dice:
             trainer = TRAINER_OF.get(name, "")
             cells.append(f"{dice[trainer]:.3f} (`{trainer}`)" if trainer in dice else "")

@@ -1,6 +1,7 @@
 """Each network against a plain transcription of its formulas, on one plan: time and memory.
 
 python -m benchmarks.transcriptions [--networks SASAN EM-Net SALSTM LSTMSA MT-UNet] [--threads 2] [--repeats 5]
+    [--clock wall]
 
 * SASAN: every feature map transformed and back, attention matrices formed and kept (`benchmarks.plain_sasan`);
 * EM-Net: the recurrence of the scan as a loop over positions, everything else ours;
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gaussian_attention import loop as attention_loop
-from benchmarks.measure import interleaved_seconds, median_ratio, write_rows
+from benchmarks.measure import CLOCKS, environment, interleaved_seconds, median_ratio, write_rows
 from benchmarks.plain_lstm_sa import plain_volume
 from benchmarks.plain_sasan import leaf_masks, plain_forward
 from nnunet_ext.bench.measure import added_gigabytes
@@ -90,7 +91,7 @@ def _call(run: Run, parameters: Sequence[Tensor], image: Tensor, backward: bool)
     return step if backward else forward
 
 
-def rows_of(name: str, setting: Setting, repeats: int) -> Iterator[dict[str, object]]:
+def rows_of(name: str, setting: Setting, repeats: int, clock: str = "wall") -> Iterator[dict[str, object]]:
     """Rows of one network: two calls, two forms each.
 
     Raises:
@@ -107,7 +108,7 @@ def rows_of(name: str, setting: Setting, repeats: int) -> Iterator[dict[str, obj
     parameters = [*ours.parameters(), *source.parameters()]
     for what, backward in (("forward", False), ("forward + backward", True)):
         calls = {form: _call(run, parameters, image, backward) for form, run in runs.items()}
-        times = interleaved_seconds(calls, repeats)
+        times = interleaved_seconds(calls, repeats, clock=clock)
         for form, call in calls.items():
             memory = added_gigabytes(call)
             yield {
@@ -132,12 +133,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--networks", nargs="+", choices=list(PLAIN), default=list(PLAIN))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     rows = []
     for name in arguments.networks:
-        rows += rows_of(name, Setting.of_patch(_PATCHES.get(name, _PATCH), 1), arguments.repeats)
-    write_rows("transcriptions_cpu", rows)
+        setting = Setting.of_patch(_PATCHES.get(name, _PATCH), 1)
+        rows += rows_of(name, setting, arguments.repeats, arguments.clock)
+    write_rows("transcriptions_cpu", rows, {"clock": arguments.clock, **environment()})
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ def measure(
     repeats: int,
     output: Path,
     label: str = "",
+    clock: str = "wall",
 ) -> list[Path]:
     """Measures and writes OUTPUT/NAME_DEVICE.csv, `networks_cpu.csv` for instance; returns the files.
 
@@ -45,10 +46,11 @@ def measure(
         repeats: Turns that count.
         output: Folder.
         label: In the files' names: `networks_LABEL_cpu.csv`.
+        clock: Of `nnunet_ext.bench.measure.CLOCKS`.
 
     Raises:
         ValueError: for a network that is unknown or does not fit the setting, a patch that nnU-Net would not plan,
-            a number that is not positive, a device that there is not.
+            a number that is not positive, a device that there is not, the processor's clock of anything but one thread.
         FileNotFoundError: if the plan is missing.
     """
     for name, values in (
@@ -65,12 +67,14 @@ def measure(
     setting = Setting.of_patch(patch_size, batch_size) if plan is None else Setting.of_plan(*plan)
     names = _fitting(networks, setting)
     measurements = {
-        "networks": lambda: network_rows(names, setting, chosen, precisions, modes, repeats),
-        "operators": lambda: operator_rows(names, setting, chosen, repeats),
-        "scaling": lambda: scaling_rows(names, _cubes(setting, sizes), chosen, repeats),
-        "tiles": lambda: tile_rows(names, setting, tiles, chosen, repeats),
+        "networks": lambda: network_rows(names, setting, chosen, precisions, modes, repeats, clock),
+        "operators": lambda: operator_rows(names, setting, chosen, repeats, clock),
+        "scaling": lambda: scaling_rows(names, _cubes(setting, sizes), chosen, repeats, clock),
+        "tiles": lambda: tile_rows(names, setting, tiles, chosen, repeats, clock),
     }
-    where = environment(chosen)
+    if clock == "processor" and chosen != "cpu":
+        raise ValueError(f"--clock processor measures the CPU, not {chosen}")
+    where = {"clock": clock, **environment(chosen)}
     ending = f"_{label}_{chosen}.csv" if label else f"_{chosen}.csv"
     return [write_csv(output / f"{name}{ending}", list(_announced(measurements[name]())), where) for name in what]
 

@@ -26,6 +26,7 @@ def network_rows(
     precisions: Sequence[str],
     modes: Sequence[str],
     repeats: int,
+    clock: str = "wall",
 ) -> Iterator[Row]:
     """Parameters, multiply-adds, time and memory of networks side by side.
 
@@ -36,11 +37,12 @@ def network_rows(
         precisions: Of `nnunet_ext.bench.steps.PRECISIONS`.
         modes: Of `nnunet_ext.bench.steps.MODES`.
         repeats: Turns that count.
+        clock: Of `nnunet_ext.bench.measure.CLOCKS`.
     """
     sizes = {name: _sizes(name, setting) for name in names}
     for what, precision, mode in ((w, p, m) for w in WHATS for p in precisions for m in modes):
         calls = {name: Job(name, setting, what, device, precision, mode).prepare() for name in names}
-        times = interleaved_seconds(calls, repeats)
+        times = interleaved_seconds(calls, repeats, clock=clock)
         for name in names:
             memory = added_gigabytes(calls[name], device)
             yield {
@@ -57,14 +59,17 @@ def network_rows(
             }
 
 
-def operator_rows(names: Sequence[str], setting: Setting, device: str, repeats: int) -> Iterator[Row]:
+def operator_rows(
+    names: Sequence[str], setting: Setting, device: str, repeats: int, clock: str = "wall"
+) -> Iterator[Row]:
     """Training steps against their convolutions and matrix products alone, in float32."""
     for name in names:
         step = Job(name, setting, "training step", device).prepare()
         step()
         calls = record(step)
         products = replay(calls)
-        times = interleaved_seconds({"step": step, "products": synchronised(products, device)}, repeats)
+        timed = {"step": step, "products": synchronised(products, device)}
+        times = interleaved_seconds(timed, repeats, clock=clock)
         yield {
             "network": name,
             **_described(setting),
@@ -77,11 +82,13 @@ def operator_rows(names: Sequence[str], setting: Setting, device: str, repeats: 
         }
 
 
-def scaling_rows(names: Sequence[str], settings: Sequence[Setting], device: str, repeats: int) -> Iterator[Row]:
+def scaling_rows(
+    names: Sequence[str], settings: Sequence[Setting], device: str, repeats: int, clock: str = "wall"
+) -> Iterator[Row]:
     """Time and memory of a training step against the patch, with the exponents of the voxels that fit best."""
     for name in names:
         steps = {str(s.patch_size): Job(name, s, "training step", device).prepare() for s in settings}
-        times = interleaved_seconds(steps, repeats)
+        times = interleaved_seconds(steps, repeats, clock=clock)
         rows: list[Row] = []
         for setting, (patch, step) in zip(settings, steps.items(), strict=True):
             memory = added_gigabytes(step, device)
@@ -94,7 +101,9 @@ def scaling_rows(names: Sequence[str], settings: Sequence[Setting], device: str,
         yield from ({**row, **exponents} for row in rows)
 
 
-def tile_rows(names: Sequence[str], setting: Setting, tiles: Sequence[int], device: str, repeats: int) -> Iterator[Row]:
+def tile_rows(
+    names: Sequence[str], setting: Setting, tiles: Sequence[int], device: str, repeats: int, clock: str = "wall"
+) -> Iterator[Row]:
     """Time of nnU-Net's sliding-window prediction of a scan against its number of tiles.
 
     Tiles overlap by half, as in nnU-Net's default; no mirroring. The scan is one tile wide on all axes but the last.
@@ -107,7 +116,7 @@ def tile_rows(names: Sequence[str], setting: Setting, tiles: Sequence[int], devi
         for n in tiles:
             shape = (setting.input_channels, *((1,) if len(others) == 1 else ()), *others, last + (n - 1) * (last // 2))
             calls[str(n)] = partial(predictor.predict_sliding_window_return_logits, torch.randn(shape))
-        times = interleaved_seconds(calls, repeats)
+        times = interleaved_seconds(calls, repeats, clock=clock)
         slope, start = _line([float(n) for n in tiles], [statistics.median(times[str(n)]) for n in tiles])
         for n in tiles:
             yield {
