@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 _BENCH = "nnunet_ext bench --device cpu --threads 1 --clock processor -o benchmarks/results --what"
-_SIDE_BY_SIDE = "parameters, multiply-adds, time and memory side by side with nnU-Net's networks"
+_SIDE_BY_SIDE = (
+    "parameters, multiply-adds, time and memory side by side with nnU-Net's networks (FAF-Net: slice by slice, from "
+    "stored prototypes)"
+)
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,18 @@ _MEASUREMENTS = (
         "networks in 2D as they are and compiled, side by side with nnU-Net's",
     ),
     Measurement(
+        "networks_cuda",
+        ("networks_cuda", "scaling_cuda", "tiles_cuda"),
+        "nnunet_ext bench --device cuda -o benchmarks/results --what networks scaling tiles --patch 128 128 128 "
+        "--precisions float32 autocast --modes eager compiled --sizes 64 96 128",
+        "Networks on CUDA",
+        "the same on a GPU, eager and compiled, growth with the patch and prediction included",
+        cuda=True,
+    ),
+    Measurement(
         "transcriptions",
         ("transcriptions_cpu",),
-        "benchmarks.transcriptions --threads 1 --clock processor",
+        "benchmarks.transcriptions --patch 32 32 32 --threads 1 --clock processor",
         "Networks against plain transcriptions of their formulas",
         "each network against the formulas as the paper has them, same weights and logits",
     ),
@@ -150,7 +162,7 @@ _MEASUREMENTS = (
     Measurement(
         "faf_net",
         ("faf_net_cpu",),
-        "benchmarks.faf_net",
+        "benchmarks.faf_net --threads 1",
         "FAF-Net's prediction",
         "stored prototypes against encoding the support again for every slice",
     ),

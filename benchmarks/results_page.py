@@ -64,7 +64,7 @@ def _section(measurement: Measurement, results: Results) -> str:
     if measurement.name == "accuracy":
         lines += [_budget(rows), tables.accuracy(rows, results.rows(measurement.results[1]))]
     else:
-        lines.append(tables.TABLES[measurement.results[0]](rows))
+        lines.append("\n\n".join(tables.TABLES[name](results.rows(name)) for name in measurement.results))
     lines.append(f"\n*{measured_where(rows)}*\n")
     plot = PLOTS.get(_PLOT_OF.get(measurement.name, ""))
     if plot and plot.data(results):

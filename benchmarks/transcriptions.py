@@ -1,7 +1,7 @@
 """Each network against a plain transcription of its formulas, on one plan: time and memory.
 
-python -m benchmarks.transcriptions [--networks SASAN EM-Net SALSTM LSTMSA MT-UNet] [--threads 2] [--repeats 5]
-    [--clock wall]
+python -m benchmarks.transcriptions [--networks SASAN EM-Net SALSTM LSTMSA MT-UNet] [--patch 40 56 40]
+    [--threads 2] [--repeats 5] [--clock wall]
 
 * SASAN: every feature map transformed and back, attention matrices formed and kept (`benchmarks.plain_sasan`);
 * EM-Net: the recurrence of the scan as a loop over positions, everything else ours;
@@ -33,7 +33,7 @@ from nnunet_ext.ops import causal_conv1d_reference, selective_scan_reference
 
 Run = Callable[[Tensor], Tensor]
 _PATCHES = {"MT-UNet": (96, 96)}
-_PATCH = (40, 56, 40)
+"""Of networks that take no volume."""
 _TOLERANCE = 1e-3
 """Of the largest logit, in float32."""
 
@@ -131,6 +131,7 @@ def rows_of(name: str, setting: Setting, repeats: int, clock: str = "wall") -> I
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=list(PLAIN), default=list(PLAIN))
+    parser.add_argument("--patch", nargs=3, type=int, default=[40, 56, 40], help="of the 3D networks")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
@@ -138,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(arguments.threads)
     rows = []
     for name in arguments.networks:
-        setting = Setting.of_patch(_PATCHES.get(name, _PATCH), 1)
+        setting = Setting.of_patch(_PATCHES.get(name, tuple(arguments.patch)), 1)
         rows += rows_of(name, setting, arguments.repeats, arguments.clock)
     write_rows("transcriptions_cpu", rows, {"clock": arguments.clock, **environment()})
 

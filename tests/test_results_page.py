@@ -112,7 +112,7 @@ def test_commands_can_be_typed(name):
         bench.add_arguments(parser)
         arguments = parser.parse_args(words)
         label = f"_{arguments.label}" if arguments.label else ""
-        assert measurement.results == (f"{arguments.what[0]}{label}_{arguments.device}",)
+        assert measurement.results == tuple(f"{what}{label}_{arguments.device}" for what in arguments.what)
     else:
         source = Path(importlib.util.find_spec(module).origin).read_text()
         assert all(f'"{word}"' in source for word in words if word.startswith("--"))
