@@ -47,7 +47,7 @@ def measured_where(rows: Sequence[Row]) -> str:
     if threads:
         parts.append(f"{threads} thread{'' if threads == '1' else 's'}")
     if _values(rows, "clock") == "processor":
-        parts.append("seconds of the processor, which others used too")
+        parts.append("processor seconds")
     parts += [f"{key} {_values(rows, key)}" for key in ("torch", "nnunetv2", "python") if _values(rows, key)]
     if _values(rows, "kernels"):
         parts.append(f"kernels {_values(rows, 'kernels')}")

@@ -30,8 +30,9 @@ by hand; a test fails when they disagree. `python -m benchmarks` lists all measu
 repeats one and makes this page anew. What others report, and what we have not measured, stands apart, at the end.
 
 Times are medians of repeated runs, lowest and highest in brackets; what is compared was run in turn in one process, and
-ratios are medians over the turns. Memory is what a call adds to what the process holds before. Under each table stands
-where it was measured.
+ratios are medians over the turns. "Processor seconds" are those that one thread computes, on a machine that others used
+at the same time; elsewhere they are those that pass. Memory is what a call adds to what the process holds before. Under
+each table stands where it was measured.
 """
 _PLOT_OF = {"networks": "cost", "scaling": "scaling", "tiles": "tiles", "accuracy": "accuracy"}
 _ELSEWHERE = {"feature_matrix": "[features.md](features.md)"}

@@ -95,6 +95,15 @@ def test_every_file_has_one_command():
         measurement_of("something_else")
 
 
+@pytest.mark.parametrize("name", COMMITTED.names)
+def test_files_are_what_their_command_writes(name):
+    """As far as options stand in the rows."""
+    words = measurement_of(name).command
+    for option, column in (("--threads", "threads"), ("--clock", "clock")):
+        if option in words:
+            assert {row[column] for row in COMMITTED.rows(name)} == {words[words.index(option) + 1]}
+
+
 def test_a_file_of_no_command_is_noticed(copied):
     shutil.copy(copied.folder / "sasan_cpu.csv", copied.folder / "sasan_mine.csv")
     with pytest.raises(KeyError, match=r"sasan_mine\.csv is made by no command"):
