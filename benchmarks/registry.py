@@ -112,16 +112,23 @@ _MEASUREMENTS = (
     Measurement(
         "tiles",
         ("tiles_cpu",),
-        f"{_BENCH} tiles --patch 32 32 32",
+        f"{_BENCH} tiles --patch 24 24 24",
         "Prediction against the number of tiles",
         "nnU-Net's sliding-window prediction of one scan",
     ),
     Measurement(
         "selective_scan",
         ("selective_scan_cpu",),
-        "benchmarks.selective_scan --threads 1 --clock processor",
+        "benchmarks.selective_scan --methods mambapy extension segments",
         "The selective scan",
-        "our backends against the package mambapy's parallel scan and a loop over time",
+        "our backends against the package mambapy's parallel scan",
+    ),
+    Measurement(
+        "selective_scan_loop",
+        ("selective_scan_8192_cpu",),
+        "benchmarks.selective_scan --length 8192 --threads 1 --clock processor",
+        "The selective scan on shorter sequences, and a loop over time",
+        "our backends against the package mambapy's parallel scan and a loop over positions",
     ),
     Measurement(
         "selective_scan_gpu",

@@ -135,12 +135,14 @@ _SCANS = {"mambapy": "mambapy", "loop": "loop over time", "extension": "C extens
 
 
 def selective_scan(rows: Rows) -> str:
-    header = ["", "scan", "milliseconds", "against mambapy", "extra memory, in sizes of u"]
+    header = ["b d n l", "", "scan", "milliseconds", "against mambapy", "extra memory, in sizes of u"]
     lines = []
     for row in rows:
         times, memory = (float(row[key]) for key in ("times_faster_than_mambapy", "extra_memory_in_sizes_of_u"))
         ratio = "" if row["method"] == "mambapy" else _faster(times)
-        lines.append([row["what"], _SCANS[row["method"]], f"{float(row['milliseconds']):.0f}", ratio, f"{memory:.0f}"])
+        milliseconds = f"{float(row['milliseconds']):.0f}"
+        named = row["b_d_n_l"], row["what"], _SCANS[row["method"]]
+        lines.append([*named, milliseconds, ratio, f"{memory:.0f}"])
     return markdown_table(header, lines)
 
 
@@ -309,6 +311,7 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "scaling_cpu": scaling,
     "tiles_cpu": tiles,
     "selective_scan_cpu": selective_scan,
+    "selective_scan_8192_cpu": selective_scan,
     "selective_scan_gpu": selective_scan_gpu,
     "sasan_cpu": sasan,
     "em_net_cpu": em_net,

@@ -47,6 +47,7 @@ def test_scaling_and_tiles(tmp_path):
         *("--sizes", "16", "32", "--tiles", "1", "2"),
     )
     assert [row["patch"] for row in rows(tmp_path, "scaling")] == ["16x16", "32x32"]
+    assert len({row["features"] for row in rows(tmp_path, "scaling")}) == 1  # of one network
     assert len(rows(tmp_path, "tiles")) == 2
 
 

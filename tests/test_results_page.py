@@ -194,9 +194,9 @@ def test_small_tables():
     assert markdown_table(["a", ""], [["1", "2"]]) == "| a |  |\n|---|---|\n| 1 | 2 |"
     rows = [{"device": "cpu", "processor": "X", "threads": "2", "torch": str(v), "commit": f"c{v}"} for v in range(4)]
     assert measured_where(rows) == "cpu (X); 2 threads; torch 0 to 3; commit c0 to c3"
-    scan = {"what": "forward", "milliseconds": "9.6", "extra_memory_in_sizes_of_u": "1.2"}
+    scan = {"b_d_n_l": "1 2 3 4", "what": "forward", "milliseconds": "9.6", "extra_memory_in_sizes_of_u": "1.2"}
     rows = [scan | {"method": "loop", "times_faster_than_mambapy": "0.5"}]
-    assert "| forward | loop over time | 10 | 2.0 times slower | 1 |" in tables.selective_scan(rows)
+    assert "| 1 2 3 4 | forward | loop over time | 10 | 2.0 times slower | 1 |" in tables.selective_scan(rows)
 
 
 def test_entry(capsys):

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ def measure(
         plan: A plans file and its configuration, instead of the next two.
         patch_size: P in voxels, planned as isotropic.
         batch_size: Of training steps.
-        sizes: Sides of the patches of "scaling", with as many axes as the setting has.
+        sizes: Sides of the patches of "scaling", with as many axes as the setting has; the smallest one's topology.
         tiles: Numbers of tiles of "tiles".
         precisions: Of "networks".
         modes: Of "networks".
@@ -95,8 +96,10 @@ def _fitting(networks: Sequence[str] | None, setting: Setting) -> list[str]:
 
 
 def _cubes(setting: Setting, sizes: Sequence[int]) -> list[Setting]:
+    """One topology, that of the smallest patch, on every patch: more stages would be another network."""
     axes = len(setting.patch_size)
-    return [Setting.of_patch((size,) * axes, setting.batch_size) for size in sizes]
+    planned = [Setting.of_patch((size,) * axes, setting.batch_size) for size in sorted(sizes)]
+    return [replace(planned[0], patch_size=cube.patch_size) for cube in planned]
 
 
 def _announced(rows: Iterator[Row]) -> Iterator[Row]:
