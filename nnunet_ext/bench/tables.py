@@ -137,7 +137,10 @@ def _predictor(name: str, setting: Setting, device: str) -> Any:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
     predictor = nnUNetPredictor(
-        use_mirroring=False, perform_everything_on_device=True, device=torch.device(device), allow_tqdm=False
+        use_mirroring=False,
+        perform_everything_on_device=device == "cuda",
+        device=torch.device(device),
+        allow_tqdm=False,
     )
     predictor.network = setting.show(setting.build(name, deep_supervision=False))
     predictor.configuration_manager = ConfigurationManager({"patch_size": list(setting.patch_size), "architecture": {}})
