@@ -124,7 +124,7 @@ def tiles(rows: Rows) -> str:
             [
                 name,
                 *(_spread(by_number[name, number]) for number in numbers),
-                *(f"{float(by_number[name, numbers[0]][key]):.2f}" for key in ("seconds_per_tile", "seconds_at_none")),
+                *(_no_minus_zero(by_number[name, numbers[0]][key]) for key in ("seconds_per_tile", "seconds_at_none")),
             ]
             for name in _in_order(row["network"] for row in rows)
         ],
@@ -345,10 +345,11 @@ def _gigabytes(value: str) -> str:
 
 def _faster(times: str | float) -> str:
     ratio = float(times)
-    return (
-        f"{ratio:.0f} times faster"
-        if ratio >= 10
-        else f"{ratio:.1f} times faster"
-        if ratio >= 1
-        else f"{1 / ratio:.1f} times slower"
-    )
+    if 0.95 < ratio < 1.05:
+        return "as fast"
+    inverse, named = (ratio, "faster") if ratio > 1 else (1 / ratio, "slower")
+    return f"{inverse:.0f} times {named}" if inverse >= 10 else f"{inverse:.1f} times {named}"
+
+
+def _no_minus_zero(value: str) -> str:
+    return f"{round(float(value), 2) + 0:.2f}"
