@@ -4,9 +4,18 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from nnunet_ext.bench.measure import environment, interleaved_seconds, median_ratio, peak_gigabytes, write_csv
+from nnunet_ext.bench.measure import CLOCKS, environment, interleaved_seconds, median_ratio, peak_gigabytes, write_csv
 
-__all__ = ["RESULTS", "environment", "interleaved_seconds", "median_ratio", "peak_gigabytes", "plain_row", "write_rows"]
+__all__ = [
+    "CLOCKS",
+    "RESULTS",
+    "environment",
+    "interleaved_seconds",
+    "median_ratio",
+    "peak_gigabytes",
+    "plain_row",
+    "write_rows",
+]
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -26,6 +26,14 @@ def plain_masks(network: SASAN) -> list[Tensor]:
     return masks
 
 
+def leaf_masks(network: SASAN) -> list[Tensor]:
+    """`plain_masks` as parameters, which replace the network's own, so that a backward pass reaches them alone."""
+    masks = [mask.detach().requires_grad_() for mask in plain_masks(network)]
+    for fine in network.encoder.fine:
+        del fine.mask
+    return masks
+
+
 def plain_forward(network: SASAN, image: Tensor, masks: Sequence[Tensor]) -> Tensor:
     """Logits (B, K, *P) of a network with one input channel and without deep supervision, masks by `plain_masks`."""
     axes = tuple(range(2, image.ndim))

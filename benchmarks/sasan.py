@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import peak_gigabytes, plain_row, write_rows
-from benchmarks.plain_sasan import plain_forward, plain_masks
+from benchmarks.plain_sasan import leaf_masks, plain_forward, plain_masks
 from nnunet_ext.losses import SelfUpdatingLoss
 from nnunet_ext.losses.region_terms import region_terms_reference
 from nnunet_ext.networks import NETWORKS, SASAN
@@ -36,7 +36,7 @@ def prepare_ours() -> Callable[[], object]:
 
 def prepare_plain() -> Callable[[], object]:
     network, image = _network_and_image()
-    masks = _leaf_masks(network)
+    masks = leaf_masks(network)
     return lambda: _backward(plain_forward(network, image, masks))
 
 
@@ -47,16 +47,8 @@ def prepare_ours_forward() -> Callable[[], object]:
 
 def prepare_plain_forward() -> Callable[[], object]:
     network, image = _network_and_image()
-    masks = _leaf_masks(network)
+    masks = leaf_masks(network)
     return torch.no_grad()(lambda: plain_forward(network, image, masks))
-
-
-def _leaf_masks(network: SASAN) -> list[Tensor]:
-    """Masks of the plain form, which replace the network's as parameters."""
-    masks = [m.detach().requires_grad_() for m in plain_masks(network)]
-    for fine in network.encoder.fine:
-        del fine.mask
-    return masks
 
 
 def _check_equal(network: SASAN, image: Tensor) -> None:

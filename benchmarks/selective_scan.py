@@ -1,7 +1,10 @@
-"""The selective scan on the CPU against the parallel scan of the package mambapy: time and memory.
+"""The selective scan on the CPU against the parallel scan of the package mambapy and a loop over time.
 
 pip install mambapy
-python -m benchmarks.selective_scan [--threads 2] [--repeats 5]
+python -m benchmarks.selective_scan [--length 32768] [--methods mambapy loop extension segments] [--threads 2]
+    [--repeats 5] [--clock wall]
+
+Another length than EM-Net's at the paper's setting goes to selective_scan_LENGTH_cpu.csv.
 """
 
 import argparse
@@ -14,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure import interleaved_seconds, median_ratio, peak_gigabytes, write_rows
-from nnunet_ext.ops import selective_scan
+from benchmarks.measure import CLOCKS, environment, interleaved_seconds, median_ratio, peak_gigabytes, write_rows
+from nnunet_ext.ops import selective_scan, selective_scan_reference
 from nnunet_ext.ops.native import native_library
 
-_SHAPE = (2, 96, 16, 32768)
-_METHODS = ("mambapy", "extension", "segments")
+_B_D_N = (2, 96, 16)
+_LENGTH = 32768
 
 
 def scan_inputs(b: int, d: int, n: int, length: int) -> list[Tensor]:
@@ -52,13 +55,22 @@ def extension_scan(*tensors: Tensor) -> Tensor:
     return selective_scan(*tensors, delta_softplus=True, backend="cpu")
 
 
+def loop_scan(*tensors: Tensor) -> Tensor:
+    """The recurrence as its formula stands, position after position in PyTorch."""
+    return selective_scan_reference(*tensors, delta_softplus=True)
+
+
 def segment_scan(*tensors: Tensor) -> Tensor:
     """Ours as it is where the extension was not built."""
     return selective_scan(*tensors, delta_softplus=True, backend="torch")
 
 
+_SCANS = {"mambapy": mambapy_scan, "loop": loop_scan, "extension": extension_scan, "segments": segment_scan}
+"""What is measured, the yardstick first."""
+
+
 def _prepare(method: str, backward: bool, shape: tuple[int, ...]) -> Callable[[], object]:
-    scan = {"mambapy": mambapy_scan, "extension": extension_scan, "segments": segment_scan}[method]
+    scan = _SCANS[method]
     tensors = scan_inputs(*shape)
     gradient = torch.randn_like(tensors[0])
 
@@ -72,17 +84,16 @@ def _prepare(method: str, backward: bool, shape: tuple[int, ...]) -> Callable[[]
     return step if backward else forward
 
 
-def prepare_warm(method: str, backward: bool) -> Callable[[], object]:
+def prepare_warm(method: str, backward: bool, length: int) -> Callable[[], object]:
     """The call at full size, after one at a small size has loaded what stays in memory."""
     small = (1, 16, 16, 64)
     _prepare(method, backward, small)()
-    return _prepare(method, backward, _SHAPE)
+    return _prepare(method, backward, (*_B_D_N, length))
 
 
-def _check_equal() -> None:
-    shape = (*_SHAPE[:3], 2048)
+def _check_equal(methods: Sequence[str]) -> None:
     with torch.no_grad():
-        expected, *others = (_prepare(method, False, shape)() for method in _METHODS)
+        expected, *others = (_prepare(method, False, (*_B_D_N, 2048))() for method in methods)
     for other in others:
         error = ((other - expected).abs().max() / expected.abs().max()).item()
         if error > 1e-4:
@@ -91,33 +102,41 @@ def _check_equal() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--length", type=int, default=_LENGTH)
+    parser.add_argument("--methods", nargs="+", choices=list(_SCANS), default=list(_SCANS), help="with mambapy")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     library = native_library()
     if library is None:
         sys.exit("the C extension was not built: install a C compiler and reinstall nnunet_ext")
-    size_u = 4 * _SHAPE[0] * _SHAPE[1] * _SHAPE[3] / 1e9
+    if "mambapy" not in arguments.methods:
+        parser.error("--methods must have mambapy, which the others are compared with")
+    shape = (*_B_D_N, arguments.length)
+    size_u = 4 * shape[0] * shape[1] * shape[3] / 1e9
     modes = {"forward": False, "forward + backward": True}
     memory = {
-        (what, method): peak_gigabytes(partial(prepare_warm, method, backward))[0]
+        (what, method): peak_gigabytes(partial(prepare_warm, method, backward, arguments.length))[0]
         for what, backward in modes.items()
-        for method in _METHODS
+        for method in arguments.methods
     }
-    _check_equal()
+    _check_equal(arguments.methods)
     rows = []
     for what, backward in modes.items():
         times = interleaved_seconds(
-            {method: _prepare(method, backward, _SHAPE) for method in _METHODS}, arguments.repeats
+            {method: _prepare(method, backward, shape) for method in arguments.methods},
+            arguments.repeats,
+            clock=arguments.clock,
         )
-        for method in _METHODS:
+        for method in arguments.methods:
             rows.append(
                 {
                     "what": what,
                     "method": method,
                     "kernel": library.instruction_set if method == "extension" else "PyTorch",
-                    "b_d_n_l": " ".join(map(str, _SHAPE)),
+                    "b_d_n_l": " ".join(map(str, shape)),
                     "precision": "float32",
                     "seed": 0,
                     "milliseconds": f"{1e3 * statistics.median(times[method]):.1f}",
@@ -127,7 +146,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "extra_memory_in_sizes_of_u": f"{memory[what, method] / size_u:.1f}",
                 }
             )
-    write_rows("selective_scan_cpu", rows)
+    name = "selective_scan_cpu" if arguments.length == _LENGTH else f"selective_scan_{arguments.length}_cpu"
+    write_rows(name, rows, {"clock": arguments.clock, **environment()})
 
 
 if __name__ == "__main__":

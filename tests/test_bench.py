@@ -1,12 +1,15 @@
 """`nnunet_ext bench` at sizes of a second; what it measures is checked against what is known of it."""
 
 import csv
+import datetime
 import re
+import time
 
 import pytest
 import torch
 from torch import nn
 
+from nnunet_ext.bench.measure import interleaved_seconds, write_csv
 from nnunet_ext.bench.operators import record, replay
 from nnunet_ext.bench.setting import NETWORKS, Setting
 from nnunet_ext.bench.steps import training_step
@@ -44,7 +47,40 @@ def test_scaling_and_tiles(tmp_path):
         *("--sizes", "16", "32", "--tiles", "1", "2"),
     )
     assert [row["patch"] for row in rows(tmp_path, "scaling")] == ["16x16", "32x32"]
+    assert len({row["features"] for row in rows(tmp_path, "scaling")}) == 1  # of one network
     assert len(rows(tmp_path, "tiles")) == 2
+
+
+def test_a_label_stands_in_the_files_name(tmp_path):
+    bench(tmp_path, "--patch", "16", "16", "--networks", "PlainConvUNet", "--label", "small")
+    assert [path.name for path in tmp_path.iterdir()] == ["networks_small_cpu.csv"]
+    row = rows(tmp_path, "networks_small")[0]
+    assert (row["repeats"], row["clock"]) == ("1", "wall")
+    assert row["kernels"]
+    datetime.date.fromisoformat(row["date"])
+
+
+def test_rows_of_an_earlier_version_lack_columns(tmp_path):
+    write_csv(tmp_path / "mixed_cpu.csv", [{"a": 1}, {"a": 2, "b": 3}], {"c": "4"})
+    assert rows(tmp_path, "mixed") == [{"a": "1", "b": "", "c": "4"}, {"a": "2", "b": "3", "c": "4"}]
+
+
+def test_the_processor_s_clock_leaves_waiting_out():
+    def wait():
+        time.sleep(0.2)
+
+    assert interleaved_seconds({"wait": wait}, 1)["wait"][0] >= 0.2
+    assert interleaved_seconds({"wait": wait}, 1, clock="processor")["wait"][0] < 0.1
+
+
+def test_the_processor_s_clock_adds_threads_up(tmp_path, capsys):
+    before = torch.get_num_threads()
+    try:
+        options = ["--patch", "16", "16", "--networks", "PlainConvUNet", "--threads", "2", "--clock", "processor"]
+        assert main(["bench", "--device", "cpu", "-o", str(tmp_path), *options]) == 2
+    finally:
+        torch.set_num_threads(before)
+    assert "the processor's clock needs one thread, not 2: --threads 1" in capsys.readouterr().err
 
 
 def test_operators_are_those_of_the_step():

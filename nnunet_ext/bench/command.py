@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,6 +27,8 @@ def measure(
     threads: int | None,
     repeats: int,
     output: Path,
+    label: str = "",
+    clock: str = "wall",
 ) -> list[Path]:
     """Measures and writes OUTPUT/NAME_DEVICE.csv, `networks_cpu.csv` for instance; returns the files.
 
@@ -35,7 +38,7 @@ def measure(
         plan: A plans file and its configuration, instead of the next two.
         patch_size: P in voxels, planned as isotropic.
         batch_size: Of training steps.
-        sizes: Sides of the patches of "scaling", with as many axes as the setting has.
+        sizes: Sides of the patches of "scaling", with as many axes as the setting has; the smallest one's topology.
         tiles: Numbers of tiles of "tiles".
         precisions: Of "networks".
         modes: Of "networks".
@@ -43,10 +46,12 @@ def measure(
         threads: Of the CPU; None: as torch has it.
         repeats: Turns that count.
         output: Folder.
+        label: In the files' names: `networks_LABEL_cpu.csv`.
+        clock: Of `nnunet_ext.bench.measure.CLOCKS`.
 
     Raises:
         ValueError: for a network that is unknown or does not fit the setting, a patch that nnU-Net would not plan,
-            a number that is not positive, a device that there is not.
+            a number that is not positive, a device that there is not, the processor's clock of anything but one thread.
         FileNotFoundError: if the plan is missing.
     """
     for name, values in (
@@ -63,13 +68,16 @@ def measure(
     setting = Setting.of_patch(patch_size, batch_size) if plan is None else Setting.of_plan(*plan)
     names = _fitting(networks, setting)
     measurements = {
-        "networks": lambda: network_rows(names, setting, chosen, precisions, modes, repeats),
-        "operators": lambda: operator_rows(names, setting, chosen, repeats),
-        "scaling": lambda: scaling_rows(names, _cubes(setting, sizes), chosen, repeats),
-        "tiles": lambda: tile_rows(names, setting, tiles, chosen, repeats),
+        "networks": lambda: network_rows(names, setting, chosen, precisions, modes, repeats, clock),
+        "operators": lambda: operator_rows(names, setting, chosen, repeats, clock),
+        "scaling": lambda: scaling_rows(names, _cubes(setting, sizes), chosen, repeats, clock),
+        "tiles": lambda: tile_rows(names, setting, tiles, chosen, repeats, clock),
     }
-    where = environment(chosen)
-    return [write_csv(output / f"{name}_{chosen}.csv", list(_announced(measurements[name]())), where) for name in what]
+    if clock == "processor" and chosen != "cpu":
+        raise ValueError(f"--clock processor measures the CPU, not {chosen}")
+    where = {"clock": clock, **environment(chosen)}
+    ending = f"_{label}_{chosen}.csv" if label else f"_{chosen}.csv"
+    return [write_csv(output / f"{name}{ending}", list(_announced(measurements[name]())), where) for name in what]
 
 
 def _fitting(networks: Sequence[str] | None, setting: Setting) -> list[str]:
@@ -88,8 +96,10 @@ def _fitting(networks: Sequence[str] | None, setting: Setting) -> list[str]:
 
 
 def _cubes(setting: Setting, sizes: Sequence[int]) -> list[Setting]:
+    """One topology, that of the smallest patch, on every patch: more stages would be another network."""
     axes = len(setting.patch_size)
-    return [Setting.of_patch((size,) * axes, setting.batch_size) for size in sizes]
+    planned = [Setting.of_patch((size,) * axes, setting.batch_size) for size in sorted(sizes)]
+    return [replace(planned[0], patch_size=cube.patch_size) for cube in planned]
 
 
 def _announced(rows: Iterator[Row]) -> Iterator[Row]:

@@ -2,6 +2,7 @@
 
 import csv
 import ctypes
+import datetime
 import multiprocessing
 import os
 import platform
@@ -14,18 +15,31 @@ from pathlib import Path
 
 import torch
 
+from nnunet_ext.ops.native import native_library
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
+"""Seconds that pass, and seconds that this process computes: of one thread the same, but for what others on the machine
+take meanwhile."""
+
 
 def interleaved_seconds(
-    functions: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1
+    functions: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1, clock: str = "wall"
 ) -> dict[str, list[float]]:
-    """Seconds of each function, run in turn `repeats` times, so that a busy machine hits all of them alike."""
+    """Seconds by one of `CLOCKS` of each function, run in turn `repeats` times: a busy machine hits all of them alike.
+
+    Raises:
+        ValueError: for the processor's clock with several threads, whose seconds it would add up.
+    """
+    if clock == "processor" and torch.get_num_threads() != 1:
+        raise ValueError(f"the processor's clock needs one thread, not {torch.get_num_threads()}: --threads 1")
+    now = CLOCKS[clock]
     times: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(warm_up + repeats):
         for name, function in functions.items():
-            started = time.perf_counter()
+            started = now()
             function()
             if turn >= warm_up:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(now() - started)
     return times
 
 
@@ -92,12 +106,15 @@ def environment(device: str = "cpu") -> dict[str, str]:
         version = commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
     except (OSError, subprocess.CalledProcessError):
         version = "unknown"
+    library = native_library()
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "processor": _processor(),
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "kernels": "PyTorch" if library is None else library.instruction_set,
+        "date": datetime.date.today().isoformat(),
         "commit": version,
     }
 
@@ -111,15 +128,19 @@ def _processor() -> str:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]], where: Mapping[str, str] | None = None) -> Path:
-    """Prints the rows and writes them to a CSV file, each with `where` (None: `environment()`)."""
+    """Prints the rows and writes them to a CSV file, each with `where` (None: `environment()`).
+
+    A column that some rows lack (those that an earlier version wrote) is empty in them.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     fixed = environment() if where is None else where
+    columns = list(dict.fromkeys(key for row in rows for key in row))
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *fixed])
+        writer = csv.DictWriter(file, [*columns, *fixed])
         writer.writeheader()
         writer.writerows({**row, **fixed} for row in rows)
-    widths = {key: max(len(str(key)), *(len(str(row[key])) for row in rows)) for key in rows[0]}
-    for row in [{key: key for key in rows[0]}, *rows]:
-        print("  ".join(str(row[key]).ljust(widths[key]) for key in widths))
+    widths = {key: max(len(str(row.get(key, ""))) for row in [{key: key}, *rows]) for key in columns}
+    for row in [{key: key for key in columns}, *rows]:
+        print("  ".join(str(row.get(key, "")).ljust(widths[key]) for key in widths))
     print(f"\n{', '.join(f'{k} {v}' for k, v in fixed.items())}\nwritten: {os.path.relpath(path)}", file=sys.stderr)
     return path

@@ -26,6 +26,7 @@ def network_rows(
     precisions: Sequence[str],
     modes: Sequence[str],
     repeats: int,
+    clock: str = "wall",
 ) -> Iterator[Row]:
     """Parameters, multiply-adds, time and memory of networks side by side.
 
@@ -36,11 +37,12 @@ def network_rows(
         precisions: Of `nnunet_ext.bench.steps.PRECISIONS`.
         modes: Of `nnunet_ext.bench.steps.MODES`.
         repeats: Turns that count.
+        clock: Of `nnunet_ext.bench.measure.CLOCKS`.
     """
     sizes = {name: _sizes(name, setting) for name in names}
     for what, precision, mode in ((w, p, m) for w in WHATS for p in precisions for m in modes):
         calls = {name: Job(name, setting, what, device, precision, mode).prepare() for name in names}
-        times = interleaved_seconds(calls, repeats)
+        times = interleaved_seconds(calls, repeats, clock=clock)
         for name in names:
             memory = added_gigabytes(calls[name], device)
             yield {
@@ -57,7 +59,9 @@ def network_rows(
             }
 
 
-def operator_rows(names: Sequence[str], setting: Setting, device: str, repeats: int) -> Iterator[Row]:
+def operator_rows(
+    names: Sequence[str], setting: Setting, device: str, repeats: int, clock: str = "wall"
+) -> Iterator[Row]:
     """Training steps against their convolutions and matrix products alone, in float32.
 
     For a network with selective scans also against products and scans; see `nnunet_ext.bench.operators`.
@@ -70,7 +74,7 @@ def operator_rows(names: Sequence[str], setting: Setting, device: str, repeats: 
         functions: dict[str, Callable[[], object]] = {"step": step, "products": synchronised(replay(products), device)}
         if scans:
             functions["scans"] = synchronised(replay(scans), device)
-        times = interleaved_seconds(functions, repeats)
+        times = interleaved_seconds(functions, repeats, clock=clock)
         needed = [sum(turn) for turn in zip(*(times[key] for key in functions if key != "step"), strict=True)]
         yield {
             "network": name,
@@ -79,31 +83,35 @@ def operator_rows(names: Sequence[str], setting: Setting, device: str, repeats: 
             "seed": 0,
             "operators": len(products),
             **{f"step_{key}": value for key, value in _times(times["step"]).items()},
-            **{f"products_{key}": value for key, value in _times(times["products"]).items()},
+            **{f"products_{key}": value for key, value in _times(times["products"]).items() if key != "repeats"},
             "step_of_products": f"{median_ratio(times['step'], times['products']):.2f}",
             "scans_seconds": f"{statistics.median(times['scans']):.4f}" if scans else "",
             "step_of_products_and_scans": f"{median_ratio(times['step'], needed):.2f}" if scans else "",
         }
 
 
-def scaling_rows(names: Sequence[str], settings: Sequence[Setting], device: str, repeats: int) -> Iterator[Row]:
+def scaling_rows(
+    names: Sequence[str], settings: Sequence[Setting], device: str, repeats: int, clock: str = "wall"
+) -> Iterator[Row]:
     """Time and memory of a training step against the patch, with the exponents of the voxels that fit best."""
     for name in names:
+        steps = {str(s.patch_size): Job(name, s, "training step", device).prepare() for s in settings}
+        times = interleaved_seconds(steps, repeats, clock=clock)
         rows: list[Row] = []
-        for setting in settings:
-            step = Job(name, setting, "training step", device).prepare()
-            times = interleaved_seconds({name: step}, repeats)[name]
+        for setting, (patch, step) in zip(settings, steps.items(), strict=True):
             memory = added_gigabytes(step, device)
             rows.append(
                 {"network": name, **_described(setting), "voxels": math.prod(setting.patch_size)}
-                | {"precision": "float32", "seed": 0, **_times(times)}
+                | {"precision": "float32", "seed": 0, **_times(times[patch])}
                 | {"added_GB": "" if memory is None else f"{memory:.3f}"}
             )
         exponents = {f"{column}_exponent": _exponent(rows, column) for column in ("seconds", "added_GB")}
         yield from ({**row, **exponents} for row in rows)
 
 
-def tile_rows(names: Sequence[str], setting: Setting, tiles: Sequence[int], device: str, repeats: int) -> Iterator[Row]:
+def tile_rows(
+    names: Sequence[str], setting: Setting, tiles: Sequence[int], device: str, repeats: int, clock: str = "wall"
+) -> Iterator[Row]:
     """Time of nnU-Net's sliding-window prediction of a scan against its number of tiles.
 
     Tiles overlap by half, as in nnU-Net's default; no mirroring. The scan is one tile wide on all axes but the last.
@@ -116,7 +124,7 @@ def tile_rows(names: Sequence[str], setting: Setting, tiles: Sequence[int], devi
         for n in tiles:
             shape = (setting.input_channels, *((1,) if len(others) == 1 else ()), *others, last + (n - 1) * (last // 2))
             calls[str(n)] = partial(predictor.predict_sliding_window_return_logits, torch.randn(shape))
-        times = interleaved_seconds(calls, repeats)
+        times = interleaved_seconds(calls, repeats, clock=clock)
         slope, start = _line([float(n) for n in tiles], [statistics.median(times[str(n)]) for n in tiles])
         for n in tiles:
             yield {
@@ -137,7 +145,10 @@ def _predictor(name: str, setting: Setting, device: str) -> Any:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
     predictor = nnUNetPredictor(
-        use_mirroring=False, perform_everything_on_device=True, device=torch.device(device), allow_tqdm=False
+        use_mirroring=False,
+        perform_everything_on_device=device == "cuda",
+        device=torch.device(device),
+        allow_tqdm=False,
     )
     predictor.network = setting.show(setting.build(name, deep_supervision=False))
     predictor.configuration_manager = ConfigurationManager({"patch_size": list(setting.patch_size), "architecture": {}})
@@ -168,6 +179,7 @@ def _times(seconds: Sequence[float]) -> Row:
         "seconds": f"{statistics.median(seconds):.4f}",
         "min_s": f"{min(seconds):.4f}",
         "max_s": f"{max(seconds):.4f}",
+        "repeats": len(seconds),
     }
 
 

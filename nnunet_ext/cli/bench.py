@@ -29,7 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument("--threads", type=int, help="of the CPU (default: torch's)")
     parser.add_argument("--repeats", type=int, default=5, help="turns that count (default: %(default)s)")
+    parser.add_argument(
+        "--clock",
+        choices=["wall", "processor"],
+        default="wall",
+        help="processor: seconds that one thread computes, for a machine that others use (default: wall)",
+    )
     parser.add_argument("-o", "--output", default="nnunet_ext_bench", help="folder (default: %(default)s)")
+    parser.add_argument("--label", default="", help="in the files' names: networks_LABEL_cpu.csv")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -49,5 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.threads,
         arguments.repeats,
         Path(arguments.output),
+        arguments.label,
+        arguments.clock,
     )
     return 0

@@ -1,0 +1,69 @@
+"""All measurements by one entry.
+
+python -m benchmarks                    what there is, and which results are there
+python -m benchmarks NAME [NAME ...]    measures, writes benchmarks/results, then makes docs/results.md anew
+python -m benchmarks all                whatever this machine can measure without further data: hours on two cores
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from benchmarks import results_page
+from benchmarks.measure import RESULTS
+from benchmarks.registry import MEASUREMENTS, Measurement
+
+
+def listing() -> str:
+    """One paragraph a measurement."""
+    lines = []
+    for measurement in MEASUREMENTS.values():
+        there = all((RESULTS / f"{name}.csv").is_file() for name in measurement.results)
+        lines.append(f"{measurement.name}{'' if there else '  (not measured yet)'}")
+        lines.append(f"    {measurement.measured}\n    {measurement.shown}")
+    return "\n".join(lines)
+
+
+def chosen(names: Sequence[str]) -> list[Measurement]:
+    """Measurements by name; "all": those that can be run as they are.
+
+    Raises:
+        ValueError: for an unknown name, and for one whose command must be filled in.
+    """
+    if list(names) == ["all"]:
+        cuda = torch.cuda.is_available()
+        return [m for m in MEASUREMENTS.values() if not m.needs_data and (cuda or not m.cuda)]
+    unknown = [name for name in names if name not in MEASUREMENTS]
+    if unknown:
+        raise ValueError(f"unknown measurement {unknown[0]!r}; known: {', '.join(MEASUREMENTS)}, all")
+    for name in names:
+        if MEASUREMENTS[name].needs_data:
+            raise ValueError(f"{name} needs data; fill in and run yourself: {MEASUREMENTS[name].shown}")
+    return [MEASUREMENTS[name] for name in names]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    names = parser.parse_args(argv).names
+    if not names:
+        print(listing())
+        return 0
+    try:
+        measurements = chosen(names)
+    except ValueError as error:
+        parser.error(str(error))
+    for measurement in measurements:
+        print(f"== {measurement.shown}", file=sys.stderr, flush=True)
+        subprocess.run([sys.executable, "-m", *measurement.command], check=True, cwd=RESULTS.parents[1])
+    results_page.main([])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

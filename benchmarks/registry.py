@@ -1,0 +1,234 @@
+"""What is measured: for every CSV file under benchmarks/results the one command that makes it.
+
+`python -m benchmarks`, the page of results and the README go by this list.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_BENCH = "nnunet_ext bench --device cpu --threads 1 --clock processor -o benchmarks/results --what"
+_SIDE_BY_SIDE = (
+    "parameters, multiply-adds, time and memory side by side with nnU-Net's networks (FAF-Net: slice by slice, from "
+    "stored prototypes)"
+)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A command and what it measures.
+
+    Attributes:
+        name: As `python -m benchmarks` takes it.
+        results: Names of the CSV files under benchmarks/results that it writes, without ending.
+        line: What stands behind ``python -m``; words in capitals are the user's to fill in.
+        title: In the page's headings.
+        measured: One sentence's part, without full stop.
+        cuda: Whether it needs a CUDA device.
+    """
+
+    name: str
+    results: tuple[str, ...]
+    line: str
+    title: str
+    measured: str
+    cuda: bool = False
+
+    @property
+    def command(self) -> list[str]:
+        """What stands behind ``python -m``, word by word."""
+        return self.line.split()
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether something must be filled in."""
+        return any(word.isupper() for word in self.command)
+
+    @property
+    def shown(self) -> str:
+        """The command as one types it."""
+        return self.line if self.line.startswith("nnunet_ext ") else f"python -m {self.line}"
+
+
+_MEASUREMENTS = (
+    Measurement(
+        "accuracy",
+        ("accuracy_hippocampus", "accuracy_hippocampus_cases"),
+        "benchmarks.accuracy --data DATASET_FOLDER --work FOLDER --name hippocampus",
+        "Accuracy",
+        "Dice of trainers under one budget on one fold",
+    ),
+    Measurement(
+        "networks",
+        ("networks_cpu",),
+        f"{_BENCH} networks --patch 40 56 40 --precisions float32 autocast",
+        "Networks in 3D",
+        _SIDE_BY_SIDE,
+    ),
+    Measurement(
+        "networks_2d",
+        ("networks_2d_cpu",),
+        f"{_BENCH} networks --label 2d --patch 96 96 --batch-size 4 --precisions float32 autocast",
+        "Networks in 2D",
+        _SIDE_BY_SIDE,
+    ),
+    Measurement(
+        "networks_compiled",
+        ("networks_compiled_cpu",),
+        f"{_BENCH} networks --label compiled --patch 96 96 --batch-size 4 --modes eager compiled "
+        "--networks PlainConvUNet SASAN EM-Net",
+        "torch.compile",
+        "networks in 2D as they are and compiled, side by side with nnU-Net's",
+    ),
+    Measurement(
+        "networks_cuda",
+        ("networks_cuda", "scaling_cuda", "tiles_cuda"),
+        "nnunet_ext bench --device cuda -o benchmarks/results --what networks scaling tiles --patch 128 128 128 "
+        "--precisions float32 autocast --modes eager compiled --sizes 64 96 128",
+        "Networks on CUDA",
+        "the same on a GPU, eager and compiled, growth with the patch and prediction included",
+        cuda=True,
+    ),
+    Measurement(
+        "transcriptions",
+        ("transcriptions_cpu",),
+        "benchmarks.transcriptions --patch 32 32 32 --threads 1 --clock processor",
+        "Networks against plain transcriptions of their formulas",
+        "each network against the formulas as the paper has them, same weights and logits",
+    ),
+    Measurement(
+        "operators",
+        ("operators_cpu",),
+        f"{_BENCH} operators",
+        "Training steps against their convolutions alone",
+        "a training step against its convolutions and matrix products by themselves: what no optimisation saves",
+    ),
+    Measurement(
+        "scaling",
+        ("scaling_cpu",),
+        f"{_BENCH} scaling --sizes 24 32 48 --batch-size 1",
+        "Time and memory against the patch",
+        "a training step against the number of voxels, with the exponents that fit best",
+    ),
+    Measurement(
+        "tiles",
+        ("tiles_cpu",),
+        f"{_BENCH} tiles --patch 24 24 24",
+        "Prediction against the number of tiles",
+        "nnU-Net's sliding-window prediction of one scan",
+    ),
+    Measurement(
+        "selective_scan",
+        ("selective_scan_cpu",),
+        "benchmarks.selective_scan --methods mambapy extension segments",
+        "The selective scan",
+        "our backends against the package mambapy's parallel scan",
+    ),
+    Measurement(
+        "selective_scan_loop",
+        ("selective_scan_8192_cpu",),
+        "benchmarks.selective_scan --length 8192 --threads 1 --clock processor",
+        "The selective scan on shorter sequences, and a loop over time",
+        "our backends against the package mambapy's parallel scan and a loop over positions",
+    ),
+    Measurement(
+        "selective_scan_gpu",
+        ("selective_scan_gpu",),
+        "benchmarks.selective_scan_gpu",
+        "The selective scan on CUDA",
+        "our Triton kernels against mamba_ssm's, where it is installed, and against the device's limits",
+        cuda=True,
+    ),
+    Measurement(
+        "sasan",
+        ("sasan_cpu",),
+        "benchmarks.sasan",
+        "SASAN at the paper's setting",
+        "network and SM loss against a plain transcription of their formulas",
+    ),
+    Measurement(
+        "em_net",
+        ("em_net_cpu",),
+        "benchmarks.em_net",
+        "EM-Net and its scan's part",
+        "EM-Net with the scan by each backend, and replaced by a multiplication",
+    ),
+    Measurement(
+        "lstm_sa",
+        ("lstm_sa_cpu",),
+        "benchmarks.lstm_sa",
+        "LSTMSA over a volume",
+        "LSTMSA over a volume against slice by slice, and checkpointing",
+    ),
+    Measurement(
+        "gaussian_attention",
+        ("gaussian_attention_cpu",),
+        "benchmarks.gaussian_attention",
+        "MT-UNet's Gaussian axial attention",
+        "all positions at once against a loop over positions",
+    ),
+    Measurement(
+        "faf_net",
+        ("faf_net_cpu",),
+        "benchmarks.faf_net --threads 1",
+        "FAF-Net's prediction",
+        "stored prototypes against encoding the support again for every slice",
+    ),
+    Measurement(
+        "supervoxels",
+        ("supervoxels_cpu",),
+        "benchmarks.supervoxels",
+        "Supervoxels",
+        "the C extension against NumPy on one volume",
+    ),
+    Measurement(
+        "planned_memory",
+        ("planned_memory_cpu",),
+        "benchmarks.planned_memory",
+        "Planned memory",
+        "the traced memory of a training step against what saved-tensor hooks count in a real one",
+    ),
+    Measurement(
+        "planned_memory_cuda",
+        ("planned_memory_cuda",),
+        "benchmarks.planned_memory --device cuda",
+        "Planned memory on CUDA",
+        "the traced memory of a training step against what a real one takes",
+        cuda=True,
+    ),
+    Measurement(
+        "em_net_layouts",
+        ("em_net_layouts_hippocampus",),
+        "benchmarks.accuracy --data DATASET_FOLDER --work FOLDER --name em_net_layouts --iterations 25 "
+        "--trainers EMNetTrainer EMNetAuthorsTrainer EMNetNoMambaTrainer",
+        "EM-Net's frequency layers, a first look",
+        "Dice of EM-Net with its frequency layers in two layouts, and without Mamba",
+    ),
+    Measurement(
+        "few_shot",
+        ("few_shot_hippocampus",),
+        "benchmarks.few_shot --model FOLDER --raw DATASET_FOLDER --preprocessed DATASET_FOLDER --label 2",
+        "Few-shot segmentation",
+        "Dice of a class found in scans from one labelled scan",
+    ),
+    Measurement(
+        "feature_matrix",
+        ("feature_matrix",),
+        "benchmarks.feature_matrix PART.CSV",
+        "What works with which trainer",
+        "what the tests of nnU-Net's features found",
+    ),
+)
+
+MEASUREMENTS: Mapping[str, Measurement] = {measurement.name: measurement for measurement in _MEASUREMENTS}
+
+
+def measurement_of(result: str) -> Measurement:
+    """What makes a CSV file.
+
+    Raises:
+        KeyError: for a file that no command makes.
+    """
+    for measurement in MEASUREMENTS.values():
+        if result in measurement.results:
+            return measurement
+    raise KeyError(f"benchmarks/results/{result}.csv is made by no command of benchmarks/registry.py")

@@ -1,0 +1,64 @@
+"""Reading the committed CSV files, and saying in one line where they were measured."""
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+Row = Mapping[str, str]
+_SEVERAL = 3
+"""Values that a caption names one by one."""
+
+
+class Results:
+    """The CSV files of a folder.
+
+    Args:
+        folder: With files NAME.csv.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def rows(self, name: str) -> list[dict[str, str]]:
+        """Rows of NAME.csv; none if the file is not there."""
+        path = self.folder / f"{name}.csv"
+        if not path.is_file():
+            return []
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    @property
+    def names(self) -> list[str]:
+        """Of the files, in order."""
+        return sorted(path.stem for path in self.folder.glob("*.csv"))
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Lines of a table, without a line's end."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("|" + "|".join(f" {cell} " if cell != "---" else cell for cell in line) + "|" for line in lines)
+
+
+def measured_where(rows: Sequence[Row]) -> str:
+    """Device, processor, threads, versions, date and commit of rows: what `environment` has put into them."""
+    processors = f" ({_values(rows, 'processor')})" if _values(rows, "processor") else ""
+    parts = [f"{_values(rows, 'device')}{processors}"] if _values(rows, "device") else []
+    threads = _values(rows, "threads")
+    if threads:
+        parts.append(f"{threads} thread{'' if threads == '1' else 's'}")
+    if _values(rows, "clock") == "processor":
+        parts.append("processor seconds")
+    parts += [f"{key} {_values(rows, key)}" for key in ("torch", "nnunetv2", "python") if _values(rows, key)]
+    if _values(rows, "kernels"):
+        parts.append(f"kernels {_values(rows, 'kernels')}")
+    if _values(rows, "repeats"):
+        parts.append(f"median of {_values(rows, 'repeats')}")
+    parts += [
+        text for text in (_values(rows, "date"), f"commit {_values(rows, 'commit')}") if text not in ("", "commit ")
+    ]
+    return "; ".join(parts)
+
+
+def _values(rows: Sequence[Row], key: str) -> str:
+    found = sorted({row[key] for row in rows if row.get(key)})
+    return ", ".join(found) if len(found) <= _SEVERAL else f"{found[0]} to {found[-1]}"

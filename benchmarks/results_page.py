@@ -1,0 +1,188 @@
+"""docs/results.md, its figures and the README's tables, made of the committed CSV files.
+
+python -m benchmarks.results_page            writes them
+python -m benchmarks.results_page --check    says which differ from the CSV files, and fails if one does
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks import tables
+from benchmarks.accuracy import TRAINERS
+from benchmarks.figures import PLOTS, digest, save, shown_digest
+from benchmarks.measure import RESULTS
+from benchmarks.registry import MEASUREMENTS, Measurement, measurement_of
+from benchmarks.result_files import Results, Row, markdown_table, measured_where
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "results.md"
+FIGURES = ROOT / "docs" / "figures"
+README = ROOT / "README.md"
+REPORTED = Path(__file__).parent / "reported"
+
+_HEAD = """# Results
+
+Made by `python -m benchmarks.results_page` from the CSV files under [benchmarks/results](../benchmarks/results), not
+by hand; a test fails when they disagree. `python -m benchmarks` lists all measurements, `python -m benchmarks NAME`
+repeats one and makes this page anew. What others report, and what we have not measured, stands apart, at the end.
+
+Times are medians of repeated runs, lowest and highest in brackets; what is compared was run in turn in one process, and
+ratios are medians over the turns. "Processor seconds" are those that one thread computes, on a machine that others used
+at the same time; elsewhere they are those that pass. Memory is what a call adds to what the process holds before. Under
+each table stands where it was measured.
+"""
+_PLOT_OF = {"networks": "cost", "scaling": "scaling", "tiles": "tiles", "accuracy": "accuracy"}
+_ELSEWHERE = {"feature_matrix": "[features.md](features.md)"}
+_BLOCK = re.compile(r"(<!-- table: benchmarks/results/(\w+)\.csv -->\n)(?:(?!<!-- ).)*(<!-- /table -->)", re.S)
+
+
+def page(results: Results, reported: Results) -> str:
+    """The page.
+
+    Raises:
+        KeyError: for a CSV file that no command of the registry makes.
+    """
+    for name in results.names:
+        measurement_of(name)
+    there = {name: all(map(results.rows, m.results)) for name, m in MEASUREMENTS.items()}
+    parts = [_HEAD, *(_section(m, results) for name, m in MEASUREMENTS.items() if there[name]), _reported(reported)]
+    missing = [f"* {m.title}: {m.measured}; `{m.shown}`." for name, m in MEASUREMENTS.items() if not there[name]]
+    if missing:
+        parts.append("## Not measured yet\n\n" + "\n".join(missing) + "\n")
+    return "\n".join(parts)
+
+
+def _section(measurement: Measurement, results: Results) -> str:
+    files = ", ".join(f"[CSV](../benchmarks/results/{name}.csv)" for name in measurement.results)
+    sentence = measurement.measured
+    if not sentence.startswith("nnU-Net"):
+        sentence = sentence[0].upper() + sentence[1:]
+    lines = [f"## {measurement.title}\n", f"{sentence}: `{measurement.shown}` ({files}).\n"]
+    if measurement.name in _ELSEWHERE:
+        return "\n".join([*lines, f"Its page: {_ELSEWHERE[measurement.name]}.\n"])
+    rows = results.rows(measurement.results[0])
+    if measurement.name == "accuracy":
+        lines += [_budget(rows), tables.accuracy(rows, results.rows(measurement.results[1]))]
+    else:
+        lines.append("\n\n".join(tables.TABLES[name](results.rows(name)) for name in measurement.results))
+    lines.append(f"\n*{measured_where(rows)}*\n")
+    plot = PLOTS.get(_PLOT_OF.get(measurement.name, ""))
+    if plot and plot.data(results):
+        lines.append(f"![{plot.alternative}](figures/{plot.name}.svg)\n")
+    return "\n".join(lines)
+
+
+def _budget(rows: Sequence[Row]) -> str:
+    """What the numbers rest on, and who is missing."""
+    first = rows[0]
+    means = [row for row in rows if row["label"] == "mean"]
+    text = (
+        f"Fold {first['fold']}, {_all(means, 'iterations')} iterations of batch {_all(means, 'batch_size')}, "
+        f"{_all(means, 'cases')} validation cases; nnU-Net's default is 250,000 iterations, so this is how "
+        "the trainers start, not where they end. The difference of the mean Dice to `StockTrainer` is that of the "
+        "same cases, with its standard error over cases: one training each, so the spread of another seed is not in "
+        "it.\n"
+    )
+    missing = [f"`{trainer}`" for trainer in TRAINERS if trainer not in {row["trainer"] for row in rows}]
+    return text + (f"\nNot there yet: {', '.join(missing)}.\n" if missing else "")
+
+
+def _all(rows: Sequence[Row], key: str) -> str:
+    return ", ".join(dict.fromkeys(row[key] for row in rows))
+
+
+def _reported(reported: Results) -> str:
+    papers = markdown_table(
+        ["network", "", "reported", "compared with", "its", "on", "source"],
+        [list(row.values()) for row in reported.rows("papers")],
+    )
+    stock = markdown_table(["", "Dice"], [list(row.values()) for row in reported.rows("stock_hippocampus")])
+    return (
+        "## Reported by others, not measured by us\n\n"
+        "Numbers of the papers, in their set-ups ([CSV](../benchmarks/reported/papers.csv)):\n\n"
+        f"{papers}\n\n"
+        "Stock nnU-Net on hippocampus, `3d_fullres`, at its full budget of 1000 epochs and five folds, as it was "
+        "given to us ([CSV](../benchmarks/reported/stock_hippocampus.csv)). Not measured here, and at another budget "
+        "than the accuracies above, with which it must not be compared:\n\n"
+        f"{stock}\n"
+    )
+
+
+def readme(text: str, results: Results) -> str:
+    """The README with its tables, those between `<!-- table: FILE -->` and `<!-- /table -->`, made anew."""
+
+    def block(match: re.Match) -> str:
+        name = match.group(2)
+        rows = results.rows(name)
+        if not rows:
+            return f"{match.group(1)}\nNot measured yet.\n{match.group(3)}"
+        if name == "networks_cpu":
+            table = tables.networks_short(rows, results.rows("accuracy_hippocampus"))
+        else:
+            table = tables.TABLES[name](rows)
+        return f"{match.group(1)}\n{table}\n\n*{measured_where(rows)}*\n{match.group(3)}"
+
+    return _BLOCK.sub(block, text)
+
+
+def claims(results: Results, reported: Results) -> list[tuple[Path, str]]:
+    """Files, and what their sentences must hold as the CSV files are now."""
+    scans = [row for name in ("selective_scan_cpu", "selective_scan_8192_cpu") for row in results.rows(name)]
+    times = min(float(row["times_faster_than_mambapy"]) for row in scans if row["method"] == "extension")
+    said = [(README, f"on the CPU {_rounded_down(times)} times faster than mambapy's parallel scan in PyTorch")]
+    for row in reported.rows("papers"):
+        said += [(README, text) for text in (f" {row['value']}", f" {row['its_value']}", row["compared_with"])]
+    layouts = results.rows("em_net_layouts_hippocampus")
+    return said + [(ROOT / "docs" / "em_net.md", f" {row['dice_mean']} ") for row in layouts]
+
+
+def _rounded_down(value: float) -> int:
+    """To one digit, so that "90 times faster" holds for 94.6."""
+    size = 10 ** (len(str(int(value))) - 1)
+    return int(value // size * size)
+
+
+def texts(results: Results, reported: Results) -> Mapping[Path, str]:
+    """What the files must hold."""
+    return {PAGE: page(results, reported), README: readme(README.read_text(), results)}
+
+
+def differences(results: Results, reported: Results) -> list[str]:
+    """Files that do not show what the CSV files hold."""
+    wrong = [path for path, text in texts(results, reported).items() if not path.is_file() or path.read_text() != text]
+    for plot in PLOTS.values():
+        path, data = FIGURES / f"{plot.name}.svg", plot.data(results)
+        if path.is_file() != bool(data) or (data and shown_digest(path) != digest(data)):
+            wrong.append(path)
+    unsupported = [
+        f"{path.relative_to(ROOT)}, which should say {text!r},"
+        for path, text in claims(results, reported)
+        if text not in " ".join(path.read_text().split())
+    ]
+    return [*(str(path.relative_to(ROOT)) for path in wrong), *unsupported]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    results, reported = Results(RESULTS), Results(REPORTED)
+    if parser.parse_args(argv).check:
+        wrong = differences(results, reported)
+        print("\n".join(f"{path} differs from the CSV files" for path in wrong), file=sys.stderr)
+        return 1 if wrong else 0
+    for path, text in texts(results, reported).items():
+        path.write_text(text)
+    for plot in PLOTS.values():
+        if save(plot, results, FIGURES) is None:
+            (FIGURES / f"{plot.name}.svg").unlink(missing_ok=True)
+    wrong = differences(results, reported)
+    if wrong:
+        raise SystemExit("\n".join(f"{text} differs from the CSV files: edit it by hand" for text in wrong))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

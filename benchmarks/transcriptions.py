@@ -1,0 +1,148 @@
+"""Each network against a plain transcription of its formulas, on one plan: time and memory.
+
+python -m benchmarks.transcriptions [--networks SASAN EM-Net SALSTM LSTMSA MT-UNet] [--patch 40 56 40]
+    [--threads 2] [--repeats 5] [--clock wall]
+
+* SASAN: every feature map transformed and back, attention matrices formed and kept (`benchmarks.plain_sasan`);
+* EM-Net: the recurrence of the scan as a loop over positions, everything else ours;
+* SALSTM, LSTMSA: three encodings and four whole convolutions for every slice (`benchmarks.plain_lstm_sa`);
+* MT-UNet (2D): the Gaussian axial attention as a loop over positions, everything else ours.
+
+FAF-Net's is `python -m benchmarks.faf_net`. Both forms have the same weights and, as is checked, the same logits.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.gaussian_attention import loop as attention_loop
+from benchmarks.measure import CLOCKS, environment, interleaved_seconds, median_ratio, write_rows
+from benchmarks.plain_lstm_sa import plain_volume
+from benchmarks.plain_sasan import leaf_masks, plain_forward
+from nnunet_ext.bench.measure import added_gigabytes
+from nnunet_ext.bench.setting import Setting
+from nnunet_ext.blocks import gaussian_attention, mamba
+from nnunet_ext.ops import causal_conv1d_reference, selective_scan_reference
+
+Run = Callable[[Tensor], Tensor]
+_PATCHES = {"MT-UNet": (96, 96)}
+"""Of networks that take no volume."""
+_TOLERANCE = 1e-3
+"""Of the largest logit, in float32."""
+
+
+@contextmanager
+def looped_scan() -> Iterator[None]:
+    """Within: EM-Net's Mamba by the plain forms of its two operators."""
+    with (
+        patch.object(mamba, "selective_scan", selective_scan_reference),
+        patch.object(mamba, "causal_conv1d", causal_conv1d_reference),
+    ):
+        yield
+
+
+@contextmanager
+def looped_attention() -> Iterator[None]:
+    """Within: MT-UNet's Gaussian axial attention goes position by position."""
+    with patch.object(gaussian_attention, "gaussian_attention", attention_loop):
+        yield
+
+
+def _sasan(network: Any) -> Run:
+    masks = leaf_masks(network)
+    return lambda image: plain_forward(network, image, masks)
+
+
+def _within(context: Callable[[], Any], network: nn.Module) -> Run:
+    def run(image: Tensor) -> Tensor:
+        with context():
+            return network(image)
+
+    return run
+
+
+PLAIN: dict[str, Callable[[Any], Run]] = {
+    "SASAN": _sasan,
+    "EM-Net": partial(_within, looped_scan),
+    "SALSTM": lambda network: partial(plain_volume, network),
+    "LSTMSA": lambda network: partial(plain_volume, network),
+    "MT-UNet": partial(_within, looped_attention),
+}
+"""What makes of a network, without deep supervision, its plain form; the network is of no other use then."""
+
+
+def _call(run: Run, parameters: Sequence[Tensor], image: Tensor, backward: bool) -> Callable[[], object]:
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return run(image)
+
+    def step() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+        run(image).square().mean().backward()
+
+    return step if backward else forward
+
+
+def rows_of(name: str, setting: Setting, repeats: int, clock: str = "wall") -> Iterator[dict[str, object]]:
+    """Rows of one network: two calls, two forms each.
+
+    Raises:
+        RuntimeError: if the two forms' logits differ.
+    """
+    image = setting.images(1)
+    ours, source = (setting.build(name, deep_supervision=False).eval() for _ in range(2))
+    runs: dict[str, Run] = {"plain": PLAIN[name](source), "ours": ours}
+    with torch.no_grad():
+        expected, actual = (run(image) for run in runs.values())
+    error = ((actual - expected).abs().max() / expected.abs().max()).item()
+    if error > _TOLERANCE:
+        raise RuntimeError(f"the two forms of {name} differ by {error:.1e}: nothing to compare")
+    parameters = [*ours.parameters(), *source.parameters()]
+    for what, backward in (("forward", False), ("forward + backward", True)):
+        calls = {form: _call(run, parameters, image, backward) for form, run in runs.items()}
+        times = interleaved_seconds(calls, repeats, clock=clock)
+        for form, call in calls.items():
+            memory = added_gigabytes(call)
+            yield {
+                "what": what,
+                "network": name,
+                "form": form,
+                "patch": "x".join(map(str, setting.patch_size)),
+                "batch": 1,
+                "precision": "float32",
+                "seed": 0,
+                "seconds": f"{statistics.median(times[form]):.3f}",
+                "min_s": f"{min(times[form]):.3f}",
+                "max_s": f"{max(times[form]):.3f}",
+                "repeats": repeats,
+                "times_faster": f"{median_ratio(times['plain'], times[form]):.2f}",
+                "added_GB": "" if memory is None else f"{memory:.2f}",
+            }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=list(PLAIN), default=list(PLAIN))
+    parser.add_argument("--patch", nargs=3, type=int, default=[40, 56, 40], help="of the 3D networks")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    rows = []
+    for name in arguments.networks:
+        setting = Setting.of_patch(_PATCHES.get(name, tuple(arguments.patch)), 1)
+        rows += rows_of(name, setting, arguments.repeats, arguments.clock)
+    write_rows("transcriptions_cpu", rows, {"clock": arguments.clock, **environment()})
+
+
+if __name__ == "__main__":
+    main()
