@@ -54,3 +54,17 @@ def test_saturated_gates(assert_close):
     for gate in (i, f, o):
         torch.testing.assert_close(gate, torch.sigmoid(gates[..., :44]), rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(g, torch.tanh(gates[..., :44]), rtol=1e-6, atol=0)
+
+
+def test_strides_of_channels():
+    """Of one channel any is right; of several only 1."""
+    library = lstm_cell.native_cell(torch.zeros(1))
+    if library is None:
+        pytest.skip("the C extension was not built")
+    gates, h = torch.randn(2, 3, 4), torch.zeros(2, 1, 3).transpose(1, 2)
+    assert h.stride(-1) == 3
+    lstm_cell.forward(library, 1, gates=gates, h=h)
+    i, _, o, g = gates.chunk(4, -1)
+    torch.testing.assert_close(h, torch.sigmoid(o) * torch.tanh(torch.sigmoid(i) * torch.tanh(g)))
+    with pytest.raises(ValueError, match=r"beside each other, strides are \(6, 1, 3\)"):
+        lstm_cell.forward(library, 1, gates=gates, h=torch.zeros(2, 2, 3).transpose(1, 2))
