@@ -98,7 +98,8 @@ _MEASUREMENTS = (
     Measurement(
         "operators",
         ("operators_cpu",),
-        f"{_BENCH} operators",
+        "nnunet_ext bench --device cpu --threads 1 -o benchmarks/results --what operators "
+        "--networks PlainConvUNet SASAN EM-Net LSTMSA FAF-Net",
         "Training steps against their convolutions alone",
         "a training step against its convolutions and matrix products by themselves: what no optimisation saves",
     ),
@@ -153,6 +154,13 @@ _MEASUREMENTS = (
         "EM-Net with the scan by each backend, and replaced by a multiplication",
     ),
     Measurement(
+        "em_net_plain",
+        ("em_net_plain_cpu",),
+        "benchmarks.em_net --plain --threads 1 --repeats 5",
+        "EM-Net against a plain transcription",
+        "EM-Net against its formulas as the paper has them, with a loop over time for the scan",
+    ),
+    Measurement(
         "lstm_sa",
         ("lstm_sa_cpu",),
         "benchmarks.lstm_sa",
@@ -169,9 +177,16 @@ _MEASUREMENTS = (
     Measurement(
         "faf_net",
         ("faf_net_cpu",),
-        "benchmarks.faf_net --threads 1",
+        "benchmarks.faf_net --threads 1 --seconds 30",
         "FAF-Net's prediction",
         "stored prototypes against encoding the support again for every slice",
+    ),
+    Measurement(
+        "faf_net_plain",
+        ("faf_net_plain_cpu",),
+        "benchmarks.faf_net --plain --threads 1",
+        "FAF-Net against a plain transcription",
+        "prediction and a training episode against the formulas, which encode the support again for every slice",
     ),
     Measurement(
         "supervoxels",

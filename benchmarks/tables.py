@@ -86,12 +86,14 @@ def transcriptions(rows: Rows) -> str:
 
 def operators(rows: Rows) -> str:
     header = ["network", "patch", "batch", "step, s", "convolutions and products alone, s", "ratio"]
+    header.append("ratio to products and scans")
     return markdown_table(
         header,
         [
             [
                 *(row["network"], row["patch"], row["batch"]),
                 *(f"{float(row[key]):.2f}" for key in ("step_seconds", "products_seconds", "step_of_products")),
+                row["step_of_products_and_scans"],
             ]
             for row in rows
         ],
@@ -156,6 +158,21 @@ def sasan(rows: Rows) -> str:
             memory = [_gigabytes(row[key]) for key in ("ours_added_GB", "plain_added_GB")]
             lines.append([f"{row['what']}, peak memory", *memory, f"{float(row['added_ratio']):.2f} of it"])
     return markdown_table(["", "SASAN", "plain transcription", ""], lines)
+
+
+def plain(rows: Rows) -> str:
+    """Ours against a plain transcription; rows of `plain_row`."""
+    header = ["", "setting", "plain, s", "ours, s", ""]
+    return markdown_table(
+        header,
+        [
+            [
+                *(row["what"], row["setting"], f"{float(row['plain_s']):.2f}"),
+                *(f"{float(row['ours_s']):.2f}", _faster(row["times_faster"])),
+            ]
+            for row in rows
+        ],
+    )
 
 
 _BACKENDS = {"cpu": "C extension", "torch": "plain PyTorch", "multiplication": "multiplication"}
@@ -315,6 +332,8 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "selective_scan_gpu": selective_scan_gpu,
     "sasan_cpu": sasan,
     "em_net_cpu": em_net,
+    "em_net_plain_cpu": plain,
+    "faf_net_plain_cpu": plain,
     "lstm_sa_cpu": lstm_sa,
     "gaussian_attention_cpu": gaussian_attention,
     "faf_net_cpu": faf_net,

@@ -4,11 +4,11 @@ python -m benchmarks.transcriptions [--networks SASAN EM-Net SALSTM LSTMSA MT-UN
     [--threads 2] [--repeats 5] [--clock wall]
 
 * SASAN: every feature map transformed and back, attention matrices formed and kept (`benchmarks.plain_sasan`);
-* EM-Net: the recurrence of the scan as a loop over positions, everything else ours;
+* EM-Net: a loop over time for the scan, every direction and call by itself (`benchmarks.plain_em_net`);
 * SALSTM, LSTMSA: three encodings and four whole convolutions for every slice (`benchmarks.plain_lstm_sa`);
 * MT-UNet (2D): the Gaussian axial attention as a loop over positions, everything else ours.
 
-FAF-Net's is `python -m benchmarks.faf_net`. Both forms have the same weights and, as is checked, the same logits.
+FAF-Net: `python -m benchmarks.faf_net --plain`. Both forms have the same weights and, as is checked, the same logits.
 """
 
 import argparse
@@ -22,30 +22,20 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
+from benchmarks import plain_em_net
 from benchmarks.gaussian_attention import loop as attention_loop
 from benchmarks.measure import CLOCKS, environment, interleaved_seconds, median_ratio, write_rows
 from benchmarks.plain_lstm_sa import plain_volume
 from benchmarks.plain_sasan import leaf_masks, plain_forward
 from nnunet_ext.bench.measure import added_gigabytes
 from nnunet_ext.bench.setting import Setting
-from nnunet_ext.blocks import gaussian_attention, mamba
-from nnunet_ext.ops import causal_conv1d_reference, selective_scan_reference
+from nnunet_ext.blocks import gaussian_attention
 
 Run = Callable[[Tensor], Tensor]
 _PATCHES = {"MT-UNet": (96, 96)}
 """Of networks that take no volume."""
 _TOLERANCE = 1e-3
 """Of the largest logit, in float32."""
-
-
-@contextmanager
-def looped_scan() -> Iterator[None]:
-    """Within: EM-Net's Mamba by the plain forms of its two operators."""
-    with (
-        patch.object(mamba, "selective_scan", selective_scan_reference),
-        patch.object(mamba, "causal_conv1d", causal_conv1d_reference),
-    ):
-        yield
 
 
 @contextmanager
@@ -70,7 +60,7 @@ def _within(context: Callable[[], Any], network: nn.Module) -> Run:
 
 PLAIN: dict[str, Callable[[Any], Run]] = {
     "SASAN": _sasan,
-    "EM-Net": partial(_within, looped_scan),
+    "EM-Net": lambda network: partial(plain_em_net.plain_forward, network),
     "SALSTM": lambda network: partial(plain_volume, network),
     "LSTMSA": lambda network: partial(plain_volume, network),
     "MT-UNet": partial(_within, looped_attention),
