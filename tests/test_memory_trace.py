@@ -155,9 +155,9 @@ def test_known_memory_of_nnunet_at_its_default_patch():
 def test_a_trace_of_128_cubed_takes_less_than_20_seconds(name):
     network = {"SASAN": SASAN, "EM-Net": EMNet, "LSTMSA": LSTMSA}[name]
     sizes = {"patch_size": (128,) * 3, "n_stages": 5, "features_per_stage": (32, 64, 128, 256, 320)}
-    started = time.perf_counter()
+    started = time.process_time()  # of one thread; what else the machine does is no matter
     assert trace_network(network(**SMALL | sizes), 1, (128,) * 3, 2).total > 3e9
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
 
 
 @pytest.mark.parametrize("name", QUICK)

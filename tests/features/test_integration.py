@@ -56,6 +56,22 @@ def integration(tmp_path_factory, forks):
     return IntegrationWorkspace(tmp_path_factory.mktemp("integration"), 10, forks)
 
 
+PREDICTION = "        predictor.predict_from_files(source_dir, output_dir, has_ensemble, overwrite=True)\n"
+WITH_PREVIOUS_STAGE = """
+        previous, segmented = predictor.configuration_manager.previous_stage_name, None
+        if previous is not None:
+            segmented = join(target_dir_base, "previous_stage")
+            stage = nnUNetPredictor(verbose=False, allow_tqdm=False)
+            model_folder = get_output_folder(d, im['trainer'], im['plans_identifier'], previous)
+            stage.initialize_from_trained_model_folder(model_folder, used_folds)
+            stage.predict_from_files(source_dir, segmented, False, overwrite=True)
+        predictor.predict_from_files(
+            source_dir, output_dir, has_ensemble, overwrite=True, folder_with_segs_from_prev_stage=segmented
+        )
+"""
+"""nnU-Net's step ends, as it says itself, where a cascade is among the best; which is best is chance here."""
+
+
 @pytest.fixture(scope="module")
 def best_configuration_step(tmp_path_factory):
     """nnU-Net's last step for a trainer, which it has fixed to its own, on the CPU, one process at a time."""
@@ -66,10 +82,11 @@ def best_configuration_step(tmp_path_factory):
         for old, new in (
             ("nnUNetTrainer_5epochs", trainer),
             ("num_processes=8", "num_processes=1"),
-            ("nnUNetPredictor(", "nnUNetPredictor(device=torch.device('cpu'), "),
+            (PREDICTION, WITH_PREVIOUS_STAGE),
         ):
             assert source.count(old) == 1
             source = source.replace(old, new)
+        source = source.replace("nnUNetPredictor(", "nnUNetPredictor(device=torch.device('cpu'), ")
         file = tmp_path_factory.mktemp("steps") / "best_configuration.py"
         file.write_text(source)
         return str(file)
