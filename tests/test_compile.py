@@ -76,7 +76,9 @@ def check(network, backend, compiler, assert_close, within_epochs=True):
     assert len(compilations) <= expected
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "mt_unet" else name for name in EVERY]
+)
 def test_compiles_to_one_graph_for_training_and_one_for_prediction(name, compiler, assert_close):
     """Here without a code generator, which takes minutes."""
     network = build(name, "2d", input_channels=2, deep_supervision=True, n_stages=3)

@@ -44,21 +44,27 @@ def predict(nnunet, trainer, configuration, target, plans="nnUNetPlans"):
 
 
 def test_train_validate_predict_and_continue(nnunet, tmp_path):
-    printed = train(nnunet, "SASANTrainer", "3d_fullres_tiny")
+    """A tiny network with the plan's patch: a scan is one tile, not 64."""
+    plans = nnunet.plans
+    configurations = plans["configurations"]
+    patch = {"patch_size": configurations["3d_fullres"]["patch_size"]}
+    configurations["3d_fullres_one_tile"] = configurations["3d_fullres_tiny"] | patch
+    nnunet.write_plans(plans)
+    printed = train(nnunet, "SASANTrainer", "3d_fullres_one_tile")
     assert "1 epochs, 2 training and 1 validation iterations" in printed
     assert "SM loss raw_weights: dice 1.0000" in printed
     assert "Peak memory: " in printed
-    model = nnunet.model("SASANTrainer", "3d_fullres_tiny")
+    model = nnunet.model("SASANTrainer", "3d_fullres_one_tile")
     summary = json.loads((model / "validation" / "summary.json").read_text())
     assert len(summary["metric_per_case"]) == 2
-    predict(nnunet, "SASANTrainer", "3d_fullres_tiny", tmp_path)
+    predict(nnunet, "SASANTrainer", "3d_fullres_one_tile", tmp_path)
 
     # --c goes on from the checkpoint, with the loss weights that it holds.
     file = model / "checkpoint_final.pth"
     checkpoint = torch.load(file, weights_only=False)
     checkpoint["nnunet_ext"]["loss"]["raw_weights"] = torch.tensor([1.5, 1.25, 1.125])
     torch.save(checkpoint, file)
-    printed = train(nnunet, "SASANTrainer", "3d_fullres_tiny", "--c", NNUNET_EXT_EPOCHS="2")
+    printed = train(nnunet, "SASANTrainer", "3d_fullres_one_tile", "--c", NNUNET_EXT_EPOCHS="2")
     assert "the checkpoint was trained with {'epochs': 1" in printed
     assert "Epoch 1" in printed
     assert "SM loss raw_weights: dice 1.5000, cross_entropy 1.2500, boundary 1.1250" in printed
