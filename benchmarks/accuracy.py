@@ -1,7 +1,7 @@
 """Accuracy on real data: trainers under one budget on one fold, trained, validated and compared.
 
 python -m benchmarks.accuracy --data DATASET_FOLDER --work FOLDER --name hippocampus [--trainers ...] [--epochs 12]
-    [--iterations 50] [--batch-size 2] [--fold 0] [--configuration 3d_fullres] [--device cpu] [--collect]
+    [--iterations 50] [--batch-size 2] [--fold 0] [--configuration 3d_fullres] [--device cpu] [--untimed] [--collect]
 
 DATASET_FOLDER is a dataset in nnU-Net's raw format; a `splits_final.json` in it is used. FOLDER gets nnU-Net's three
 folders and the report of `nnunet_ext compare`. Run it again after an interruption: it goes on where it was. Results are
@@ -89,7 +89,7 @@ def prepare(data: Path, work: Path, configuration: str, batch_size: int, environ
     return plans["plans_name"]
 
 
-def rows_of(run: Run, batch_size: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def rows_of(run: Run, batch_size: int, timed: bool = True) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of a finished trainer: one a label and their mean; one a validation case."""
     checkpoint = run.folder / "checkpoint_final.pth"
     found = json.loads(run.summary.read_text())
@@ -109,7 +109,7 @@ def rows_of(run: Run, batch_size: int) -> tuple[list[dict[str, Any]], list[dict[
     dice["mean"] = statistics.fmean(dice.values())
     further = {
         "cases": len(found["metric_per_case"]),
-        "seconds_per_epoch": f"{log.median('seconds'):.1f}",
+        "seconds_per_epoch": f"{log.median('seconds'):.1f}" if timed else "",
         "peak_memory_gb": f"{log.peak_memory_gb:.2f}",
         "parameters": size["parameters"],
         "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
@@ -155,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--configuration", default="3d_fullres")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--untimed", action="store_true", help="no seconds in the rows: other work runs beside it")
     parser.add_argument("--collect", action="store_true", help="train nothing: the rows of what is finished")
     arguments = parser.parse_args(argv)
     work = arguments.work.resolve()
@@ -174,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     totals, cases = [], []
     for run in runs:
         if run.summary.is_file():
-            found = rows_of(run, arguments.batch_size)
+            found = rows_of(run, arguments.batch_size, not arguments.untimed)
             totals += found[0]
             cases += found[1]
     if not totals:
