@@ -65,6 +65,15 @@ def test_rows_of_an_earlier_version_lack_columns(tmp_path):
     assert rows(tmp_path, "mixed") == [{"a": "1", "b": "", "c": "4"}, {"a": "2", "b": "3", "c": "4"}]
 
 
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_the_processor_s_clock_leaves_waiting_out():
     def wait():
         time.sleep(0.2)
