@@ -23,6 +23,7 @@ import torch
 from nnunet_ext import networks
 from nnunet_ext.demo.command import console_script
 from nnunet_ext.installed import trainers_folder
+from nnunet_ext.ops.native import NativeLibrary, load_native, usable_instruction_sets
 from nnunet_ext.training.from_plan import adapted_topology
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -72,6 +73,16 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+
+
+def library_for(instructions: str) -> NativeLibrary:
+    """The C extension as it is built for an instruction set; skips where it or the processor lacks it."""
+    if instructions not in usable_instruction_sets():
+        pytest.skip(f"this processor has no {instructions}")
+    library = load_native(instructions)
+    if library is None:
+        pytest.skip(f"the C extension was not built for {instructions}")
+    return library
 
 
 SHIPPED = Path(str(resources.files("nnunet_ext") / "data" / "hippocampus"))

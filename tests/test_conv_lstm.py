@@ -7,7 +7,8 @@ import torch
 
 from nnunet_ext.blocks.conv_lstm import SliceLSTM
 from nnunet_ext.ops import lstm_cell
-from nnunet_ext.ops.native import INSTRUCTION_SETS, load_native, usable_instruction_sets
+from nnunet_ext.ops.native import INSTRUCTION_SETS
+from tests.conftest import library_for
 
 
 def run(lstm, x, lengths):
@@ -26,9 +27,7 @@ def run(lstm, x, lengths):
 @pytest.mark.parametrize("lengths", [(1,), (2,), (5,), (1, 1, 1), (2, 3), (3, 1, 2)])
 @pytest.mark.parametrize("channels", [1, 5, 16, 21])
 def test_equals_pytorch_with_every_gradient(instructions, reverse, lengths, channels, monkeypatch, assert_close):
-    library = load_native(instructions)
-    if instructions not in usable_instruction_sets() or library is None:
-        pytest.skip(f"the C extension was not built for {instructions}, or this processor has no such instructions")
+    library = library_for(instructions)
     torch.manual_seed(1)
     lstm = SliceLSTM(channels, kernel_size=3, reverse=reverse)
     x = torch.randn(2, sum(lengths), 4, 3, channels, requires_grad=True)

@@ -4,19 +4,14 @@ import pytest
 import torch
 
 from nnunet_ext.blocks.instance_norm import instance_norm_leaky_relu, instance_norm_leaky_relu_reference
-from nnunet_ext.ops.native import INSTRUCTION_SETS, load_native, usable_instruction_sets
+from nnunet_ext.ops.native import INSTRUCTION_SETS
+from tests.conftest import library_for
 
 
 @pytest.fixture(autouse=True, params=[*INSTRUCTION_SETS, "PyTorch"])
 def variant(request, monkeypatch):
     """The C extension as it is built for one instruction set, or none."""
-    library = None
-    if request.param != "PyTorch":
-        if request.param not in usable_instruction_sets():
-            pytest.skip(f"this processor has no {request.param}")
-        library = load_native(request.param)
-        if library is None:
-            pytest.skip("the C extension was not built")
+    library = None if request.param == "PyTorch" else library_for(request.param)
     monkeypatch.setattr(sys.modules["nnunet_ext.ops.instance_norm"], "native_library", lambda: library)
     return request.param
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from nnunet_ext.ops import cpu_scan, describe_backend, native, selective_scan, selective_scan_reference
-from nnunet_ext.ops.native import INSTRUCTION_SETS, load_native, usable_instruction_sets
+from nnunet_ext.ops.native import INSTRUCTION_SETS, load_native
+from tests.conftest import library_for
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 LENGTHS = [1, 2, 63, 128, 1000, 3000]  # the last is beyond a segment and a GPU's chunk
@@ -61,13 +62,7 @@ def assert_agrees(assert_close):
 @pytest.fixture(params=[*INSTRUCTION_SETS, "segments"])
 def cpu_variant(request, monkeypatch):
     """The CPU backend as it is built for one instruction set, or without the C extension."""
-    library = None
-    if request.param != "segments":
-        if request.param not in usable_instruction_sets():
-            pytest.skip(f"this processor has no {request.param}")
-        library = load_native(request.param)
-        if library is None:
-            pytest.skip(f"the C extension was not built for {request.param}")
+    library = None if request.param == "segments" else library_for(request.param)
     for module in ("scan_operator", "selective_scan", "causal_conv1d"):
         monkeypatch.setattr(sys.modules[f"nnunet_ext.ops.{module}"], "native_library", lambda: library)
     return request.param
