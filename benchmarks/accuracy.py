@@ -1,7 +1,8 @@
 """Accuracy on real data: trainers under one budget on one fold, trained, validated and compared.
 
 python -m benchmarks.accuracy --data DATASET_FOLDER --work FOLDER --name hippocampus [--trainers ...] [--epochs 12]
-    [--iterations 50] [--batch-size 2] [--fold 0] [--configuration 3d_fullres] [--device cpu] [--untimed] [--collect]
+    [--iterations 50] [--batch-size 2] [--spacing Z Y X] [--fold 0] [--configuration 3d_fullres] [--device cpu]
+    [--untimed] [--collect]
 
 DATASET_FOLDER is a dataset in nnU-Net's raw format; a `splits_final.json` in it is used. FOLDER gets nnU-Net's three
 folders and the report of `nnunet_ext compare`. Run it again after an interruption: it goes on where it was. Results are
@@ -69,40 +70,57 @@ class Run:
         return self.folder / "validation" / "summary.json"
 
 
-def prepare(data: Path, work: Path, configuration: str, batch_size: int, environment: Mapping[str, str]) -> str:
-    """Lays the folders out, plans and preprocesses; returns the name of the plan with this batch size."""
+def prepare(
+    data: Path,
+    work: Path,
+    configuration: str,
+    batch_size: int,
+    spacing: Sequence[str],
+    environment: Mapping[str, str],
+) -> str:
+    """Lays the folders out, plans and preprocesses; returns the name of the plan with this batch size.
+
+    Args:
+        spacing: In mm, as nnU-Net's planner takes it; empty: nnU-Net's own choice.
+    """
     raw, preprocessed = work / "nnUNet_raw" / data.name, work / "nnUNet_preprocessed" / data.name
     raw.parent.mkdir(parents=True, exist_ok=True)
     if not raw.exists():
         raw.symlink_to(data.resolve(), target_is_directory=True)
-    identifier = str(int(data.name[7:10]))
-    if not (preprocessed / f"nnUNetPlans_{configuration}").is_dir():
-        command = ["nnUNetv2_plan_and_preprocess", "-d", identifier, "-c", configuration, "-np", "2", "-npfp", "2"]
+    stem = f"nnUNetSpacing{'x'.join(spacing)}" if spacing else "nnUNet"
+    if not (preprocessed / f"{stem}Plans_{configuration}").is_dir():
+        command = ["nnUNetv2_plan_and_preprocess", "-d", str(int(data.name[7:10])), "-c", configuration]
+        command += ["-np", "2", "-npfp", "2"]
+        if spacing:
+            command += ["-overwrite_target_spacing", *spacing, "-overwrite_plans_name", f"{stem}Plans"]
         subprocess.run(command, env=environment, check=True)
     splits = data / "splits_final.json"
     if splits.is_file():
         shutil.copy(splits, preprocessed)
-    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
-    plans["plans_name"] = f"nnUNetBatch{batch_size}Plans"
+    plans = json.loads((preprocessed / f"{stem}Plans.json").read_text())
+    plans["plans_name"] = f"{stem}Batch{batch_size}Plans"
     plans["configurations"][configuration]["batch_size"] = batch_size
     (preprocessed / f"{plans['plans_name']}.json").write_text(json.dumps(plans, indent=4))
-    return plans["plans_name"]
+    return str(plans["plans_name"])
 
 
-def rows_of(run: Run, batch_size: int, timed: bool = True) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def rows_of(run: Run, timed: bool = True) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of a finished trainer: one a label and their mean; one a validation case."""
     checkpoint = run.folder / "checkpoint_final.pth"
     found = json.loads(run.summary.read_text())
     labels = {
         str(value): name for name, value in json.loads((run.model / "dataset.json").read_text())["labels"].items()
     }
+    plan = json.loads((run.model / "plans.json").read_text())["configurations"][run.configuration]
     log = read_training(run.folder)
     epochs = len(log.epochs)
     common = {
         "trainer": run.trainer,
         "fold": run.fold,
         "iterations": epochs * (log.iterations or 0),
-        "batch_size": batch_size,
+        "batch_size": plan["batch_size"],
+        "patch": "x".join(map(str, plan["patch_size"])),
+        "spacing_mm": "x".join(f"{millimetres:g}" for millimetres in plan["spacing"]),
     }
     size = network_size(run.model, run.trainer, run.configuration)
     dice = {labels[key]: values["Dice"] for key, values in found["mean"].items()}
@@ -152,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--iterations", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--spacing", nargs="+", default=[], help="in mm, z y x (default: what nnU-Net plans)")
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--configuration", default="3d_fullres")
     parser.add_argument("--device", default="cpu")
@@ -162,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     budget = Budget(arguments.epochs, arguments.iterations, _VAL_ITERATIONS)
     folders = {name: str(work / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     os.environ |= child_environment({**os.environ, **folders, **budget.environment()})
-    plans = prepare(arguments.data, work, arguments.configuration, arguments.batch_size, os.environ)
+    plans = prepare(arguments.data, work, arguments.configuration, arguments.batch_size, arguments.spacing, os.environ)
     runs = [
         Run(work, arguments.data.name, arguments.configuration, plans, arguments.fold, trainer)
         for trainer in arguments.trainers
@@ -175,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     totals, cases = [], []
     for run in runs:
         if run.summary.is_file():
-            found = rows_of(run, arguments.batch_size, not arguments.untimed)
+            found = rows_of(run, not arguments.untimed)
             totals += found[0]
             cases += found[1]
     if not totals:

@@ -54,8 +54,16 @@ _MEASUREMENTS = (
         "accuracy",
         ("accuracy_hippocampus", "accuracy_hippocampus_cases"),
         "benchmarks.accuracy --data DATASET_FOLDER --work FOLDER --name hippocampus",
-        "Accuracy",
+        "Accuracy on hippocampus",
         "Dice of trainers under one budget on one fold",
+    ),
+    Measurement(
+        "accuracy_acdc",
+        ("accuracy_acdc", "accuracy_acdc_cases"),
+        "benchmarks.accuracy --data DATASET_FOLDER --work FOLDER --name acdc --spacing 10 3.125 3.125 "
+        "--trainers StockTrainer SASANTrainer LSTMSATrainer",
+        "Accuracy on ACDC",
+        "Dice of trainers under one budget on one fold of other patients, thick slices at half of their resolution",
     ),
     Measurement(
         "networks",

@@ -64,8 +64,8 @@ def _section(measurement: Measurement, results: Results) -> str:
     if measurement.name in _ELSEWHERE:
         return "\n".join([*lines, f"Its page: {_ELSEWHERE[measurement.name]}.\n"])
     rows = results.rows(measurement.results[0])
-    if measurement.name == "accuracy":
-        lines += [_budget(rows), tables.accuracy(rows, results.rows(measurement.results[1]))]
+    if measurement.name.startswith("accuracy"):
+        lines += [_budget(measurement, rows), tables.accuracy(rows, results.rows(measurement.results[1]))]
     else:
         lines.append("\n\n".join(tables.TABLES[name](results.rows(name)) for name in measurement.results))
     lines.append(f"\n*{measured_where(rows)}*\n")
@@ -75,18 +75,20 @@ def _section(measurement: Measurement, results: Results) -> str:
     return "\n".join(lines)
 
 
-def _budget(rows: Sequence[Row]) -> str:
+def _budget(measurement: Measurement, rows: Sequence[Row]) -> str:
     """What the numbers rest on, and who is missing."""
+    words = measurement.command
+    expected = words[words.index("--trainers") + 1 :] if "--trainers" in words else TRAINERS
     first = rows[0]
     means = [row for row in rows if row["label"] == "mean"]
     text = (
-        f"Fold {first['fold']}, {_all(means, 'iterations')} iterations of batch {_all(means, 'batch_size')}, "
-        f"{_all(means, 'cases')} validation cases; nnU-Net's default is 250,000 iterations, so this is how "
-        "the trainers start, not where they end. The difference of the mean Dice to `StockTrainer` is that of the "
-        "same cases, with its standard error over cases: one training each, so the spread of another seed is not in "
-        "it.\n"
+        f"Fold {first['fold']}, {_all(means, 'iterations')} iterations of batch {_all(means, 'batch_size')}, patch "
+        f"{_all(means, 'patch')} at {_all(means, 'spacing_mm')} mm, {_all(means, 'cases')} validation cases; nnU-Net's "
+        "default is 250,000 iterations, so this is how the trainers start, not where they end. The difference of the "
+        "mean Dice to `StockTrainer` is that of the same cases, with its standard error over cases: one training "
+        "each, so the spread of another seed is not in it.\n"
     )
-    missing = [f"`{trainer}`" for trainer in TRAINERS if trainer not in {row["trainer"] for row in rows}]
+    missing = [f"`{trainer}`" for trainer in expected if trainer not in {row["trainer"] for row in rows}]
     return text + (f"\nNot there yet: {', '.join(missing)}.\n" if missing else "")
 
 

@@ -144,6 +144,7 @@ def test_tables_of_the_readme_are_replaced_alone(copied):
 
 def accuracy_rows(trainer, dice):
     fixed = {"trainer": trainer, "fold": "0", "iterations": "600", "batch_size": "2"}
+    fixed |= {"patch": "8x16x16", "spacing_mm": "3x1x1"}
     further = {"cases": "2", "seconds_per_epoch": f"{10 * dice:.1f}", "peak_memory_gb": "1", "parameters": "1500000"}
     return [
         fixed | {"label": label, "dice": f"{value:.4f}"} | further
@@ -163,7 +164,7 @@ def test_accuracy_shows_the_rows_there_are(copied):
     cases = case_rows("StockTrainer", 0.5, 0.7, 0.1) + case_rows("EMNetTrainer", 0.7, 0.7, math.nan)
     write(copied, "accuracy_hippocampus_cases", cases)
     text = page(copied, OTHERS)
-    assert "Fold 0, 600 iterations of batch 2, 2 validation cases" in text
+    assert "Fold 0, 600 iterations of batch 2, patch 8x16x16 at 3x1x1 mm, 2 validation cases" in text
     assert "| `StockTrainer` | 0.500 | 0.700 | 0.600 |  | 6.0 | 1.5 M |" in text
     assert "| `EMNetTrainer` | 0.600 | 0.800 | 0.700 | +0.100 ± 0.100, 1 of 2 | 7.0 | 1.5 M |" in text
     missing = next(line for line in text.splitlines() if line.startswith("Not there yet"))
