@@ -2,13 +2,13 @@
 
 python -m benchmarks.accuracy --data DATASET_FOLDER --work FOLDER --name hippocampus [--trainers ...] [--epochs 12]
     [--iterations 50] [--batch-size 2] [--spacing Z Y X] [--fold 0] [--configuration 3d_fullres] [--device cpu]
-    [--untimed] [--collect]
+    [--untimed] [--collect] [--results FOLDER]
 
 DATASET_FOLDER is a dataset in nnU-Net's raw format; a `splits_final.json` in it is used. FOLDER gets nnU-Net's three
-folders and the report of `nnunet_ext compare`. Run it again after an interruption: it goes on where it was. Results are
-benchmarks/results/accuracy_NAME.csv (a row for each trainer and label, checkpoints by their sha256) and
-accuracy_NAME_cases.csv (Dice of every validation case); rows of trainers that FOLDER does not hold are kept, so that
-trainers can be run on several days.
+folders and the report of `nnunet_ext compare`. Run it again after an interruption: it goes on where it was. Results, in
+benchmarks/results unless told otherwise, are accuracy_NAME.csv (a row for each trainer and label, checkpoints by their
+sha256) and accuracy_NAME_cases.csv (Dice of every validation case); rows of trainers that FOLDER does not hold are
+kept, so that trainers can be run on several days.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import RESULTS, environment, write_rows
+from benchmarks.measure import RESULTS, environment, write_csv
 from nnunet_ext.compare.cost import network_size
 from nnunet_ext.compare.logs import read_training
 from nnunet_ext.crossval.experiment import child_environment
@@ -148,9 +148,8 @@ def rows_of(run: Run, timed: bool = True) -> tuple[list[dict[str, Any]], list[di
     return totals, cases
 
 
-def merge(name: str, rows: Sequence[dict[str, Any]], where: Mapping[str, str]) -> None:
-    """Writes rows to a result, in place of the trainers' older ones."""
-    path = RESULTS / f"{name}.csv"
+def merge(path: Path, rows: Sequence[dict[str, Any]], where: Mapping[str, str]) -> None:
+    """Writes rows to a CSV file, in place of the trainers' older ones."""
     kept: list[dict[str, Any]] = []
     if path.is_file():
         with path.open(newline="") as file:
@@ -158,7 +157,7 @@ def merge(name: str, rows: Sequence[dict[str, Any]], where: Mapping[str, str]) -
             kept = [row for row in csv.DictReader(file) if row["trainer"] not in new]
     together = [*kept, *({**row, **where} for row in rows)]
     order = {trainer: position for position, trainer in enumerate(TRAINERS)}
-    write_rows(name, sorted(together, key=lambda row: order.get(row["trainer"], len(order))), where={})
+    write_csv(path, sorted(together, key=lambda row: order.get(row["trainer"], len(order))), where={})
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -175,6 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--configuration", default="3d_fullres")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--untimed", action="store_true", help="no seconds in the rows: other work runs beside it")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files")
     parser.add_argument("--collect", action="store_true", help="train nothing: the rows of what is finished")
     arguments = parser.parse_args(argv)
     work = arguments.work.resolve()
@@ -199,8 +199,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             cases += found[1]
     if not totals:
         raise SystemExit("no trainer has finished yet")
-    merge(f"accuracy_{arguments.name}", totals, environment())
-    merge(f"accuracy_{arguments.name}_cases", cases, {})
+    merge(arguments.results / f"accuracy_{arguments.name}.csv", totals, environment())
+    merge(arguments.results / f"accuracy_{arguments.name}_cases.csv", cases, {})
 
 
 if __name__ == "__main__":

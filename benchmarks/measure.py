@@ -14,6 +14,7 @@ __all__ = [
     "median_ratio",
     "peak_gigabytes",
     "plain_row",
+    "write_csv",
     "write_rows",
 ]
 
