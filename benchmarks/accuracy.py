@@ -36,6 +36,7 @@ TRAINERS = (
     "StockTrainer",
     "SASANTrainer",
     "EMNetTrainer",
+    "EMNetSGDTrainer",
     "SASANTrainerDiceCE",
     "LSTMSATrainer",
     "SALSTMTrainer",

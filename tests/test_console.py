@@ -115,6 +115,7 @@ def test_unset_folders_are_named(nnunet, monkeypatch):
                 ("SASANTrainerDiceCE", "3d_fullres_tiny"),
                 ("StockTrainer", "3d_fullres_tiny"),
                 ("EMNetAuthorsTrainer", "3d_fullres"),
+                ("EMNetSGDTrainer", "3d_fullres_tiny"),
                 ("EMNetATrainer", "3d_fullres_tiny"),
                 ("EMNetBTrainer", "3d_fullres_tiny"),
                 ("EMNetCTrainer", "2d_tiny"),

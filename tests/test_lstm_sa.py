@@ -62,6 +62,26 @@ def test_parameter_counts_of_the_paper(network_class, expected):
 
 
 @both
+def test_logits_vary_from_the_start(network_class):
+    """With PyTorch's default weights they vary by 0.01 (LSTMSA: 0.001), and Adam needs epochs to begin."""
+    network = network_class(**(SMALL | {"features_per_stage": (32, 64, 128), "patch_size": (4, 32, 40)}))
+    with torch.no_grad():
+        logits = network(torch.randn(2, 1, 4, 32, 40))
+    assert 0.1 < logits.std((2, 3, 4)).mean() < 1
+
+
+def test_lstmsa_begins_near_salstm(assert_close):
+    """Exactly there without the projections' weights: their biases are 1."""
+    gated, plain = LSTMSA(**SMALL), SALSTM(**SMALL)
+    plain.load_state_dict(gated.state_dict(), strict=False)
+    for attention in gated.decoder.attentions:
+        for projection in (attention.query, attention.key, attention.value):
+            nn.init.zeros_(projection.weight)
+    x = torch.randn(1, 1, 5, 12, 16)
+    assert_close(gated(x), plain(x), 1e-5)
+
+
+@both
 @pytest.mark.parametrize("slices", [1, 2, 3, 5])
 def test_a_volume_at_once_is_slice_by_slice(network_class, slices, assert_close):
     network = randomised(network_class(**(SMALL | {"patch_size": (slices, 12, 16)})))

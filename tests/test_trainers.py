@@ -207,6 +207,7 @@ def test_a_stale_patch_in_a_plan_is_refused(make_trainer, nnunet, name_network):
 EM_NET_VARIANTS = {
     "EMNetTrainer": ("EM-Net", "spatial"),
     "EMNetAuthorsTrainer": ("EM-Net", "authors"),
+    "EMNetSGDTrainer": ("EM-Net", "spatial"),
     "EMNetATrainer": ("A", "spatial"),
     "EMNetBTrainer": ("B", "spatial"),
     "EMNetCTrainer": ("C", "spatial"),
@@ -228,23 +229,32 @@ def test_em_net_trainers_build_their_variant(make_trainer, name):
     assert any("mamba" in k for k in network.state_dict()) == (variant != "no_mamba")
 
 
-def test_em_net_is_optimised_as_by_its_authors(make_trainer, monkeypatch):
+def test_em_net_is_optimised_by_adamw_with_the_authors_schedule(make_trainer, monkeypatch):
     monkeypatch.setenv("NNUNET_EXT_EPOCHS", "400")
     trainer = make_trainer("EMNetTrainer")
     (group,) = trainer.optimizer.param_groups
-    assert type(trainer.optimizer) is torch.optim.SGD
-    assert (group["momentum"], group["weight_decay"], trainer.initial_lr) == (0.99, 3e-5, 0.01)
+    assert type(trainer.optimizer) is torch.optim.AdamW
+    assert group["weight_decay"] == 1e-2
     rates = []
     for epoch in range(400):
         trainer.lr_scheduler.step(epoch)
         rates.append(group["lr"])
     # 10 of 1000 epochs of warm-up, here 4 of 400, then half a cosine.
-    assert rates[:5] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
-    assert rates[202] == pytest.approx(0.005)
-    assert rates[399] < 1e-6
+    assert rates[:5] == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3])
+    assert rates[202] == pytest.approx(5e-4)
+    assert rates[399] < 1e-7
     assert all(a >= b for a, b in pairwise(rates[4:]))
     trainer.lr_scheduler.step(202)  # as a resumed training starts
-    assert group["lr"] == pytest.approx(0.005)
+    assert group["lr"] == pytest.approx(5e-4)
+
+
+def test_em_net_is_optimised_as_by_its_authors(make_trainer):
+    trainer = make_trainer("EMNetSGDTrainer")
+    (group,) = trainer.optimizer.param_groups
+    assert type(trainer.optimizer) is torch.optim.SGD
+    assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.99, True, 3e-5)
+    trainer.lr_scheduler.step(10)
+    assert group["lr"] == 0.01
 
 
 @pytest.mark.parametrize(("epochs", "warm_up"), [(1, 1), (30, 1), (200, 2), (1000, 10), (4000, 10)])

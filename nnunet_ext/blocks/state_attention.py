@@ -13,7 +13,8 @@ from nnunet_ext.blocks.conv_lstm import States
 class StateAttention(nn.Module):
     """softmax(Q K^T / sqrt(s)) V over channels, Q = (c + f) / 2, K = (g + h) / 2, V = h; (C, HW) matrices.
 
-    Gated: Q, K and V are multiplied element-wise by three learnt projections of h. Computed in float32 at least, the
+    Gated: Q, K and V are multiplied element-wise by three learnt projections of h, whose biases begin at 1: as if not
+    gated. (With PyTorch's default all three would begin a tenth as large.) Computed in float32 at least, the
     scale within Q: products over all voxels pass the limit of float16.
 
     Args:
@@ -31,6 +32,8 @@ class StateAttention(nn.Module):
         self.gated = gated
         if gated:
             self.query, self.key, self.value = (nn.Linear(channels, channels) for _ in range(3))
+            for projection in (self.query, self.key, self.value):
+                nn.init.ones_(projection.bias)
 
     def forward(self, states: States) -> tuple[Tensor, Tensor]:
         with torch.autocast(states.h.device.type, enabled=False):

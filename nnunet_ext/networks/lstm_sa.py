@@ -33,6 +33,11 @@ _KEPT_VALUES = 40
 _MAX_BYTES, _CHUNK_BYTES = 4 << 30, 1 << 29
 """Above the first, for a batch of two in float32, slices are checkpointed in chunks of about the second."""
 _CPU_GATE_BYTES = 16 << 20
+_HEAD_STD = 2.0
+"""Of the head's initial weights. What it reads is small: states h = o tanh(c) of a LSTM with its default weights are
+some tenths, and attention begins as their mean over channels. With a convolution's default, weights of 0.07, logits
+vary by 0.01 over an image (LSTMSA: 0.001), and Adam, which moves a weight by at most its rate, needs epochs to begin.
+"""
 MT_UNET = "mt_unet"
 _MT_UNET_CHANNELS = 64
 
@@ -202,6 +207,7 @@ class _Decoder(nn.Module):
         self.attentions = nn.ModuleList(StateAttention(channels, attention_size, gated) for _ in range(2))
         lower = widths[1:] if deep_supervision else ()
         self.seg_layers = nn.ModuleList(nn.Conv2d(c, num_classes, kernel_size=1) for c in (2 * channels, *lower))
+        nn.init.normal_(cast(Tensor, self.seg_layers[0].weight), std=_HEAD_STD)
         self.register_load_state_dict_pre_hook(drop_unused_heads)
 
     def forward(self, maps: list[Tensor], step: int, run: Callable) -> list[Tensor]:

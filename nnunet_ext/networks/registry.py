@@ -57,6 +57,7 @@ _INFOS = (
         network=EMNet,
         trainers=(
             "EMNetTrainer",
+            "EMNetSGDTrainer",
             "EMNetAuthorsTrainer",
             "EMNetATrainer",
             "EMNetBTrainer",

@@ -1,0 +1,7 @@
+from nnunet_ext.training import EMNetBaseTrainer
+
+
+class EMNetSGDTrainer(EMNetBaseTrainer):
+    """EM-Net with the authors' optimiser."""
+
+    authors_optimizer = True
