@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.result_files import Results
-from benchmarks.tables import STOCK, TRAINER_OF
+from benchmarks.tables import STOCK, TRAINER_OF, mean_dice
 
 Data = Mapping[str, Any]
 _STYLE = {
@@ -165,20 +165,23 @@ def _draw_cost(figure: Figure, data: Data) -> None:
 
 
 def _accuracy_data(results: Results) -> Data:
+    """By trainer: time of its network's training step in that of the stock network's, and mean Dice."""
+    costs = _cost_data(results).get("float32", {})
+    dice = mean_dice(results.rows("accuracy_hippocampus"))
     return {
-        row["trainer"]: [float(row["seconds_per_epoch"]), float(row["dice"])]
-        for row in results.rows("accuracy_hippocampus")
-        if row["label"] == "mean" and row["seconds_per_epoch"]  # empty: trained beside other work
+        trainer: [costs[network][0], dice[trainer]]
+        for network, trainer in TRAINER_OF.items()
+        if network in costs and trainer in dice
     }
 
 
 def _draw_accuracy(figure: Figure, data: Data) -> None:
     axes = figure.subplots()
-    for trainer, (seconds, dice) in data.items():
-        axes.plot(seconds, dice, "o", color=_COLOURS.get(_NETWORK_OF.get(trainer, ""), "#7a5c99"))
-        axes.annotate(trainer, (seconds, dice), (5, 4), textcoords="offset points", fontsize=7)
+    for trainer, (cost, dice) in data.items():
+        axes.plot(cost, dice, "o", color=_COLOURS[_NETWORK_OF[trainer]])
+        axes.annotate(trainer, (cost, dice), (5, 4), textcoords="offset points", fontsize=7)
     axes.margins(0.15)
-    axes.set(xlabel="seconds of an epoch, equal numbers of iterations", ylabel="mean Dice")
+    axes.set(xlabel=f"training step, of {STOCK}'s time", ylabel="mean Dice")
 
 
 def _line(axes: Axes, network: str, x: list[float], y: list[float], label: str) -> None:
@@ -188,7 +191,7 @@ def _line(axes: Axes, network: str, x: list[float], y: list[float], label: str) 
 PLOTS: Mapping[str, Plot] = {
     plot.name: plot
     for plot in (
-        Plot("accuracy", "Mean Dice of trainers against the time of an epoch", _accuracy_data, _draw_accuracy),
+        Plot("accuracy", "Mean Dice of trainers against the time of a training step", _accuracy_data, _draw_accuracy),
         Plot("cost", "Time and memory of training steps against nnU-Net's", _cost_data, _draw_cost),
         Plot("scaling", "Time and memory of training steps against the patch", _scaling_data, _draw_scaling),
         Plot("tiles", "Seconds of prediction against the number of tiles", _tiles_data, _draw_tiles),

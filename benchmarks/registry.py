@@ -219,14 +219,6 @@ _MEASUREMENTS = (
         cuda=True,
     ),
     Measurement(
-        "em_net_layouts",
-        ("em_net_layouts_hippocampus",),
-        "benchmarks.accuracy --data DATASET_FOLDER --work FOLDER --name em_net_layouts --iterations 25 "
-        "--trainers EMNetTrainer EMNetAuthorsTrainer EMNetNoMambaTrainer",
-        "EM-Net's frequency layers, a first look",
-        "Dice of EM-Net with its frequency layers in two layouts, and without Mamba",
-    ),
-    Measurement(
         "few_shot",
         ("few_shot_hippocampus",),
         "benchmarks.few_shot --model FOLDER --raw DATASET_FOLDER --preprocessed DATASET_FOLDER --label 2",

@@ -36,6 +36,11 @@ each table stands where it was measured.
 """
 _PLOT_OF = {"networks": "cost", "scaling": "scaling", "tiles": "tiles", "accuracy": "accuracy"}
 _ELSEWHERE = {"feature_matrix": "[features.md](features.md)"}
+_PAGES_WITH_DICE = {
+    "em_net.md": ("StockTrainer", "EMNetTrainer", "EMNetSGDTrainer", "EMNetAuthorsTrainer", "EMNetNoMambaTrainer"),
+    "lstm_sa.md": ("StockTrainer", "SALSTMTrainer", "LSTMSATrainer"),
+}
+"""Trainers whose mean Dice on hippocampus a page's sentences hold."""
 _BLOCK = re.compile(r"(<!-- table: benchmarks/results/(\w+)\.csv -->\n)(?:(?!<!-- ).)*(<!-- /table -->)", re.S)
 
 
@@ -137,8 +142,10 @@ def claims(results: Results, reported: Results) -> list[tuple[Path, str]]:
     said = [(README, f"on the CPU {_rounded_down(times)} times faster than mambapy's parallel scan in PyTorch")]
     for row in reported.rows("papers"):
         said += [(README, text) for text in (f" {row['value']}", f" {row['its_value']}", row["compared_with"])]
-    layouts = results.rows("em_net_layouts_hippocampus")
-    return said + [(ROOT / "docs" / "em_net.md", f" {row['dice_mean']} ") for row in layouts]
+    dice = tables.mean_dice(results.rows("accuracy_hippocampus"))
+    for name, trainers in _PAGES_WITH_DICE.items():
+        said += [(ROOT / "docs" / name, tables.shown_dice(dice, trainer)) for trainer in trainers]
+    return said
 
 
 def _rounded_down(value: float) -> int:

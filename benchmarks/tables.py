@@ -36,9 +36,19 @@ def _networks(rows: Rows) -> str:
     return markdown_table(header, lines)
 
 
+def mean_dice(accuracy: Rows) -> dict[str, float]:
+    """By trainer, of rows that `benchmarks.accuracy` writes: the mean over labels."""
+    return {row["trainer"]: float(row["dice"]) for row in accuracy if row["label"] == "mean"}
+
+
+def shown_dice(dice: Mapping[str, float], trainer: str) -> str:
+    """As tables and sentences have it; empty where it was not measured."""
+    return f"{dice[trainer]:.3f} (`{trainer}`)" if trainer in dice else ""
+
+
 def networks_short(rows: Rows, accuracy: Rows = ()) -> str:
     """A row a network, float32 and eager: its size, its training step against nnU-Net's, its Dice where measured."""
-    dice = {row["trainer"]: float(row["dice"]) for row in accuracy if row["label"] == "mean"}
+    dice = mean_dice(accuracy)
     header = ["network", "patch", "parameters", "multiply-adds", "step's time", "step's memory"]
     steps = {
         row["network"]: row
@@ -52,8 +62,7 @@ def networks_short(rows: Rows, accuracy: Rows = ()) -> str:
         memory = f"{float(row['added_GB']) / float(stock):.2f}" if stock and row["added_GB"] else ""
         cells = [name, row["patch"], *sizes, f"{float(row[f'of_{STOCK}']):.2f}", memory]
         if dice:
-            trainer = TRAINER_OF.get(name, "")
-            cells.append(f"{dice[trainer]:.3f} (`{trainer}`)" if trainer in dice else "")
+            cells.append(shown_dice(dice, TRAINER_OF.get(name, "")))
         lines.append(cells)
     return markdown_table([*header, "Dice"] if dice else header, lines)
 
@@ -249,21 +258,6 @@ def planned_memory(rows: Rows) -> str:
     )
 
 
-def em_net_layouts(rows: Rows) -> str:
-    header = ["trainer", "anterior", "posterior", "mean", "epochs x iterations", "cases trained on, validated", "runs"]
-    return markdown_table(
-        header,
-        [
-            [
-                *(f"`{row['trainer']}`", row["dice_anterior"], row["dice_posterior"], row["dice_mean"]),
-                f"{row['epochs']} x {row['iterations_per_epoch']}",
-                *(f"{row['training_cases']}, {row['validation_cases']}", row["runs"]),
-            ]
-            for row in rows
-        ],
-    )
-
-
 def few_shot(rows: Rows) -> str:
     lines = []
     for setting, label, method in _in_order((row["setting"], row["label"], row["method"]) for row in rows):
@@ -279,14 +273,15 @@ def accuracy(rows: Rows, cases: Rows, baseline: str = "StockTrainer") -> str:
     labels = [label for label in _in_order(row["label"] for row in rows) if label != "mean"]
     by_label = {(row["trainer"], row["label"]): row for row in rows}
     per_case = {trainer: _case_means(cases, trainer) for trainer in _in_order(row["trainer"] for row in rows)}
-    header = ["trainer", *labels, "mean", "difference to stock, cases better", "s an epoch", "parameters"]
+    timed = any(row["seconds_per_epoch"] for row in rows)
+    header = ["trainer", *labels, "mean", "difference to stock, cases better", *["s an epoch"] * timed, "parameters"]
     lines = []
     for trainer, means in per_case.items():
         row = by_label[trainer, "mean"]
         dice = [f"{float(by_label[trainer, label]['dice']):.3f}" for label in [*labels, "mean"]]
         against = "" if trainer == baseline else _difference(means, per_case.get(baseline, {}))
         size = f"{int(row['parameters']) / 1e6:.1f} M"
-        lines.append([f"`{trainer}`", *dice, against, row["seconds_per_epoch"], size])
+        lines.append([f"`{trainer}`", *dice, against, *[row["seconds_per_epoch"]] * timed, size])
     return markdown_table(header, lines)
 
 
@@ -340,7 +335,6 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "supervoxels_cpu": supervoxels,
     "planned_memory_cpu": planned_memory,
     "planned_memory_cuda": planned_memory,
-    "em_net_layouts_hippocampus": em_net_layouts,
     "few_shot_hippocampus": few_shot,
 }
 """By the name of the CSV file; accuracy needs two files and stands on its own."""
