@@ -14,7 +14,10 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "nnunet_ext" / "__init__.py
 
 # The optional C kernels of nnunet_ext.ops; see nnunet_ext/ops/native.py.
 KERNELS = Path("nnunet_ext/ops/csrc")
-SOURCES = ("selective_scan.c", "causal_conv1d.c", "instance_norm.c", "lstm_cell.c", "graph_segmentation.c")
+SOURCES = (
+    *("selective_scan.c", "causal_conv1d.c", "instance_norm.c", "lstm_cell.c", "axial_attention.c"),
+    "graph_segmentation.c",
+)
 # Not -ffast-math: it would undo the rounding by which exp2 splits its argument.
 FLAGS = [
     *("-std=c11", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"),

@@ -3,7 +3,11 @@ import torch
 from torch import nn
 
 from benchmarks.plain_sasan import plain_asem
+from nnunet_ext.blocks import axial_attention
 from nnunet_ext.blocks.axial_attention import ASEM, AxialAttention, attend_reference, default_heads
+from nnunet_ext.ops import axial_attention as operator
+from nnunet_ext.ops.native import INSTRUCTION_SETS
+from tests.conftest import library_for
 
 CASES = [((2, 3, 8, 6, 5), nn.Conv3d), ((1, 5, 7, 4, 12), nn.Conv3d), ((3, 2, 10, 12), nn.Conv2d)]
 
@@ -24,6 +28,65 @@ def test_asem_is_the_pages_formula_with_every_gradient(shape, conv_op, assert_cl
         assert_close(a, b, 1e-10)
 
 
+@pytest.fixture(params=[*INSTRUCTION_SETS, "PyTorch"])
+def variant(request, monkeypatch):
+    """The C extension as it is built for one instruction set, or none."""
+    library = None if request.param == "PyTorch" else library_for(request.param)
+    monkeypatch.setattr(operator, "native_library", lambda: library)
+    assert operator.native_attention(torch.float32, 4) is library
+    return request.param
+
+
+@pytest.mark.usefixtures("variant")
+@pytest.mark.parametrize(
+    ("outer", "length", "inner", "heads", "size"),
+    [
+        *((2, 3, 5, 4, 2), (3, 40, 2, 10, 4), (1, 56, 3, 7, 8), (2, 48, 1, 2, 6)),
+        *((2, 17, 1, 1, 17), (1, 1, 4, 3, 1), (1, 33, 2, 2, 64), (1, 5, 2, 1, 65)),
+    ],
+)
+def test_mix_equals_its_reference_with_every_gradient(outer, length, inner, heads, size, assert_close):
+    projected = 2 * torch.randn(outer, length, inner, 3, heads, size)
+    exact = projected.double().requires_grad_()
+    expected = operator.mix_reference(exact)
+    grad_mixed = torch.randn_like(expected)
+    (gradient,) = torch.autograd.grad(expected, exact, grad_mixed)
+    again, ours = operator.mix_backward(projected, grad_mixed.float())
+    assert_close(operator.mix(projected).double(), expected, 3e-6)
+    assert_close(again.double(), expected, 3e-6)
+    assert_close(ours.double(), gradient, 1e-5)
+
+
+@pytest.mark.usefixtures("variant")
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("elements", [1, 500, 1 << 20])
+def test_asem_in_single_precision_in_chunks_of_any_size(threads, elements, monkeypatch, assert_close):
+    monkeypatch.setattr(axial_attention, "_CHUNK_ELEMENTS", elements)
+    module = ASEM(nn.Conv3d, 3, (8, 6, 5))
+    z = torch.randn(2, 3, 8, 6, 5, requires_grad=True)
+    leaves = [z, *module.parameters()]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        fast, plain = module(z), plain_asem(module, z)
+        gradient, expected = gradients(fast, leaves), gradients(plain, leaves)
+    finally:
+        torch.set_num_threads(before)
+    assert_close(fast, plain, 1e-5)
+    for a, b in zip(gradient, expected, strict=True):
+        assert_close(a, b, 1e-4)
+
+
+@pytest.mark.usefixtures("variant")
+def test_what_is_no_number_stays_in_its_sequence_and_head():
+    projected = torch.randn(1, 20, 2, 3, 2, 4)
+    projected[0, 7, 1, 1, 0, 2] = float("nan")
+    mixed = operator.mix(projected)
+    assert mixed[0, :, 1, 0].isnan().all()
+    assert mixed[0, :, 0].isfinite().all()
+    assert mixed[0, :, :, 1].isfinite().all()
+
+
 @pytest.mark.parametrize("length", [1, 5, 33])
 def test_attend_equals_its_reference_with_every_gradient(length, assert_close):
     attention = AxialAttention(12, 4).double()
@@ -38,14 +101,12 @@ def test_attend_equals_its_reference_with_every_gradient(length, assert_close):
 
 def test_the_form_for_other_devices_equals_the_cpu_form(monkeypatch, assert_close):
     """CUDA and MPS take scaled_dot_product_attention over whole tensors; that path runs here too."""
-    import nnunet_ext.blocks.axial_attention as module
-
     asem = ASEM(nn.Conv3d, 2, (4, 6, 5)).double()
     z = torch.randn(2, 2, 4, 6, 5, dtype=torch.float64, requires_grad=True)
     leaves = [z, *asem.parameters()]
     here = asem(z)
-    monkeypatch.setattr(module, "_MAX_BATCH", 7)
-    monkeypatch.setattr(module, "_use_chunks", lambda maps: False)
+    monkeypatch.setattr(axial_attention, "_MAX_BATCH", 7)
+    monkeypatch.setattr(axial_attention, "_use_chunks", lambda maps: False)
     there = asem(z)
     assert_close(there, here, 1e-12)
     for a, b in zip(gradients(there, leaves), gradients(here, leaves), strict=True):

@@ -104,11 +104,11 @@ def test_operators_are_those_of_the_step():
 
 
 def test_operators_within_custom_functions_are_seen():
-    """Axial attention in chunks, and the forward pass of a scan; layouts as they are in the step."""
+    """Projections of axial attention in chunks, and the forward pass of a scan; layouts as they are in the step."""
     sasan = Setting.of_patch((16, 16)).build("SASAN")
     calls = record(training_step(sasan, torch.randn(1, 1, 16, 16)))
     names = {call.operator.overloadpacket.__name__ for call in calls}
-    assert {"bmm", "convolution_backward"} <= names
+    assert {"addmm", "convolution_backward"} <= names
     maps = [call.tensors[0] for call in calls if call.operator.overloadpacket is torch.ops.aten.convolution]
     assert any(like.strides[1] == 1 and like.shape[1] > 1 for like in maps)
 

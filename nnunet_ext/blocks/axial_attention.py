@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nnunet_ext.blocks.dimension import spatial_dims
+from nnunet_ext.ops.axial_attention import mix, mix_backward, native_attention
 
 _MAX_HEADS = 16
 _CHUNK_ELEMENTS = 1 << 20
-"""Attention scores computed at a time on the CPU: few enough to stay in the cache."""
+"""Values of q, k and v (without the C extension: attention scores) at a time on the CPU: few enough to stay in the
+cache."""
 _MAX_BATCH = 32768
 """Fused attention kernels put the batch on a grid axis of at most 65535 blocks."""
 
@@ -114,9 +116,10 @@ class _ChunkedAttention(torch.autograd.Function):
         ctx.axes, ctx.heads = axes, heads
         total = torch.zeros_like(maps)
         for i, (axis, h) in enumerate(zip(axes, heads, strict=True)):
+            qkv, out_weight, out_bias = weights[3 * i : 3 * i + 3]
             for tokens, target in _chunks(maps, total, axis, h):
-                mixed = attend_reference(tokens.reshape(-1, *tokens.shape[-2:]), h, *weights[3 * i : 3 * i + 3])
-                target.add_(mixed.view(tokens.shape))
+                mixed = mix(_projected(tokens, qkv, h)).flatten(-2)
+                target.add_(F.linear(mixed, out_weight, out_bias))
         return total
 
     @staticmethod
@@ -127,32 +130,38 @@ class _ChunkedAttention(torch.autograd.Function):
         grad_maps = torch.zeros_like(maps)
         grad_weights = [torch.zeros_like(w) for w in weights]
         for i, (axis, h) in enumerate(zip(ctx.axes, ctx.heads, strict=True)):
-            own = [w.detach().requires_grad_() for w in weights[3 * i : 3 * i + 3]]
+            qkv, out_weight, _ = weights[3 * i : 3 * i + 3]
+            grad_qkv, grad_out_weight, grad_out_bias = grad_weights[3 * i : 3 * i + 3]
             for (tokens, target), (g, _) in zip(
                 _chunks(maps, grad_maps, axis, h), _chunks(grad, grad_maps, axis, h), strict=True
             ):
-                shape = (-1, *tokens.shape[-2:])
-                leaf = tokens.reshape(shape).detach().requires_grad_()
-                with torch.enable_grad():
-                    mixed = attend_reference(leaf, h, *own)
-                grad_leaf, *parts = torch.autograd.grad(mixed, (leaf, *own), g.reshape(shape))
-                target.add_(grad_leaf.view(tokens.shape))
-                for sum_, part in zip(grad_weights[3 * i : 3 * i + 3], parts, strict=True):
-                    sum_.add_(part)
+                tokens, g = tokens.contiguous(), g.contiguous()
+                mixed, of_qkv = mix_backward(_projected(tokens, qkv, h), (g @ out_weight).unflatten(-1, (h, -1)))
+                of_qkv = of_qkv.flatten(-3)
+                target.add_(of_qkv @ qkv)
+                flat = g.flatten(0, -2)
+                grad_qkv.addmm_(of_qkv.flatten(0, -2).T, tokens.flatten(0, -2))
+                grad_out_weight.addmm_(flat.T, mixed.reshape(flat.shape))
+                grad_out_bias.add_(flat.sum(0))
         return grad_maps, None, None, *grad_weights
 
 
+def _projected(tokens: Tensor, qkv: Tensor, heads: int) -> Tensor:
+    """(outer, L, inner, E) -> (outer, L, inner, 3, h, E / h)."""
+    return F.linear(tokens, qkv).unflatten(-1, (3, heads, -1))
+
+
 def _chunks(maps: Tensor, other: Tensor, axis: int, heads: int):
-    """Pairs of views (sequences, L, E) of `maps` and `other`, both contiguous, with L along `axis`."""
+    """Pairs of views (outer, L, inner, E) of `maps` and `other`, both contiguous, with L along `axis`."""
     length, embedding = maps.shape[axis], maps.shape[-1]
-    before = maps.shape[:axis].numel()
-    views = [i.view(before, length, -1, embedding).transpose(1, 2) for i in (maps, other)]
-    if views[0].shape[1] == 1:
-        views = [i.transpose(0, 1) for i in views]
-    per_sequence = max(heads * length * length, length * embedding)
-    step = max(1, _CHUNK_ELEMENTS // per_sequence)
-    for outer, other_outer in zip(*views, strict=True):
-        yield from zip(outer.split(step), other_outer.split(step), strict=True)
+    outer, inner = maps.shape[:axis].numel(), maps.shape[axis + 1 : -1].numel()
+    views = [i.view(outer, length, inner, embedding) for i in (maps, other)]
+    per_sequence = 3 * length * embedding
+    if native_attention(maps.dtype, embedding // heads) is None:
+        per_sequence = max(heads * length * length, per_sequence)
+    sequences = max(1, _CHUNK_ELEMENTS // per_sequence)
+    for pair in zip(*(i.split(max(1, sequences // inner)) for i in views), strict=True):
+        yield from zip(*(i.split(sequences, 2) for i in pair), strict=True)
 
 
 class ASEM(nn.Module):
