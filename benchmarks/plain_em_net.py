@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from benchmarks.plain_sasan import plain_convolutions
 from nnunet_ext.blocks.channelwise import ChannelMLP
 from nnunet_ext.blocks.csr_mamba import CSRMamba, ResidualBlock
-from nnunet_ext.blocks.dimension import conv_function
 from nnunet_ext.blocks.efl import EFL
 from nnunet_ext.blocks.mamba import BidirectionalMamba, Direction
 from nnunet_ext.networks import EMNet
@@ -105,5 +104,5 @@ def _mlp(mlp: ChannelMLP, x: Tensor) -> Tensor:
 
 
 def _conv_1x1(linear: nn.Linear, x: Tensor) -> Tensor:
-    convolve = conv_function({4: nn.Conv2d, 5: nn.Conv3d}[x.ndim])
+    convolve = {4: F.conv2d, 5: F.conv3d}[x.ndim]
     return convolve(x, linear.weight[(...,) + (None,) * (x.ndim - 2)], linear.bias)

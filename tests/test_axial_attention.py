@@ -1,6 +1,8 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plain_sasan import plain_asem
 from nnunet_ext.blocks import axial_attention
@@ -33,7 +35,7 @@ def variant(request, monkeypatch):
     """The C extension as it is built for one instruction set, or none."""
     library = None if request.param == "PyTorch" else library_for(request.param)
     monkeypatch.setattr(operator, "native_library", lambda: library)
-    assert operator.native_attention(torch.float32, 4) is library
+    assert operator.native_attention(torch.zeros(1), 4) is library
     return request.param
 
 
@@ -55,6 +57,15 @@ def test_mix_equals_its_reference_with_every_gradient(outer, length, inner, head
     assert_close(operator.mix(projected).double(), expected, 3e-6)
     assert_close(again.double(), expected, 3e-6)
     assert_close(ours.double(), gradient, 1e-5)
+
+
+@pytest.mark.usefixtures("variant")
+def test_products_are_counted_without_content():
+    """Two of the scores, one of each projection, with a factor of two for additions, over all nine attentions."""
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
+        ASEM(nn.Conv3d, 3, (4, 4, 4)).axial(torch.empty(1, 3, 4, 4, 4))
+    tokens, lengths = 3 * 4 * 4, 3 * (3 + 4 + 4)
+    assert counter.get_total_flops() == 2 * tokens * (9 * 4 * 4 * 4 + 2 * 4 * lengths)
 
 
 @pytest.mark.usefixtures("variant")

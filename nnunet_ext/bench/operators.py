@@ -25,6 +25,7 @@ _aten, _ours = torch.ops.aten, torch.ops.nnunet_ext
 PRODUCTS = (
     _aten.convolution,
     _aten.convolution_backward,
+    _aten.mkldnn_convolution,
     _aten.mm,
     _aten.addmm,
     _aten.bmm,

@@ -1,18 +1,15 @@
 """Convolution blocks."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_ext.blocks.dimension import conv_function
 from nnunet_ext.blocks.instance_norm import InstanceNormLeakyReLU
 from nnunet_ext.blocks.layout import cpu_channels_last
-
-_MIN_CPU_CHANNELS = 3
-"""With fewer input channels PyTorch's CPU convolution takes a slow kernel that ignores the channels-last layout."""
+from nnunet_ext.ops.tracing import is_traced
 
 
 class ConvNormAct(nn.Module):
@@ -55,7 +52,6 @@ class ConvNormAct(nn.Module):
         self.kept = (slice(None), slice(None), *kept)
         self.sliced = steps != strides
         self.conv = conv_op(input_channels, output_channels, tuple(kernel_size), steps, padding, bias=bias)
-        self.convolve = partial(conv_function(conv_op), stride=steps, padding=padding)
         self.pointwise = all(k == 1 for k in kernel_size) and all(s == 1 for s in steps)
         self.norm_act = InstanceNormLeakyReLU(output_channels, eps, slope, affine)
 
@@ -65,15 +61,26 @@ class ConvNormAct(nn.Module):
         if self.pointwise and x.device.type == "cpu":
             # A copy, as the norm writes into what it gets, which must be no view.
             return self.norm_act(conv_1x1(self.conv, x).clone())
-        missing = _MIN_CPU_CHANNELS - x.shape[1] if x.device.type == "cpu" else 0
-        if missing > 0:
-            # Channels of zeros change nothing but the kernel that PyTorch chooses.
-            pad = (0, 0) * (x.ndim - 2) + (0, missing)
-            weight = F.pad(cast(Tensor, self.conv.weight), pad)
-            x = self.convolve(cpu_channels_last(F.pad(x, pad)), weight, self.conv.bias)
-        else:
-            x = self.conv(x)
-        return self.norm_act(cpu_channels_last(x))
+        return self.norm_act(cpu_channels_last(convolve(self.conv, x)))
+
+
+def convolve(conv: nn.Module, x: Tensor) -> Tensor:
+    """`conv(x)`, fast for single samples on the CPU too.
+
+    Of these PyTorch hands only large ones to oneDNN, those of more than 20480 values without the last axis, whose own
+    kernel for the others, those at full resolution with few channels and those of the deep stages, takes two to five
+    times as long and loses the channels-last layout (torch 2.15). Prediction is one sample at a time.
+
+    Shape:
+        (B, C, *P) -> (B, C', *P / stride)
+    """
+    onednn = torch.backends.mkldnn
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if x.shape[0] != 1 or not plain or is_traced(x) or not (onednn.is_available() and onednn.enabled):
+        return conv(x)
+    known = cast(nn.Conv3d, conv)
+    settings = cast(tuple[int, ...], known.padding), known.stride, known.dilation
+    return torch.mkldnn_convolution(cpu_channels_last(x), known.weight, known.bias, *settings, known.groups)
 
 
 def conv_1x1(conv: nn.Module, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_ext.blocks.channelwise import ChannelMLP, ChannelNorm, to_tokens, to_volume
+from nnunet_ext.blocks.conv import convolve
 from nnunet_ext.blocks.dimension import batch_norm_op, dropout_op
 from nnunet_ext.blocks.layout import cpu_channels_last
 from nnunet_ext.blocks.mamba import BidirectionalMamba
@@ -92,6 +93,6 @@ class ResidualBlock(nn.Module):
         self.norm1, self.norm2 = (batch_norm_op(conv_op)(channels) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.leaky_relu(self.norm1(cpu_channels_last(self.conv1(x))), _SLOPE, inplace=True)
-        y = self.norm2(cpu_channels_last(self.conv2(y)))
+        y = F.leaky_relu(self.norm1(cpu_channels_last(convolve(self.conv1, x))), _SLOPE, inplace=True)
+        y = self.norm2(cpu_channels_last(convolve(self.conv2, y)))
         return F.leaky_relu(x + y, _SLOPE, inplace=True)

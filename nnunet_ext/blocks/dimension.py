@@ -1,16 +1,12 @@
 """2D and 3D from one class: everything that depends on the number of spatial axes is looked up here."""
 
-from collections.abc import Callable
-
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 _BY_CONVOLUTION: dict[type[nn.Module], int] = {nn.Conv2d: 2, nn.Conv3d: 3}
 _TRANSPOSED: dict[int, type[nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _MAX_POOL: dict[int, type[nn.Module]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 _BATCH_NORM: dict[int, type[nn.Module]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _DROPOUT: dict[int, type[nn.Module]] = {2: nn.Dropout2d, 3: nn.Dropout3d}
-_FUNCTION: dict[int, Callable[..., Tensor]] = {2: F.conv2d, 3: F.conv3d}
 
 
 def spatial_dims(conv_op: type[nn.Module]) -> int:
@@ -25,11 +21,6 @@ def spatial_dims(conv_op: type[nn.Module]) -> int:
     if conv_op not in _BY_CONVOLUTION:
         raise ValueError(f"`conv_op`={conv_op!r} is not supported; use torch.nn.Conv2d or torch.nn.Conv3d")
     return _BY_CONVOLUTION[conv_op]
-
-
-def conv_function(conv_op: type[nn.Module]) -> Callable[..., Tensor]:
-    """The function behind a convolution class."""
-    return _FUNCTION[spatial_dims(conv_op)]
 
 
 def conv_transpose_op(conv_op: type[nn.Module]) -> type[nn.Module]:

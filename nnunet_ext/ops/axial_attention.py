@@ -22,9 +22,12 @@ class _Attention(ctypes.Structure):
     ]
 
 
-def native_attention(dtype: torch.dtype, size: int) -> NativeLibrary | None:
-    """The library if it can mix heads of `size` features in this type: single precision, 64 at most; else None."""
-    if dtype != torch.float32 or size > _MAX_SIZE:
+def native_attention(x: Tensor, size: int) -> NativeLibrary | None:
+    """The library if it can mix heads of `size` features of tensors like `x`: 64 at most, single precision; else None.
+
+    Also for tensors without content: what counts products is to see them.
+    """
+    if x.dtype != torch.float32 or size > _MAX_SIZE or not has_content(x):
         return None
     library = native_library()
     return library if library is not None and library.has("axial_attention_forward") else None
@@ -39,7 +42,7 @@ def mix(projected: Tensor) -> Tensor:
     Shape:
         (outer, length, inner, 3, heads, size) -> (outer, length, inner, heads, size)
     """
-    library = native_attention(projected.dtype, projected.shape[-1])
+    library = native_attention(projected, projected.shape[-1])
     if library is None:
         return mix_reference(projected)
     projected = projected.contiguous()
@@ -50,7 +53,7 @@ def mix(projected: Tensor) -> Tensor:
 
 def mix_backward(projected: Tensor, grad_mixed: Tensor) -> tuple[Tensor, Tensor]:
     """The result of `mix`, made again, and the gradient of `projected`."""
-    library = native_attention(projected.dtype, projected.shape[-1])
+    library = native_attention(projected, projected.shape[-1])
     if library is None:
         leaf = projected.detach().requires_grad_()
         with torch.enable_grad():
@@ -71,8 +74,6 @@ def mix_reference(projected: Tensor) -> Tensor:
 
 
 def _call(library: NativeLibrary, name: str, projected: Tensor, **maps: Tensor) -> None:
-    if not has_content(projected):
-        return
     outer, length, inner, _, heads, size = projected.shape
     argument = _Attention(outer, length, inner, heads, size, torch.get_num_threads(), pointer(projected))
     for key, x in maps.items():

@@ -1,0 +1,37 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from nnunet_ext.blocks.conv import convolve
+from nnunet_ext.blocks.layout import channels_last
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize(
+    ("shape", "conv"),
+    [
+        ((1, 9, 8, 7), nn.Conv3d(1, 6, 3, padding=1)),
+        ((40, 5, 7, 5), nn.Conv3d(40, 33, (1, 3, 3), padding=(0, 1, 1), bias=False)),
+        ((5, 8, 8, 4), nn.Conv3d(5, 4, 3, stride=(1, 2, 2), padding=1)),
+        ((2, 12, 9), nn.Conv2d(2, 8, 3, padding=1)),
+    ],
+)
+def test_single_samples_too_have_the_values_and_gradients_of_the_convolution(
+    shape, conv, samples, onednn, monkeypatch, assert_close
+):
+    x = torch.randn(samples, *shape, requires_grad=True)
+    leaves = [x, *conv.parameters()]
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
+    fast = convolve(conv, x)
+    gradient = torch.randn_like(fast)
+    found = torch.autograd.grad(fast, leaves, gradient)
+    twin = copy.deepcopy(conv).double()
+    exact = twin(x.double())
+    expected = torch.autograd.grad(exact, [x, *twin.parameters()], gradient.double())
+    assert_close(fast.double(), exact, 1e-6)
+    for a, b in zip(found, expected, strict=True):
+        assert_close(a.double(), b.double(), 1e-5)
+    assert fast.is_contiguous(memory_format=channels_last(x.ndim)) or samples == 2 or not onednn
