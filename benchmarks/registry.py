@@ -106,8 +106,7 @@ _MEASUREMENTS = (
     Measurement(
         "operators",
         ("operators_cpu",),
-        "nnunet_ext bench --device cpu --threads 1 -o benchmarks/results --what operators "
-        "--networks PlainConvUNet SASAN EM-Net LSTMSA FAF-Net",
+        f"{_BENCH} operators --networks PlainConvUNet SASAN EM-Net SALSTM LSTMSA FAF-Net",
         "Training steps against their convolutions alone",
         "a training step against its convolutions and matrix products by themselves: what no optimisation saves",
     ),
