@@ -96,13 +96,18 @@ def _resident_bytes(kind: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(f"{kind}:")).split()[1])
 
 
+_MADE = ("benchmarks/results", "docs", "README.md")
+"""What measurements change, so that those after them still run the committed code."""
+
+
 def environment(device: str = "cpu") -> dict[str, str]:
     """What every row of a result carries beside its numbers."""
     root = Path(__file__).parents[2]
     try:
         git = ["git", "-C", str(root)]
         commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        status = [*git, "status", "--porcelain", "-uno", "--", ".", *(f":(exclude){path}" for path in _MADE)]
+        changed = subprocess.run(status, capture_output=True, text=True, check=True)
         version = commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
     except (OSError, subprocess.CalledProcessError):
         version = "unknown"
