@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 _BENCH = "nnunet_ext bench --device cpu --threads 1 --clock processor -o benchmarks/results --what"
+_PLACEHOLDERS = ("DATASET_FOLDER", "FOLDER", "PART.CSV")
 _SIDE_BY_SIDE = (
     "parameters, multiply-adds, time and memory side by side with nnU-Net's networks (FAF-Net: slice by slice, from "
     "stored prototypes)"
@@ -20,7 +21,7 @@ class Measurement:
     Attributes:
         name: As `python -m benchmarks` takes it.
         results: Names of the CSV files under benchmarks/results that it writes, without ending.
-        line: What stands behind ``python -m``; words in capitals are the user's to fill in.
+        line: What stands behind ``python -m``; `_PLACEHOLDERS` are the user's to fill in.
         title: In the page's headings.
         measured: One sentence's part, without full stop.
         cuda: Whether it needs a CUDA device.
@@ -41,7 +42,7 @@ class Measurement:
     @property
     def needs_data(self) -> bool:
         """Whether something must be filled in."""
-        return any(word.isupper() for word in self.command)
+        return any(word in _PLACEHOLDERS for word in self.command)
 
     @property
     def shown(self) -> str:

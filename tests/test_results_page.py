@@ -65,6 +65,12 @@ def test_a_changed_number_of_a_sentence_is_noticed(copied):
     assert any("7 times faster than mambapy" in text for _, text in claims(copied, OTHERS))
 
 
+def test_a_changed_range_of_a_sentence_is_noticed(copied):
+    rows = copied.rows("transcriptions_cpu")
+    write(copied, "transcriptions_cpu", [row | {"times_faster": "7.4"} for row in rows])
+    assert any("(training steps 1.1 to 7.4 times" in text for text in differences(copied, OTHERS))
+
+
 def test_a_changed_number_of_another_page_is_noticed(copied):
     rows = copied.rows("accuracy_hippocampus")
     write(copied, "accuracy_hippocampus", [row | {"dice": "0.1234"} for row in rows])
@@ -207,7 +213,9 @@ def test_small_tables():
 def test_entry(capsys):
     assert all(measurement.shown in listing() for measurement in MEASUREMENTS.values())
     assert not any(measurement.needs_data for measurement in chosen(["all"]))
-    assert {"networks", "selective_scan"} <= {measurement.name for measurement in chosen(["all"])}
+    without_data = {measurement.name for measurement in chosen(["all"])}
+    assert {"networks", "selective_scan", "operators"} <= without_data
+    assert not {"accuracy", "accuracy_acdc", "few_shot", "feature_matrix"} & without_data
     for name, message in (("unets", "unknown measurement 'unets'; known: .*networks"), ("few_shot", "needs data")):
         with pytest.raises(ValueError, match=message):
             chosen([name])
