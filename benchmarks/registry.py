@@ -114,7 +114,7 @@ _MEASUREMENTS = (
     Measurement(
         "scaling",
         ("scaling_cpu",),
-        f"{_BENCH} scaling --sizes 24 32 48 --batch-size 1",
+        f"{_BENCH} scaling --sizes 32 48 64 96 --batch-size 1 --repeats 3",
         "Time and memory against the patch",
         "a training step against the number of voxels, with the exponents that fit best",
     ),
