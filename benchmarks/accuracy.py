@@ -7,8 +7,9 @@ python -m benchmarks.accuracy --data DATASET_FOLDER --work FOLDER --name hippoca
 DATASET_FOLDER is a dataset in nnU-Net's raw format; a `splits_final.json` in it is used. FOLDER gets nnU-Net's three
 folders and the report of `nnunet_ext compare`. Run it again after an interruption: it goes on where it was. Results, in
 benchmarks/results unless told otherwise, are accuracy_NAME.csv (a row for each trainer and label, checkpoints by their
-sha256) and accuracy_NAME_cases.csv (Dice of every validation case); rows of trainers that FOLDER does not hold are
-kept, so that trainers can be run on several days.
+sha256), accuracy_NAME_cases.csv (Dice of every validation case) and accuracy_NAME.md (the report of all trainers that
+were asked for and have finished); rows of trainers that FOLDER does not hold are kept, so that trainers can be run on
+several days.
 """
 
 import argparse
@@ -161,6 +162,16 @@ def merge(path: Path, rows: Sequence[dict[str, Any]], where: Mapping[str, str]) 
     write_csv(path, sorted(together, key=lambda row: order.get(row["trainer"], len(order))), where={})
 
 
+def compare(runs: Sequence[Run], timed: bool) -> Path:
+    """The report of `nnunet_ext compare` on finished trainers, the first of them for baseline, in Markdown."""
+    first = runs[0]
+    command = [sys.executable, "-m", "nnunet_ext", "compare", "-d", first.dataset, "-p", first.plans]
+    command += ["-c", first.configuration, "-f", str(first.fold), "-tr", *(run.trainer for run in runs)]
+    command += ["--baseline", first.trainer, "-np", "2", "-o", str(first.work / "report")]
+    subprocess.run([*command, *([] if timed else ["--untimed"])], check=True)
+    return first.work / "report" / "report.md"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -192,16 +203,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         command += ["-c", arguments.configuration, "-tr", *arguments.trainers, "--folds", str(arguments.fold)]
         command += ["--baseline", arguments.trainers[0], "--device", arguments.device, "-o", str(work / "report")]
         subprocess.run(command, check=True)
-    totals, cases = [], []
-    for run in runs:
-        if run.summary.is_file():
-            found = rows_of(run, not arguments.untimed)
-            totals += found[0]
-            cases += found[1]
-    if not totals:
+    finished = [run for run in runs if run.summary.is_file()]
+    if not finished:
         raise SystemExit("no trainer has finished yet")
+    totals, cases = [], []
+    for run in finished:
+        found = rows_of(run, not arguments.untimed)
+        totals += found[0]
+        cases += found[1]
     merge(arguments.results / f"accuracy_{arguments.name}.csv", totals, environment())
     merge(arguments.results / f"accuracy_{arguments.name}_cases.csv", cases, {})
+    if len(finished) > 1:
+        report = compare(finished, not arguments.untimed)
+        shutil.copyfile(report, arguments.results / f"accuracy_{arguments.name}.md")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,9 @@ def page(results: Results, reported: Results) -> str:
 
 def _section(measurement: Measurement, results: Results) -> str:
     files = ", ".join(f"[CSV](../benchmarks/results/{name}.csv)" for name in measurement.results)
+    report = f"{measurement.results[0]}.md"
+    if (results.folder / report).is_file():
+        files += f", [report of `nnunet_ext compare`](../benchmarks/results/{report})"
     sentence = measurement.measured
     if not sentence.startswith("nnU-Net"):
         sentence = sentence[0].upper() + sentence[1:]

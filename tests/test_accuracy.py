@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -52,3 +53,6 @@ def test_trainers_on_several_days(experiment, tmp_path):
     mean = json.loads((fold / "validation" / "summary.json").read_text())["foreground_mean"]["Dice"]
     assert float(again[-1]["dice"]) == pytest.approx(mean, abs=1e-4)
     assert experiment("--trainers", *TRAINERS, "--collect", "--untimed")[1] == more
+    report = (tmp_path / "results" / "accuracy_tiny.md").read_text()
+    assert re.search(rf"^\| {TRAINERS[1]} \| \w+ \| {100 * float(again[-1]['dice']):.2f} \|", report, re.M)
+    assert "Seconds are left out" in report

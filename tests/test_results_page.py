@@ -4,6 +4,7 @@ import argparse
 import csv
 import importlib.util
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -182,6 +183,14 @@ def test_accuracy_shows_the_rows_there_are(copied):
     steps = [row for row in copied.rows("networks_cpu") if (row["network"], row["what"]) == ("EM-Net", "training step")]
     assert f"{cost:.2f}" in {f"{float(row['of_PlainConvUNet']):.2f}" for row in steps}
     assert dice == 0.7
+
+
+@pytest.mark.parametrize("report", sorted(RESULTS.glob("accuracy_*.md")), ids=lambda path: path.stem)
+def test_reports_are_of_the_rows(report):
+    text, means = report.read_text(), tables.mean_dice(COMMITTED.rows(report.stem))
+    rows = re.findall(r"^\| (\w+) \| (?:baseline|better|worse|equivalent|undecided) \| ([\d.]+) \|", text, re.M)
+    assert dict(rows) == {trainer: f"{100 * dice:.2f}" for trainer, dice in means.items()}
+    assert f"{report.name})" in page(COMMITTED, OTHERS)
 
 
 @pytest.mark.parametrize("name", ["scaling", "tiles", "cost", "accuracy"])

@@ -39,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-np", dest="processes", type=int, default=min(8, os.cpu_count() or 1), help="processes (default: %(default)s)"
     )
+    parser.add_argument(
+        "--untimed",
+        action="store_true",
+        help="leave seconds out: trainings shared their machines with other work, or had different ones",
+    )
     parser.add_argument("--cache", type=Path, help="where scores are kept (default: cache in the report's folder)")
 
 
@@ -61,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.folds,
             arguments.baseline,
         )
-    settings = Settings(arguments.margin / 100, arguments.tolerance, arguments.seed)
+    settings = Settings(arguments.margin / 100, arguments.tolerance, arguments.seed, not arguments.untimed)
     outcome = compare(study, settings, arguments.output, arguments.processes, arguments.cache)
     print(f"\n{headline(outcome)}")
     for name in study.challengers:

@@ -49,8 +49,8 @@ def training_logs(study: Study) -> dict[str, dict[str, TrainingLog]]:
     }
 
 
-def costs(study: Study, logs: Mapping[str, Mapping[str, TrainingLog]]) -> dict[str, Cost]:
-    """Costs by entrant; none for folders of predictions."""
+def costs(study: Study, logs: Mapping[str, Mapping[str, TrainingLog]], timed: bool = True) -> dict[str, Cost]:
+    """Costs by entrant, with seconds if `timed`; none for folders of predictions."""
     result = {}
     for entrant in study.entrants:
         if entrant.model is None or entrant.trainer is None or study.configuration is None:
@@ -62,8 +62,8 @@ def costs(study: Study, logs: Mapping[str, Mapping[str, TrainingLog]]) -> dict[s
         except Exception as error:  # a report without this number is better than none; the reason is shown
             size = {"reason": f"{type(error).__name__}: {error}"}
         result[entrant.name] = Cost(
-            epoch_seconds=_median([s for log in read for s in log.curve("seconds")[1]]),
-            scan_seconds=_median([s for log in read for s in log.scan_seconds]),
+            epoch_seconds=_median([s for log in read for s in log.curve("seconds")[1] if timed]),
+            scan_seconds=_median([s for log in read for s in log.scan_seconds if timed]),
             memory_gb=_highest([log.peak_memory_gb for log in read]),
             epochs=min(len(log.epochs) for log in read),
             iterations=next((log.iterations for log in read if log.iterations), None),

@@ -19,11 +19,13 @@ class Settings:
         margin: Difference in Dice that does not matter, from 0 to 1.
         tolerance: Of the surface Dice, in mm.
         seed: Of the bootstrap.
+        timed: Whether the logs' seconds tell what the networks cost.
     """
 
     margin: float = 0.005
     tolerance: float = 2.0
     seed: int = 0
+    timed: bool = True
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,8 @@ def compare(study: Study, settings: Settings, output: Path, processes: int, cach
         remove_left_overs(folder)
     scores = measure(study, settings.tolerance, cache or output / CACHE, processes)
     logs = training_logs(study)
-    outcome = Outcome(
-        study, settings, scores, analyse(study, scores, settings.margin, settings.seed), costs(study, logs), logs
-    )
+    analysis = analyse(study, scores, settings.margin, settings.seed)
+    outcome = Outcome(study, settings, scores, analysis, costs(study, logs, settings.timed), logs)
     files = {
         "cases.csv": scores.to_csv(index=False, lineterminator="\n"),
         "summary.json": json.dumps(summary(outcome), indent=2, allow_nan=False) + "\n",

@@ -149,6 +149,8 @@ def notes(outcome: Outcome) -> list[str]:
     if len(patches) > 1:
         found.append("The plans have different patch sizes: multiply-adds are of one patch each.")
     found += [f"{name}: not counted, {cost.reason}" for name, cost in outcome.costs.items() if cost.reason]
+    if outcome.costs and not outcome.settings.timed:
+        found.append("Seconds are left out: the trainings did not have equal machines to themselves.")
     missing = [name for name, cost in outcome.costs.items() if not np.isfinite(cost.memory_gb)]
     if missing:
         found.append(f"{join(missing)}: nnU-Net's own trainers do not log their memory; StockTrainer does.")

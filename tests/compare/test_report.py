@@ -235,6 +235,20 @@ def test_the_same_study_gives_the_same_report(report, made_results, tmp_path, mo
         assert (tmp_path / name).read_text() == (report / name).read_text(), name
 
 
+def test_seconds_can_be_left_out(report, made_results, tmp_path, monkeypatch):
+    for name, value in made_results.environment.items():
+        monkeypatch.setenv(name, value)
+    options = ["-d", "4", "-tr", *NAMES, "--cache", str(report / "cache"), "-np", "1", "-o", str(tmp_path), "--untimed"]
+    assert main(["compare", *options]) == 0
+    costs = json.loads((tmp_path / "summary.json").read_text())["costs"]
+    assert {costs[name][key] for name in NAMES for key in ("epoch_seconds", "scan_seconds")} == {None}
+    text = (tmp_path / "report.md").read_text()
+    assert "Seconds are left out" in text
+    assert "time per epoch" not in text
+    assert "times the parameters" in text
+    assert "Seconds are left out" not in (report / "report.md").read_text()
+
+
 def test_the_readmes_command(made_results, tmp_path, monkeypatch):
     readme = (ROOT / "README.md").read_text()
     (line,) = re.findall(r"^nnunet_ext (compare .*)$", readme, re.M)
