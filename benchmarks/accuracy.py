@@ -8,8 +8,7 @@ DATASET_FOLDER is a dataset in nnU-Net's raw format; a `splits_final.json` in it
 folders and the report of `nnunet_ext compare`. Run it again after an interruption: it goes on where it was. Results, in
 benchmarks/results unless told otherwise, are accuracy_NAME.csv (a row for each trainer and label, checkpoints by their
 sha256), accuracy_NAME_cases.csv (Dice of every validation case) and accuracy_NAME.md (the report of all trainers that
-were asked for and have finished); rows of trainers that FOLDER does not hold are kept, so that trainers can be run on
-several days.
+have finished in FOLDER); rows of trainers that were not asked for are kept, so that trainers can be run on several days.
 """
 
 import argparse
@@ -22,7 +21,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -158,18 +157,29 @@ def merge(path: Path, rows: Sequence[dict[str, Any]], where: Mapping[str, str]) 
             new = {row["trainer"] for row in rows}
             kept = [row for row in csv.DictReader(file) if row["trainer"] not in new]
     together = [*kept, *({**row, **where} for row in rows)]
-    order = {trainer: position for position, trainer in enumerate(TRAINERS)}
-    write_csv(path, sorted(together, key=lambda row: order.get(row["trainer"], len(order))), where={})
+    write_csv(path, sorted(together, key=lambda row: _place(row["trainer"])), where={})
 
 
-def compare(runs: Sequence[Run], timed: bool) -> Path:
-    """The report of `nnunet_ext compare` on finished trainers, the first of them for baseline, in Markdown."""
-    first = runs[0]
-    command = [sys.executable, "-m", "nnunet_ext", "compare", "-d", first.dataset, "-p", first.plans]
-    command += ["-c", first.configuration, "-f", str(first.fold), "-tr", *(run.trainer for run in runs)]
-    command += ["--baseline", first.trainer, "-np", "2", "-o", str(first.work / "report")]
-    subprocess.run([*command, *([] if timed else ["--untimed"])], check=True)
-    return first.work / "report" / "report.md"
+def compare(run: Run, timed: bool) -> Path | None:
+    """Report of `nnunet_ext compare`, in Markdown, on all trainers that have finished what `run` did; None of one alone.
+
+    The baseline is StockTrainer or, without it, the first of the others.
+    """
+    pattern = f"*__{run.plans}__{run.configuration}"
+    there = {model.name.split("__")[0] for model in run.model.parent.glob(pattern)}
+    trainers = [name for name in sorted(there, key=_place) if replace(run, trainer=name).summary.is_file()]
+    if len(trainers) < 2:
+        return None
+    command = [sys.executable, "-m", "nnunet_ext", "compare", "-d", run.dataset, "-p", run.plans]
+    command += ["-c", run.configuration, "-f", str(run.fold), "-tr", *trainers, "--baseline", trainers[0]]
+    report = run.work / "report"
+    subprocess.run([*command, "-np", "2", "-o", str(report), *([] if timed else ["--untimed"])], check=True)
+    return report / "report.md"
+
+
+def _place(trainer: str) -> tuple[int, str]:
+    """Its place in tables."""
+    return TRAINERS.index(trainer) if trainer in TRAINERS else len(TRAINERS), trainer
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -213,8 +223,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         cases += found[1]
     merge(arguments.results / f"accuracy_{arguments.name}.csv", totals, environment())
     merge(arguments.results / f"accuracy_{arguments.name}_cases.csv", cases, {})
-    if len(finished) > 1:
-        report = compare(finished, not arguments.untimed)
+    report = compare(finished[0], not arguments.untimed)
+    if report is not None:
         shutil.copyfile(report, arguments.results / f"accuracy_{arguments.name}.md")
 
 
