@@ -8,7 +8,7 @@ DATASET_FOLDER is a dataset in nnU-Net's raw format; a `splits_final.json` in it
 folders and the report of `nnunet_ext compare`. Run it again after an interruption: it goes on where it was. Results, in
 benchmarks/results unless told otherwise, are accuracy_NAME.csv (a row for each trainer and label, checkpoints by their
 sha256), accuracy_NAME_cases.csv (Dice of every validation case) and accuracy_NAME.md (the report of all trainers that
-have finished in FOLDER); rows of trainers that were not asked for are kept, so that trainers can be run on several days.
+have finished in FOLDER). Rows of trainers that were not asked for are kept, so that they can be run on several days.
 """
 
 import argparse
@@ -161,7 +161,7 @@ def merge(path: Path, rows: Sequence[dict[str, Any]], where: Mapping[str, str]) 
 
 
 def compare(run: Run, timed: bool) -> Path | None:
-    """Report of `nnunet_ext compare`, in Markdown, on all trainers that have finished what `run` did; None of one alone.
+    """Report of `nnunet_ext compare`, in Markdown, on all trainers that have finished like `run`; None of one alone.
 
     The baseline is StockTrainer or, without it, the first of the others.
     """

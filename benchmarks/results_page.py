@@ -38,6 +38,7 @@ each table stands where it was measured.
 _PLOT_OF = {"networks": "cost", "scaling": "scaling", "tiles": "tiles", "accuracy": "accuracy"}
 _ELSEWHERE = {"feature_matrix": "[features.md](features.md)"}
 _PAGES_WITH_DICE = {
+    "sasan.md": ("StockTrainer", "SASANTrainer", "SASANTrainerDiceCE"),
     "em_net.md": ("StockTrainer", "EMNetTrainer", "EMNetSGDTrainer", "EMNetAuthorsTrainer", "EMNetNoMambaTrainer"),
     "lstm_sa.md": ("StockTrainer", "SALSTMTrainer", "LSTMSATrainer"),
 }
