@@ -157,7 +157,7 @@ def _chunks(maps: Tensor, other: Tensor, axis: int, heads: int):
     outer, inner = maps.shape[:axis].numel(), maps.shape[axis + 1 : -1].numel()
     views = [i.view(outer, length, inner, embedding) for i in (maps, other)]
     per_sequence = 3 * length * embedding
-    if native_attention(maps, embedding // heads) is None:
+    if native_attention(maps.dtype, embedding // heads) is None:
         per_sequence = max(heads * length * length, per_sequence)
     sequences = max(1, _CHUNK_ELEMENTS // per_sequence)
     for pair in zip(*(i.split(max(1, sequences // inner)) for i in views), strict=True):
