@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nnunet_ext.blocks.dimension import spatial_dims
-from nnunet_ext.ops.axial_attention import mix, mix_backward, native_attention
+from nnunet_ext.ops.axial_attention import mix, mix_backward, mix_reference, native_attention
 
 _MAX_HEADS = 16
 _CHUNK_ELEMENTS = 1 << 20
@@ -58,12 +58,8 @@ class AxialAttention(nn.Module):
 
 def attend_reference(tokens: Tensor, heads: int, qkv: Tensor, out_weight: Tensor, out_bias: Tensor) -> Tensor:
     """Plain form of `attend`: the attention matrix is formed and kept."""
-    batch, length, embedding = tokens.shape
-    projected = F.linear(tokens, qkv).view(batch, length, 3, heads, embedding // heads)
-    q, k, v = projected.permute(2, 0, 3, 1, 4)
-    scores = (q * (embedding // heads) ** -0.5) @ k.transpose(-1, -2)
-    mixed = scores.softmax(-1) @ v
-    return F.linear(mixed.transpose(1, 2).reshape(batch, length, embedding), out_weight, out_bias)
+    mixed = mix_reference(_projected(tokens[:, :, None], qkv, heads))
+    return F.linear(mixed.reshape(tokens.shape), out_weight, out_bias)
 
 
 def attend(tokens: Tensor, heads: int, qkv: Tensor, out_weight: Tensor, out_bias: Tensor) -> Tensor:
