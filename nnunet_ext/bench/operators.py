@@ -3,7 +3,8 @@
 They are recorded where PyTorch hands them to a device, below autograd, so that those of custom autograd functions, of
 `einsum`, of linear layers and of checkpointed regions are all among them, each with the shapes and strides that it
 really gets; the warm-up is the caller's. Fourier transforms, norms, activations, copies and the optimiser are not: a
-step is measured against its products alone.
+step is measured against its products alone. Nor is axial attention between its projections where the C extension does
+it: all of it counts as overhead, its products included.
 
 EM-Net's selective scan is no product either, though nothing could be left of Mamba without it. It therefore counts as
 overhead in `PRODUCTS`; `SCANS` names it apart, with the short convolution before it (whose activation it includes), so

@@ -31,22 +31,23 @@ typedef struct {
 
 static int64_t blocks_of(const attention *a) { return (a->length + LANES - 1) / LANES; }
 
-/* In vectors. */
+/* Of the work space, in vectors: keys or values; scores or slopes, of which the forward pass keeps one block. */
+static int64_t rows_size(const attention *a) { return (a->length * a->size + LANES - 1) / LANES; }
+static int64_t scores_size(const attention *a, int backwards) { return (backwards ? blocks_of(a) : 1) * a->length; }
+
 static int64_t work_size(const attention *a, int backwards) {
-    int64_t rows = 2 * ((a->length * a->size + LANES - 1) / LANES), tiles = backwards ? blocks_of(a) : 1;
-    return rows + 2 * blocks_of(a) * a->size + 2 * tiles * a->length;
+    return 2 * (rows_size(a) + blocks_of(a) * a->size + scores_size(a, backwards));
 }
 
 static head divide(const attention *a, vf *memory, int backwards) {
     head h = {.length = a->length, .blocks = blocks_of(a), .step = 3 * a->inner * a->heads * a->size};
-    int64_t rows = (a->length * a->size + LANES - 1) / LANES;
     h.scale = LOG2E / sqrtf((float)a->size);
     h.keys = (float *)memory;
-    h.values = (float *)(memory + rows);
-    h.queries = memory + 2 * rows;
+    h.values = (float *)(memory + rows_size(a));
+    h.queries = memory + 2 * rows_size(a);
     h.grads = h.queries + h.blocks * a->size;
     h.scores = h.grads + h.blocks * a->size;
-    h.slopes = h.scores + (backwards ? h.blocks : 1) * a->length;
+    h.slopes = h.scores + scores_size(a, backwards);
     return h;
 }
 
