@@ -2,17 +2,22 @@
 
 import csv
 import datetime
+import json
 import re
+import subprocess
 import time
 
 import pytest
 import torch
 from torch import nn
 
-from nnunet_ext.bench.measure import interleaved_seconds, write_csv
+import nnunet_ext
+from nnunet_ext.bench import measure
+from nnunet_ext.bench.measure import added_gigabytes, environment, interleaved_seconds, median_ratio, write_csv
 from nnunet_ext.bench.operators import record, replay
 from nnunet_ext.bench.setting import NETWORKS, Setting
 from nnunet_ext.bench.steps import training_step
+from nnunet_ext.bench.tables import scaling_rows
 from nnunet_ext.cli.main import main
 
 
@@ -49,6 +54,89 @@ def test_scaling_and_tiles(tmp_path):
     assert [row["patch"] for row in rows(tmp_path, "scaling")] == ["16x16", "32x32"]
     assert len({row["features"] for row in rows(tmp_path, "scaling")}) == 1  # of one network
     assert len(rows(tmp_path, "tiles")) == 2
+
+
+def test_scans_have_as_many_tiles_as_they_say(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setitem(NETWORKS, "counted", lambda setting, _: CountsCalls(seen))
+    bench(tmp_path, "--what", "tiles", "--patch", "16", "16", "--networks", "counted", "--tiles", "1", "5")
+    assert sum(seen) == 2 * (1 + 5)  # a turn to warm up, and one that counts
+
+
+class CountsCalls(nn.Module):
+    """Three classes, as its setting has."""
+
+    def __init__(self, seen):
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, x):
+        self.seen.append(len(x))
+        return x.repeat(1, 3, 1, 1)
+
+
+def test_exponents_are_of_the_three_largest_patches(monkeypatch):
+    """Of known times and memory: voxels to the power of 1.5, and of 0.5 but for the smallest patch."""
+    sides = (16, 32, 64, 128)
+    times = {f"{(side,) * 2}": [side**3.0] for side in sides}
+    memory = iter([1000.0, *(float(side) for side in sides[1:])])
+    monkeypatch.setattr("nnunet_ext.bench.tables.interleaved_seconds", lambda *_, **__: times)
+    monkeypatch.setattr("nnunet_ext.bench.tables.added_gigabytes", lambda *_: next(memory))
+    found = scaling_rows(["FAF-Net"], [Setting.of_patch((side,) * 2, 1) for side in sides], "cpu", 1)
+    assert {(row["seconds_exponent"], row["added_GB_exponent"]) for row in found} == {("1.50", "0.50")}
+
+
+def test_ratios_are_medians_over_the_turns():
+    assert median_ratio([2, 30, 8], [1, 10, 1]) == 3  # not 8 / 1, the ratio of the medians
+
+
+def test_memory_of_a_call_and_of_a_steps_gradients():
+    held = added_gigabytes(lambda: torch.ones(25_000_000).sum())
+    if held is None:
+        pytest.skip("nothing counts resident memory here")
+    assert 0.09 < held < 0.13
+    step = training_step(nn.Linear(5000, 5000), torch.randn(1, 5000))
+    step()
+    assert (
+        0.1 <= added_gigabytes(step) < 0.35
+    )  # gradients of 25 million weights, and what clipping and SGD make of them
+
+
+def test_few_shot_networks_train_on_episodes():
+    setting = Setting.of_patch((24, 16, 16), 1)
+    network = setting.build("FAF-Net")
+    images, support, masks = setting.training_inputs(network)
+    assert (images.shape, support.shape) == ((1, 16, 1, 16, 16), (1, 10, 1, 16, 16))
+    assert masks.shape == (1, 10, 2, 16, 16)
+    assert torch.isfinite(training_step(network, images, support, masks)())
+
+
+def test_a_plan_is_measured_as_it_is(nnunet, tmp_path, capsys):
+    options = ["--plans", str(nnunet.plans_file), "--configuration", "2d_tiny", "--networks", "PlainConvUNet"]
+    bench(tmp_path, *options)
+    row = rows(tmp_path, "networks")[0]
+    arguments = nnunet.plans["configurations"]["2d_tiny"]["architecture"]["arch_kwargs"]
+    assert row["features"] == " ".join(map(str, arguments["features_per_stage"]))
+    assert (row["patch"], row["batch"]) == ("24x16", "2")
+    assert main(["bench", "--device", "cpu", "-o", str(tmp_path), *options, "--batch-size", "3"]) == 2
+    assert "--plans has a patch and a batch size of its own" in capsys.readouterr().err
+
+
+def test_a_plan_for_another_network_is_refused(nnunet, tmp_path, capsys):
+    plans = nnunet.plans
+    plans["configurations"]["2d"]["architecture"]["network_class_name"] = "nnunet_ext.networks.EMNet"
+    for name, content in (("plans.json", plans), ("dataset.json", nnunet.dataset_json)):
+        (tmp_path / name).write_text(json.dumps(content))
+    options = ["--plans", str(tmp_path / "plans.json"), "--configuration", "2d"]
+    assert main(["bench", "--device", "cpu", "-o", str(tmp_path), *options]) == 2
+    assert re.search("is a plan for nnunet_ext.networks.EMNet; .* give a plan for PlainConv", capsys.readouterr().err)
+
+
+def test_the_commit_is_of_our_checkout_alone(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    monkeypatch.setattr(measure, "__file__", str(tmp_path / "lib" / "nnunet_ext" / "bench" / "measure.py"))
+    (tmp_path / "lib").mkdir()
+    assert environment()["commit"] == f"version {nnunet_ext.__version__}"
 
 
 def test_a_label_stands_in_the_files_name(tmp_path):
@@ -135,6 +223,9 @@ def test_steps_against_products_and_scans(tmp_path):
         (["--patch", "16"], "must have two or three sizes"),
         (["--patch", "17", "16", "16"], "nearest: "),
         (["--repeats", "0"], "--repeats 0 must be at least 1"),
+        (["--threads", "0"], "--threads 0 must be at least 1"),
+        (["--what", "scaling", "--sizes", "50"], "--sizes 50 50 50 cannot be halved"),
+        (["--what", "tiles", "--tiles", "4", "4"], "--tiles 4 must be two different numbers or more"),
         (["--plans", "nothing.json"], "nothing.json"),
     ],
 )

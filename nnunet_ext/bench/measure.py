@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from nnunet_ext import __version__
 from nnunet_ext.ops.native import native_library
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
@@ -66,7 +67,8 @@ def _peak(prepare: Callable[[], Callable[[], object]], threads: int) -> tuple[fl
 def added_gigabytes(call: Callable[[], object], device: str = "cpu") -> float | None:
     """Peak memory that a call adds to what is held before it, in this process; None where nothing counts it.
 
-    On the CPU the resident memory, which Linux counts; of a call that has run before, so that what stays is held.
+    On the CPU the resident memory, which Linux counts; of a call that has run before, so that what stays is held. Of a
+    training step gradients are in it; weights and the optimiser's state are held before.
     """
     if device == "cuda":
         torch.cuda.synchronize()
@@ -102,15 +104,6 @@ _MADE = ("benchmarks/results", "docs", "README.md")
 
 def environment(device: str = "cpu") -> dict[str, str]:
     """What every row of a result carries beside its numbers."""
-    root = Path(__file__).parents[2]
-    try:
-        git = ["git", "-C", str(root)]
-        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        status = [*git, "status", "--porcelain", "-uno", "--", ".", *(f":(exclude){path}" for path in _MADE)]
-        changed = subprocess.run(status, capture_output=True, text=True, check=True)
-        version = commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
-    except (OSError, subprocess.CalledProcessError):
-        version = "unknown"
     library = native_library()
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
@@ -120,8 +113,26 @@ def environment(device: str = "cpu") -> dict[str, str]:
         "python": platform.python_version(),
         "kernels": "PyTorch" if library is None else library.instruction_set,
         "date": datetime.date.today().isoformat(),
-        "commit": version,
+        "commit": _commit(),
     }
+
+
+def _commit() -> str:
+    """Of the checkout that this file is in; of an installed package its version."""
+    root = Path(__file__).parents[2]
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # An environment may stand within the checkout of another project.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() == root.resolve():
+            changed = git("status", "--porcelain", "-uno", "--", ".", *(f":(exclude){path}" for path in _MADE))
+            return git("rev-parse", "--short", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    return f"version {__version__}"
 
 
 def _processor() -> str:

@@ -16,6 +16,7 @@ _MIN_EDGE, _MAX_POOLINGS = 4, 5
 _BASE_WIDTH, _MAX_WIDTH = 32, {2: 512, 3: 320}
 _RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6, 6)
 """Of the stages of nnU-Net's residual encoder."""
+_UNETS = ("PlainConvUNet", "ResidualEncoderUNet")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Setting:
         batch_size: Samples in a batch of a training step; a forward pass has one.
         input_channels: M.
         num_classes: K.
+        widths: Features of every stage; None: nnU-Net's.
     """
 
     patch_size: tuple[int, ...]
@@ -37,10 +39,16 @@ class Setting:
     batch_size: int = 2
     input_channels: int = 1
     num_classes: int = 3
+    widths: tuple[int, ...] | None = None
 
     @classmethod
-    def of_patch(cls, patch_size: tuple[int, ...], batch_size: int = 2) -> "Setting":
+    def of_patch(cls, patch_size: tuple[int, ...], batch_size: int = 2, option: str = "--patch") -> "Setting":
         """As nnU-Net plans a patch of isotropic voxels.
+
+        Args:
+            patch_size: P.
+            batch_size: B.
+            option: What an error calls the patch.
 
         Raises:
             ValueError: for a patch that is not 2D or 3D, or that nnU-Net's poolings do not divide.
@@ -48,14 +56,14 @@ class Setting:
         from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
         if len(patch_size) not in _MAX_WIDTH:
-            raise ValueError(f"--patch {' '.join(map(str, patch_size))} must have two or three sizes")
+            raise ValueError(f"{option} {' '.join(map(str, patch_size))} must have two or three sizes")
         _, strides, kernels, padded, _ = get_pool_and_conv_props(
             [1.0] * len(patch_size), list(patch_size), _MIN_EDGE, _MAX_POOLINGS
         )
         planned = tuple(int(size) for size in padded)
         if planned != tuple(patch_size):
             raise ValueError(
-                f"--patch {' '.join(map(str, patch_size))} cannot be halved as often as nnU-Net would; "
+                f"{option} {' '.join(map(str, patch_size))} cannot be halved as often as nnU-Net would; "
                 f"nearest: {' '.join(map(str, planned))}"
             )
         return cls(
@@ -71,11 +79,18 @@ class Setting:
 
         Raises:
             FileNotFoundError: if a file is missing.
-            ValueError: for an unknown configuration (lists the known ones).
+            ValueError: for an unknown configuration (lists the known ones), or a plan of another network than nnU-Net's
+                U-Nets, whose topology is not one to build all networks on.
         """
         from nnunet_ext.planning.cost import read_plan
 
         chosen, channels, classes = read_plan(plans, configuration)
+        planned = chosen.network_arch_class_name
+        if planned.rpartition(".")[2] not in _UNETS:
+            raise ValueError(
+                f"{plans} is a plan for {planned}; every network is measured on the topology of one of nnU-Net's own: "
+                f"give a plan for {' or '.join(_UNETS)}, nnUNetPlans.json for instance"
+            )
         arguments = chosen.network_arch_init_kwargs
         return cls(
             tuple(chosen.patch_size),
@@ -84,11 +99,14 @@ class Setting:
             chosen.batch_size,
             channels,
             classes,
+            tuple(arguments["features_per_stage"]),
         )
 
     @property
     def features(self) -> tuple[int, ...]:
-        """nnU-Net's widths."""
+        """Of every stage: the plan's, or as nnU-Net widens a patch's."""
+        if self.widths is not None:
+            return self.widths
         widest = _MAX_WIDTH[len(self.patch_size)]
         return tuple(min(widest, _BASE_WIDTH << stage) for stage in range(len(self.strides)))
 
@@ -121,16 +139,37 @@ class Setting:
     def show(self, network: nn.Module) -> nn.Module:
         """Gives a few-shot network a support slice, without which it predicts nothing; others stay as they are."""
         if isinstance(network, FAFNet):
-            size = self.patch_size[-2:]
-            masks = torch.zeros(1, self.num_classes - 1, *size)
-            masks[..., : size[0] // 2, : size[1] // 2] = 1
-            network.set_support(torch.randn(1, self.input_channels, *size), masks)
+            network.set_support(torch.randn(1, self.input_channels, *self.patch_size[-2:]), self._squares(1))
         return network
 
     def images(self, batch_size: int) -> torch.Tensor:
         """Random ones."""
         torch.manual_seed(1)
         return torch.randn(batch_size, self.input_channels, *self.patch_size)
+
+    def training_inputs(self, network: nn.Module) -> tuple[torch.Tensor, ...]:
+        """A batch as a network is trained on.
+
+        Of a few-shot network an episode: slices of the batch, support slices of every class and their masks, as many
+        as FAFNetTrainer takes.
+        """
+        images = self.images(self.batch_size)
+        if not isinstance(network, FAFNet):
+            return (images,)
+        from nnunet_ext.training import FAFNetLabelTrainer
+
+        if images.ndim == 5:
+            images = images[:, :, : FAFNetLabelTrainer.max_slices].movedim(2, 1).flatten(0, 1)
+        classes = self.num_classes - 1
+        shots = FAFNetLabelTrainer.shots * classes
+        return images[None], torch.randn(1, shots, *images.shape[1:]), self._squares(shots)[None]
+
+    def _squares(self, slices: int) -> torch.Tensor:
+        """Masks of every class but background: a quarter of each slice."""
+        height, width = self.patch_size[-2:]
+        masks = torch.zeros(slices, self.num_classes - 1, height, width)
+        masks[..., : height // 2, : width // 2] = 1
+        return masks
 
 
 def _ours(network: type[nn.Module], **further: Any) -> Callable[[Setting, bool], nn.Module]:

@@ -43,11 +43,13 @@ class Job:
         training = self.what == "training step"
         network = self.setting.show(self.setting.build(self.network, deep_supervision=training))
         network = network.to(self.device).train(training)
-        images = self.setting.images(self.setting.batch_size if training else 1).to(self.device)
+        inputs = self.setting.training_inputs(network) if training else (self.setting.images(1),)
+        inputs = tuple(x.to(self.device) for x in inputs)
         run = torch.compile(network) if self.mode == "compiled" else network
-        step = (
-            training_step(network, images, self._autocast, run) if training else _forward(run, images, self._autocast)
-        )
+        if training:
+            step = training_step(network, *inputs, autocast=self._autocast, run=run)
+        else:
+            step = _forward(run, *inputs, autocast=self._autocast)
         return synchronised(step, self.device)
 
     def _autocast(self) -> AbstractContextManager:
@@ -55,18 +57,19 @@ class Job:
 
 
 def synchronised(call: Callable[[], object], device: str) -> Callable[[], object]:
-    """`call`, on CUDA until the device has done it."""
-    if device != "cuda":
+    """`call`, on a GPU until the device has done it."""
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device)
+    if wait is None:
         return call
 
     def until_done() -> None:
         call()
-        torch.cuda.synchronize()
+        wait()
 
     return until_done
 
 
-def _forward(run: Callable, images: Tensor, autocast: Callable[[], AbstractContextManager]) -> Callable[[], object]:
+def _forward(run: Callable, images: Tensor, *, autocast: Callable[[], AbstractContextManager]) -> Callable[[], object]:
     def forward() -> object:
         with torch.no_grad(), autocast():
             return run(images)
@@ -76,15 +79,17 @@ def _forward(run: Callable, images: Tensor, autocast: Callable[[], AbstractConte
 
 def training_step(
     network: nn.Module,
-    images: Tensor,
+    *inputs: Tensor,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     run: Callable[..., Any] | None = None,
 ) -> Callable[[], object]:
     """Forward pass, mean square of all outputs for a loss, backward pass, clipping and SGD as nnU-Net has them.
 
+    Gradients are freed at the end of a step: what it adds to the memory held before has them in it.
+
     Args:
         network: In training mode.
-        images: The batch.
+        inputs: The batch.
         autocast: What forward pass and loss run within.
         run: The compiled network; None: `network`.
     """
@@ -92,13 +97,13 @@ def training_step(
     call = network if run is None else run
 
     def step() -> Tensor:
-        optimiser.zero_grad(set_to_none=True)
         with autocast():
-            outputs = [y for y in tree_leaves(call(images)) if isinstance(y, Tensor)]
+            outputs = [y for y in tree_leaves(call(*inputs)) if isinstance(y, Tensor)]
             loss = torch.stack([y.float().square().mean() for y in outputs]).sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
         optimiser.step()
-        return loss
+        optimiser.zero_grad(set_to_none=True)
+        return loss.detach()
 
     return step

@@ -93,7 +93,11 @@ def operator_rows(
 def scaling_rows(
     names: Sequence[str], settings: Sequence[Setting], device: str, repeats: int, clock: str = "wall"
 ) -> Iterator[Row]:
-    """Time and memory of a training step against the patch, with the exponents of the voxels that fit best."""
+    """Time and memory of a training step against the patch.
+
+    With the exponents of the voxels that fit best to the three largest patches: what does not grow with the patch, such
+    as gradients of the weights, bends the curves of small ones.
+    """
     for name in names:
         steps = {str(s.patch_size): Job(name, s, "training step", device).prepare() for s in settings}
         times = interleaved_seconds(steps, repeats, clock=clock)
@@ -105,7 +109,7 @@ def scaling_rows(
                 | {"precision": "float32", "seed": 0, **_times(times[patch])}
                 | {"added_GB": "" if memory is None else f"{memory:.3f}"}
             )
-        exponents = {f"{column}_exponent": _exponent(rows, column) for column in ("seconds", "added_GB")}
+        exponents = {f"{column}_exponent": _exponent(rows[-3:], column) for column in ("seconds", "added_GB")}
         yield from ({**row, **exponents} for row in rows)
 
 
@@ -123,7 +127,8 @@ def tile_rows(
         calls: dict[str, Callable[[], object]] = {}
         for n in tiles:
             shape = (setting.input_channels, *((1,) if len(others) == 1 else ()), *others, last + (n - 1) * (last // 2))
-            calls[str(n)] = partial(predictor.predict_sliding_window_return_logits, torch.randn(shape))
+            predict = partial(predictor.predict_sliding_window_return_logits, torch.randn(shape))
+            calls[str(n)] = synchronised(predict, device)
         times = interleaved_seconds(calls, repeats, clock=clock)
         slope, start = _line([float(n) for n in tiles], [statistics.median(times[str(n)]) for n in tiles])
         for n in tiles:

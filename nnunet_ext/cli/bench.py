@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "scaling: against the patch; tiles: prediction against the number of tiles (default: networks)",
     )
     parser.add_argument("--networks", nargs="+", metavar="N", help="default: all that fit; ratios are to the first")
-    parser.add_argument("--patch", nargs="+", type=int, default=[40, 56, 40], help="voxels (default: 40 56 40)")
-    parser.add_argument("--batch-size", type=int, default=2, help="of a training step (default: %(default)s)")
+    parser.add_argument("--patch", nargs="+", type=int, help="voxels (default: 40 56 40)")
+    parser.add_argument("--batch-size", type=int, help="of a training step (default: 2)")
     parser.add_argument("--plans", help="a plans file with its dataset.json beside it, instead of patch and batch size")
     parser.add_argument("--configuration", default="3d_fullres", help="of the plans (default: %(default)s)")
     parser.add_argument("--sizes", nargs="+", type=int, default=[32, 48, 64], help="of scaling (default: 32 48 64)")
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.what,
         arguments.networks,
         (Path(arguments.plans), arguments.configuration) if arguments.plans else None,
-        tuple(arguments.patch),
+        tuple(arguments.patch) if arguments.patch else None,
         arguments.batch_size,
         arguments.sizes,
         arguments.tiles,
