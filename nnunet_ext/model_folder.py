@@ -12,6 +12,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_ext.checkpoints import differences, read_checkpoint, uncompiled
 from nnunet_ext.installed import register_trainers
+from nnunet_ext.models import fold_names
 
 DEFAULT_CHECKPOINT = "checkpoint_final.pth"
 
@@ -27,7 +28,7 @@ def trained_folds(folder: Path, wanted: Sequence[int | str] | None, checkpoint: 
             raise FileNotFoundError(
                 f"{folder} is no folder of a trained model (TRAINER__PLANS__CONFIGURATION): no {name}"
             )
-    trained = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint}"))
+    trained = [fold for fold in fold_names(folder) if (folder / f"fold_{fold}" / checkpoint).is_file()]
     # nnU-Net: the folds of a cross-validation, not also the model of all cases.
     folds = [str(fold) for fold in wanted] if wanted else [fold for fold in trained if fold != "all"] or trained
     missing = [fold for fold in folds if fold not in trained]

@@ -81,6 +81,19 @@ def test_regions_are_drawn_as_one_class(tmp_path):
     assert (drawn.masks[:, 1] <= drawn.masks[:, 0]).all()
 
 
+def test_a_region_is_no_evidence_of_its_parts(tmp_path):
+    """As nnU-Net's preprocessing lists voxels, with regions and an ignore label."""
+    cases = Cases(tmp_path, {"a": segmentation((1, 0, 3, 4)), "b": segmentation((1, 0, 3, 4), (2, 3, 6, 4))})
+    for case, labels in cases.segmentations.items():
+        locations = {key: np.argwhere(np.isin(labels, key)) for key in ((1, 2), 2, (-1, 0, 1, 2))}
+        (tmp_path / f"{case}.pkl").write_bytes(pickle.dumps({"class_locations": locations}))
+    classes = {"classes": [(1, 2), (2,)], "names": ["whole", "two"], "size": (8, 8)}
+    assert SupportBank(cases, **classes).showing == {"a": {0}, "b": {0, 1}}
+    cases.identifiers = ["a"]
+    with pytest.raises(ValueError, match=r"no training case of this fold has the class 'two' \(2,\)"):
+        SupportBank(cases, **classes)
+
+
 def test_labels_of_the_previous_stage_are_channels():
     image, earlier = np.ones((2, 5, 6, 7), np.float32), np.arange(210).reshape(5, 6, 7) % 3
     drawn = image_slice((image, None, earlier, {}), 4, one_hot=[1, 2])

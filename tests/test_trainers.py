@@ -229,6 +229,39 @@ def test_em_net_trainers_build_their_variant(make_trainer, name):
     assert any("mamba" in k for k in network.state_dict()) == (variant != "no_mamba")
 
 
+def test_trainers_train_what_their_name_says_on_the_plan_of_another_variant(make_trainer, nnunet, name_network):
+    plans = nnunet.plans
+    changed = {
+        "3d_fullres_tiny": ("EMNet", {"variant": "A", "efl_layout": "authors"}),
+        "2d_tiny": ("LSTMSA", {"backbone": "mt_unet"}),
+    }
+    for name, (network, settings) in changed.items():
+        name_network(network, plans["configurations"][name])
+        plans["configurations"][name]["architecture"]["arch_kwargs"] |= settings
+    network = make_trainer("EMNetTrainer", plans=plans).network
+    assert (network.variant, network.efl_layout) == ("EM-Net", "spatial")
+    network = make_trainer("EMNetBTrainer", plans=plans).network
+    assert (network.variant, network.efl_layout) == ("B", "spatial")
+    trainer = make_trainer("LSTMSATrainer", "2d_tiny", plans)
+    assert type(trainer.network.backbone).__name__ != "MTUNet"
+    assert len(trainer.network(batch(trainer)["data"])) == len(batch(trainer)["target"])
+
+
+def test_losses_of_a_single_output_are_finite(make_trainer, nnunet):
+    """nnU-Net would weigh the lowest output, here the only one, by 0 / 0."""
+    plans = nnunet.plans
+    arguments = plans["configurations"]["2d_tiny"]["architecture"]["arch_kwargs"]
+    for key in ("features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage"):
+        arguments[key] = arguments[key][:2]
+    arguments |= {"n_stages": 2, "n_conv_per_stage_decoder": [2]}
+    for name in ("StockTrainer", "SASANTrainerDiceCE", "SALSTMTrainer"):
+        assert np.isfinite(run_steps(make_trainer(name, "2d_tiny", plans))).all()
+
+
+def test_the_state_of_the_loss_is_saved_off_the_device(make_trainer):
+    assert {v.device.type for v in make_trainer("SASANTrainer").extra_state()["loss"].values()} == {"cpu"}
+
+
 def test_em_net_is_optimised_by_adamw_with_the_authors_schedule(make_trainer, monkeypatch):
     monkeypatch.setenv("NNUNET_EXT_EPOCHS", "400")
     trainer = make_trainer("EMNetTrainer")

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from nnunet_ext.cli.main import main
+from nnunet_ext.networks import LSTMSA, SALSTM, SASAN, EMNet
 from nnunet_ext.weights import from_authors, read_state_dict
+from nnunet_ext.weights.continuation import continuation
 
 
 def test_missing_and_extra_keys_are_listed(golden):
@@ -76,3 +78,27 @@ def test_files_that_carry_code_are_refused(tmp_path, capsys):
     torch.save({"epoch": 3}, tmp_path / "empty.pth")
     with pytest.raises(ValueError, match="holds no state dict"):
         read_state_dict(tmp_path / "empty.pth")
+
+
+@pytest.mark.parametrize(
+    ("network", "settings", "expected"),
+    [
+        (EMNet, {"efl_layout": "authors"}, "train with -tr EMNetAuthorsTrainer"),
+        (EMNet, {}, "train with -tr EMNetTrainer"),
+        (EMNet, {"variant": "A", "efl_layout": "authors"}, "train with -tr EMNetATrainer"),
+        (EMNet, {"variant": "B", "efl_layout": "authors"}, "class MyTrainer(EMNetTrainer): network_settings = {'varia"),
+        (SASAN, {}, "train with -tr SASANTrainer"),
+        (SASAN, {"heads": 2}, "class MyTrainer(SASANTrainer): network_settings = {'heads': 2}"),
+        (
+            SALSTM,
+            {"attention_size": 7744},
+            "class MyTrainer(SALSTMMTUNetTrainer): network_settings = {'attention_size': 7",
+        ),
+        (LSTMSA, {}, "train with -tr LSTMSAMTUNetTrainer"),
+    ],
+)
+def test_the_trainer_that_goes_on_is_named(network, settings, expected):
+    """Weights of equal shapes load into another layout or scale too, and compute something else."""
+    topology = {"n_stages": 3, "features_per_stage": (4, 6, 8), "kernel_sizes": 3, "strides": 2}
+    made = network(1, 3, patch_size=(16, 16, 16), conv_op=torch.nn.Conv3d, **topology, **settings)
+    assert expected in continuation(made)

@@ -25,7 +25,7 @@ class DilatedResNet(nn.Module):
     Attributes:
         width: Channels of the output, read off the layers.
         frozen_norms: Whether batch norms keep their statistics also in training, as pretrained ones do: a few slices
-            make poor statistics. Set by `load_pretrained`. Their scales and shifts learn either way.
+            make poor statistics. Set by `freeze_norms` and `load_pretrained`. Their scales and shifts learn either way.
 
     Shape:
         (B, 3, H, W) -> (B, width, ceil(H / 4), ceil(W / 4)) in channels-last memory on the CPU
@@ -96,6 +96,10 @@ class DilatedResNet(nn.Module):
             prefix = "backbone."
             state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         self.load_state_dict({key: value for key, value in state.items() if not key.startswith(_DROPPED)})
+        self.freeze_norms()
+
+    def freeze_norms(self) -> None:
+        """From now on batch norms keep their statistics."""
         self.frozen_norms = True
         self.train(self.training)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from nnunet_ext.compare.labels import LabelSet, check_same_labels, label_set, read_dataset_json, read_json
 from nnunet_ext.compare.study import Case, Entrant, Study, check_entrants, some_of
-from nnunet_ext.models import pair_plans
+from nnunet_ext.models import fold_names, pair_plans
 
 STOCK_TRAINER = "nnUNetTrainer"
 _TRAIN = "nnUNetv2_train {dataset} {configuration} {fold} -tr {trainer} -p {plans}"
@@ -117,7 +117,7 @@ def _model(results: Path, trainer: str, plan: str, configuration: str) -> Path:
 
 def _folds(models: Sequence[Path], names: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
     """The folds to use; every model must have them."""
-    present = [{path.name.removeprefix("fold_") for path in model.glob("fold_*")} - {"all"} for model in models]
+    present = [set(fold_names(model)) - {"all"} for model in models]
     if wanted is not None and "all" in wanted:
         raise ValueError("fold `all` validates on its own training cases: it cannot be compared; use folds 0 1 2 3 4")
     chosen = set(wanted) if wanted is not None else set().union(*present)

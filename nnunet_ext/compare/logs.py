@@ -51,7 +51,7 @@ class TrainingLog:
 
 
 def read_training(fold: Path) -> TrainingLog:
-    """Reads the logs of a fold, oldest first: where a training went on, the later values stand."""
+    """Reads the logs of a fold, oldest first: where a training went on or began anew, the later values stand."""
     log = TrainingLog()
     for path in sorted(fold.glob("training_log_*.txt"), key=_written):
         _read_file(path, log)
@@ -72,7 +72,10 @@ def _read_file(path: Path, log: TrainingLog) -> None:
             continue
         time, text = stamped.groups()
         if started := _EPOCH.match(text):
-            epoch = log.epochs.setdefault(int(started[1]), {})
+            number = int(started[1])
+            for later in [n for n in log.epochs if n > number]:
+                del log.epochs[later]  # of a training that was given up
+            epoch = log.epochs.setdefault(number, {})
         elif text.startswith("predicting "):
             now = datetime.fromisoformat(time)
             if last_scan is not None:

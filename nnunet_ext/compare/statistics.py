@@ -133,8 +133,9 @@ def _resampled_means(
 def signed_rank_p(values: NDArray[np.float64], alternative: str = "two-sided") -> float:
     """p of the Wilcoxon signed-rank test that the values are symmetric about zero.
 
-    Zeros are ranked but not counted (Pratt). Up to 50 values exact, given the ties and zeros that there are; beyond, by
-    scipy's normal approximation. (scipy is exact without ties alone, or tries every pattern of signs one by one.)
+    Zeros are ranked but not counted (Pratt). Up to 50 values that are not zero exact, given the ties and zeros that
+    there are; beyond, by scipy's normal approximation. (scipy is exact without ties alone, or tries every pattern of
+    signs one by one.)
 
     Args:
         values: Differences.
@@ -142,7 +143,7 @@ def signed_rank_p(values: NDArray[np.float64], alternative: str = "two-sided") -
     """
     if not values.any():
         return 1.0
-    if len(values) > _EXACT:
+    if np.count_nonzero(values) > _EXACT:
         return float(stats.wilcoxon(values, zero_method="pratt", alternative=alternative, method="asymptotic").pvalue)
     doubled = (2 * stats.rankdata(np.abs(values))).astype(int)  # ranks of ties end in a half
     # Share of the sign patterns by their sum of positive ranks, one rank after the other.

@@ -190,7 +190,7 @@ def _compare(e: Experiment) -> Node:
     # The report names trainers, with their plans only where these differ.
     names = [model.trainer if len(e.plans) == 1 else model.name for model in e.models]
     pooled = [e.pooled_folder(model) for model in e.models]
-    read = partial(state.report_state, e.report, names, [str(fold) for fold in e.folds], pooled)
+    read = partial(state.report_state, e.report, names, [str(fold) for fold in e.folds], pooled, e.baseline)
     return Node("compare", _pools(e), read, lambda: command, "compare", follows=True)
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 import math
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_ext.crossval.experiment import Experiment, Model
@@ -23,13 +25,17 @@ def ensemble_state(experiment: Experiment) -> State:
     if best is None:
         return State.NOT_STARTED
     pooled = [experiment.pooled_folder(model) for model in best]
-    names = "___".join(experiment.model_folder(model).name for model in best)
-    folds = "_".join(map(str, experiment.folds))
-    ensemble = experiment.results / "ensembles" / f"ensemble___{names}___{folds}"
+    ensemble = _ensemble_folder(experiment, best)
     if not is_newer(ensemble / "summary.json", [folder / "summary.json" for folder in pooled]):
         return State.NOT_STARTED
     chosen = max([*pooled, ensemble], key=lambda folder: _dice(folder) or 0.0)
     return State.FINISHED if (chosen / "postprocessing.json").is_file() else State.NOT_STARTED
+
+
+def _ensemble_folder(experiment: Experiment, best: Sequence[Model]) -> Path:
+    """Where nnU-Net ensembles models."""
+    names = "___".join(experiment.model_folder(model).name for model in best)
+    return experiment.results / "ensembles" / f"ensemble___{names}___{'_'.join(map(str, experiment.folds))}"
 
 
 def _dice(folder: Path) -> float | None:
@@ -53,11 +59,14 @@ def main() -> None:
     from nnunet_ext.crossval.experiment import make_experiment
 
     trainers, plans = zip(*(name.split("__") for name in arguments.models), strict=True)
-    best = best_two(
-        make_experiment(arguments.dataset, arguments.configuration, trainers, plans, arguments.folds, device="cpu")
+    experiment = make_experiment(
+        arguments.dataset, arguments.configuration, trainers, plans, arguments.folds, device="cpu"
     )
+    best = best_two(experiment)
     if best is None:
         raise SystemExit("the trainers' results are not pooled yet")
+    # nnU-Net keeps each file that is there: those of a fold trained before, or half of one that a kill has left.
+    shutil.rmtree(_ensemble_folder(experiment, best), ignore_errors=True)
     models = [
         {"plans": model.plans, "configuration": arguments.configuration, "trainer": model.trainer} for model in best
     ]

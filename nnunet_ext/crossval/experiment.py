@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 
+from nnunet_ext.crossval.state import file_ending, image_cases
 from nnunet_ext.installed import TRAINERS_VARIABLE, external_trainers, known_trainers
 from nnunet_ext.models import pair_plans
 
@@ -159,11 +160,13 @@ def make_experiment(
         raise ValueError(f"--num-gpus {num_gpus}: nnU-Net trains on several devices with --device cuda only")
     if ensemble and len(models) < 2:
         raise ValueError("--ensemble needs at least two trainers")
-    if test is not None and not Path(test).is_dir():
-        raise ValueError(f"--test {test} is not a folder")
+    raw = Path(environment["nnUNet_raw"], name).resolve()
+    preprocessed = Path(environment["nnUNet_preprocessed"], name).resolve()
+    if test is not None:
+        _check_images(Path(test), file_ending(raw, preprocessed))
     return Experiment(
-        Path(environment["nnUNet_raw"], name).resolve(),
-        Path(environment["nnUNet_preprocessed"], name).resolve(),
+        raw,
+        preprocessed,
         Path(environment["nnUNet_results"], name).resolve(),
         name,
         configuration,
@@ -177,6 +180,14 @@ def make_experiment(
         ensemble,
         Path(test).resolve() if test is not None else None,
     )
+
+
+def _check_images(folder: Path, ending: str) -> None:
+    """Raises ValueError for a folder without images of a dataset's kind."""
+    if not folder.is_dir():
+        raise ValueError(f"--test {folder} is not a folder")
+    if not image_cases(folder, ending):
+        raise ValueError(f"--test {folder} has no images named as nnU-Net has them: CASE_0000{ending}")
 
 
 def child_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -161,10 +161,15 @@ def pooling_state(pooled: Path, folds: Iterable[Path]) -> State:
     return State.FINISHED if newer and read_json(summary) is not None else State.NOT_STARTED
 
 
-def report_state(report: Path, names: Sequence[str], folds: Sequence[str], pooled: Iterable[Path]) -> State:
-    """Whether a report of just these was written after their results were pooled."""
+def report_state(
+    report: Path, names: Sequence[str], folds: Sequence[str], pooled: Iterable[Path], baseline: str | None = None
+) -> State:
+    """Whether a report of just these, on a baseline if one is named, was written after their results were pooled."""
     summary = read_json(report / "summary.json")
     if summary is None or set(summary["entrants"]) != set(names) or set(summary["folds"]) != set(folds):
+        return State.NOT_STARTED
+    # The report's names have the plans where these differ, the option's need not.
+    if baseline is not None and baseline not in (summary["baseline"], summary["baseline"].partition("__")[0]):
         return State.NOT_STARTED
     newer = is_newer(report / "report.html", [folder / "summary.json" for folder in pooled])
     return State.FINISHED if newer else State.NOT_STARTED
@@ -172,5 +177,5 @@ def report_state(report: Path, names: Sequence[str], folds: Sequence[str], poole
 
 def prediction_state(target: Path, cases: Sequence[str], ending: str, sources: Sequence[Path]) -> State:
     """Whether all cases were predicted since the last source was written."""
-    done = all(is_newer(target / f"{case}{ending}", sources) for case in cases)
+    done = bool(cases) and all(is_newer(target / f"{case}{ending}", sources) for case in cases)
     return State.FINISHED if done else State.NOT_STARTED

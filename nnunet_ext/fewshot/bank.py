@@ -92,13 +92,9 @@ class SupportBank:
     def _classes_of(self, case: str) -> set[int]:
         """By the voxels that nnU-Net's preprocessing has listed per label, without opening the images."""
         locations = load_pickle(join(self.dataset.source_folder, f"{case}.pkl"))["class_locations"]
-        shown = {
-            label
-            for key, voxels in locations.items()
-            if len(voxels)
-            for label in (key if isinstance(key, (tuple, list)) else (key,))
-        }
-        return {index for index, labels in enumerate(self.classes) if shown & set(labels)}
+        shown = [set(key) if isinstance(key, tuple) else {key} for key, voxels in locations.items() if len(voxels)]
+        # Which of its labels a region's voxels have is not said; with an ignore label there is a key of all labels.
+        return {index for index, labels in enumerate(self.classes) if any(key <= set(labels) for key in shown)}
 
     def _choose(
         self, index: int, shots: int, cases: Sequence[str], generator: np.random.Generator

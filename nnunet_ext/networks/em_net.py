@@ -138,6 +138,7 @@ class EMNet(nn.Module):
             raise ValueError(f"`outputs`={outputs} must be from 1 to {n_stages - 1}, the number of decoder stages")
         self.input_channels = input_channels
         self.patch_size = topology.patch_size
+        self.variant, self.efl_layout = variant, efl_layout
         self.encoder = _Encoder(input_channels, conv_op, topology, VARIANTS[variant], efl_layout)
         self.decoder = _Decoder(
             input_channels, num_classes, conv_op, topology, VARIANTS[variant], outputs, deep_supervision

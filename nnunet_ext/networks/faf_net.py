@@ -324,6 +324,11 @@ class FAFNet(nn.Module):
             )
         backbone.load_pretrained(weights)
 
+    def freeze_encoder_norms(self) -> None:
+        """Freezes the batch norms' statistics of a ResNet encoder, as `load_encoder_weights` does."""
+        if isinstance(self.encoder.backbone, DilatedResNet):
+            self.encoder.backbone.freeze_norms()
+
     def _check_input(self, x: Tensor) -> None:
         if x.ndim != 2 + self.spatial_dims:
             axes = "B, M, H, W" if self.spatial_dims == 2 else "B, M, D, H, W"

@@ -82,7 +82,7 @@ class _SliceNetwork(nn.Module):
             checkpoint_slices = _needed_chunk(widths[0], self.patch_size) if self.slices and self.patch_size else 0
         if checkpoint_slices < 0:
             raise ValueError(f"`checkpoint_slices`={checkpoint_slices} must be positive, or 0 for no checkpointing")
-        self.checkpoint_slices = checkpoint_slices
+        self.checkpoint_slices, self.attention_size = checkpoint_slices, attention_size
         self.decoder = _Decoder(widths, num_classes, attention_size, self.gated, deep_supervision)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:

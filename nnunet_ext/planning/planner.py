@@ -74,7 +74,7 @@ class TracedPlanner(ExperimentPlanner):
         use_preset: bool = False,
     ) -> None:
         self.trainer = find_trainer(self.trainer_name) if trainer is None else trainer
-        self.settings = dict(getattr(self.trainer, "network_settings", {}))
+        self.settings: dict[str, Any] = getattr(self.trainer, "all_network_settings", dict)()
         self.used_preset = self._suitable_preset() if use_preset else None
         if self.used_preset is not None:
             configurations = [self.used_preset.configuration]

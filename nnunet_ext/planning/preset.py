@@ -15,7 +15,7 @@ class Preset:
         arguments: The network's other arguments: stages, features, kernels, strides and what else the paper has.
         spacing: In mm, in the order of array axes; None: the paper names none, nnU-Net's is taken.
         batch_size: Samples in a batch.
-        settings: Of the trainers that it is for; see `PluginTrainer.network_settings`.
+        settings: Of the trainers that it is for; see `PluginTrainer.all_network_settings`.
         source: Where it says so.
     """
 

@@ -13,20 +13,31 @@ class CheckpointRequest:
 
     Only the end of an epoch can be continued exactly: within one, nnU-Net's checkpoint has no place for how far the
     epoch was and what its log is averaged over.
+
+    The signal goes to a whole group of processes. It is blocked here, and so in all that this process starts, such as
+    the workers that export a validation's predictions: those would die of it. Threads from before hear it instead.
     """
 
     def __init__(self) -> None:
+        self._number = getattr(signal, "SIGUSR1", None)
+        if self._number is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(self._number, self._receive)
+            signal.siginterrupt(self._number, False)  # libraries that write a file need not expect it
+            signal.pthread_sigmask(signal.SIG_BLOCK, {self._number})
+            self._take_blocked()  # meant for an earlier training of this process
         self._received = False
-        number = getattr(signal, "SIGUSR1", None)
-        if number is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(number, self._receive)
-            signal.siginterrupt(number, False)  # libraries that write a file need not expect it
 
     def _receive(self, *_: Any) -> None:
         self._received = True
 
+    def _take_blocked(self) -> None:
+        if self._number is not None and self._number in signal.sigpending():
+            signal.sigwait({self._number})
+            self._received = True
+
     def pending(self, device: torch.device) -> bool:
         """Whether a checkpoint was asked for; all ranks of a DDP training agree, whichever heard it."""
+        self._take_blocked()
         if not (dist.is_available() and dist.is_initialized()):
             return self._received
         heard = torch.tensor(float(self._received), device=device)

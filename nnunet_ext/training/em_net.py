@@ -20,11 +20,12 @@ class EMNetBaseTrainer(PluginTrainer):
     Deviation: the authors train with SGD, at one rate for all weights. Relative to their size, gradients of the
     full-resolution convolutions are a hundred times those of the stages, so that SGD falls behind (docs/em_net.md).
 
-    Subclasses set `network_settings` for variants, and `authors_optimizer` for SGD 0.01 with momentum 0.99 and weight
-    decay 3e-5.
+    Subclasses change `network_settings` for variants, and set `authors_optimizer` for SGD 0.01 with momentum 0.99 and
+    weight decay 3e-5.
     """
 
     network_class = EMNet
+    network_settings = {"variant": "EM-Net", "efl_layout": "spatial"}
     authors_optimizer = False
 
     def configure_optimizers(self) -> tuple[Optimizer, PolyLRScheduler]:

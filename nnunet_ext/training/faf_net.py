@@ -43,9 +43,18 @@ class FAFNetBaseTrainer(PluginTrainer):
     encoder_weights: str | None = None
     """What a ResNet starts from; see `FAFNet.load_encoder_weights`. Downloaded for training only."""
 
+    _is_restored = False
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        self._is_restored = True
+        super().load_checkpoint(filename_or_checkpoint)
+
     def initialize(self) -> None:
         super().initialize()
         if self.encoder_weights is None:
+            return
+        if self._is_restored:  # the checkpoint has the weights: nothing is downloaded to be replaced
+            self.plain_network.freeze_encoder_norms()
             return
         try:
             self.plain_network.load_encoder_weights(self.encoder_weights)

@@ -1,5 +1,8 @@
 """Training of SALSTM and LSTMSA, nearly as their authors train them."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import nn
@@ -14,8 +17,11 @@ _DICE_WEIGHT = _CE_WEIGHT = 0.5
 
 class SliceNetworkTrainer(PluginTrainer):
     """The authors' training, Adam with weight decay 1e-4, polynomial decay with exponent 0.9, and nnU-Net's Dice and
-    cross-entropy, each with weight 0.5; but for the rate: 3e-4, the authors' is 1e-4. Subclasses name the network.
+    cross-entropy, each with weight 0.5; but for the rate: 3e-4, the authors' is 1e-4. Subclasses name the network
+    and may name a backbone.
     """
+
+    network_settings: Mapping[str, Any] = {"backbone": None}
 
     def configure_optimizers(self) -> tuple[Adam, PolyLRScheduler]:
         optimizer = Adam(self.network.parameters(), _LEARNING_RATE, weight_decay=_WEIGHT_DECAY)

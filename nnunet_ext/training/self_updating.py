@@ -65,7 +65,9 @@ class SelfUpdatingLossTrainer(PluginTrainer):
         self.loss.eval()
 
     def extra_state(self) -> dict[str, Any]:
-        return super().extra_state() | {"loss": self.loss.state_dict(), "loss_history": self.loss_history}
+        # nnU-Net reads weights to start from without moving them off the device that they were saved from.
+        of_loss = {key: value.cpu() for key, value in self.loss.state_dict().items()}
+        return super().extra_state() | {"loss": of_loss, "loss_history": self.loss_history}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         super().load_extra_state(state)

@@ -7,8 +7,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
@@ -28,9 +30,9 @@ _MAX_EPOCHS_BETWEEN_CHECKPOINTS = 50
 class PluginTrainer(nnUNetTrainer):
     """nnU-Net's trainer with a network class, the budget of the environment and extra state in the checkpoint.
 
-    Subclasses set `network_class` (None: the plan's own network), `network_settings`, further arguments of it, and
-    `has_lower_outputs`, whether it has outputs for deep supervision, and may extend `extra_state` and
-    `load_extra_state`.
+    Subclasses set `network_class` (None: the plan's own network), `network_settings`, further arguments of it, which
+    add to those of their bases and win over a plan's, and `has_lower_outputs`, whether it has outputs for deep
+    supervision, and may extend `extra_state` and `load_extra_state`.
     """
 
     network_class: type[nn.Module] | None = None
@@ -88,10 +90,18 @@ class PluginTrainer(nnUNetTrainer):
                 num_input_channels,
                 num_output_channels,
                 enable_deep_supervision,
-                **cls.network_settings,
+                **cls.all_network_settings(),
             )
         network.register_load_state_dict_pre_hook(refuse_misfits)
         return network
+
+    @classmethod
+    def all_network_settings(cls) -> dict[str, Any]:
+        """`network_settings` of the class, over those of its bases."""
+        merged: dict[str, Any] = {}
+        for base in reversed(cls.__mro__):
+            merged |= vars(base).get("network_settings", {})
+        return merged
 
     @property
     def plain_network(self) -> nn.Module:
@@ -103,6 +113,14 @@ class PluginTrainer(nnUNetTrainer):
         if self.network_class is None or not self.enable_deep_supervision:
             return super()._get_deep_supervision_scales()
         return output_scales(self.network_class, self.configuration_manager)
+
+    def _build_loss(self) -> nn.Module:
+        # nnU-Net gives the lowest output the weight 0; of the only one, after one pooling, that is 0 / 0.
+        with np.errstate(invalid="ignore"):
+            loss = super()._build_loss()
+        if isinstance(loss, DeepSupervisionWrapper) and len(loss.weight_factors) == 1:
+            loss.weight_factors = (1.0,)
+        return loss
 
     def batch_loss(self, batch: dict[str, Any]) -> tuple[Tensor, Any]:
         """The loss of a batch, and what else `train_step` holds until its end: what planning traces.
@@ -158,6 +176,8 @@ class PluginTrainer(nnUNetTrainer):
         self.current_epoch -= 1  # nnU-Net saves the number of the epoch after the current one
         self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
         self.print_to_log_file(f"Ended on request after epoch {self.current_epoch}; nnUNetv2_train --c goes on.")
+        if self.is_ddp:
+            dist.barrier()  # the process that started all ranks ends those that still write when one has ended
         raise SystemExit(RESUMABLE_EXIT)
 
     def train_step(self, batch: dict) -> dict:

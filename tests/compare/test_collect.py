@@ -86,6 +86,12 @@ def test_a_missing_fold(results):
         collect(folds=["0", "7"])
 
 
+def test_a_fold_that_was_put_aside_is_none(results):
+    model = results.model("SASANTrainer")
+    shutil.copytree(model / "fold_1", model / "fold_1_old")
+    assert collect().folds == ["0", "1"]
+
+
 def test_fold_all_is_refused(results):
     with pytest.raises(ValueError, match="fold `all` validates on its own training cases"):
         collect(folds=["all"])

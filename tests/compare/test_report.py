@@ -218,6 +218,15 @@ def test_logs_of_a_resumed_training(tmp_path):
     assert log.scan_seconds == []
 
 
+def test_logs_of_a_training_that_was_given_up(tmp_path):
+    """What was trained anew, and shorter, is the training; of the one before nothing is left."""
+    lines = "2026-01-01 10:00:00.000000: Epoch {}\n2026-01-01 10:00:01.000000: train_loss {}\n"
+    first = "".join(lines.format(epoch, 9) for epoch in range(5))
+    (tmp_path / "training_log_2026_1_1_10_00_00.txt").write_text(first)
+    (tmp_path / "training_log_2026_1_2_10_00_00.txt").write_text(lines.format(0, 1) + lines.format(1, 2))
+    assert read_training(tmp_path).curve("train_loss") == ([1, 2], [1, 2])
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(999, "999"), (39.4e6, "39.4 M"), (4.63e11, "463 G"), (float("nan"), "\N{EN DASH}")]
 )

@@ -54,6 +54,14 @@ def test_signed_rank_test_with_ties_and_zeros_comes_close_to_the_normal_one():
     assert signed_rank_p(values) == pytest.approx(expected, abs=0.01)
 
 
+def test_few_differences_among_many_cases_are_tested_exactly():
+    """Four of sixty differ, all to one side: one sign pattern of sixteen to each."""
+    values = np.zeros(60)
+    values[:4] = [0.1, 0.2, 0.3, 0.4]
+    assert signed_rank_p(values) == pytest.approx(2 / 16)
+    assert signed_rank_p(values, "greater") == pytest.approx(1 / 16)
+
+
 def test_five_folds_alone_could_never_be_significant():
     assert signed_rank_p(np.arange(1.0, 6)) == 0.0625
 

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -32,6 +34,7 @@ def _signal():
     previous = signal.getsignal(signal.SIGUSR1)
     yield
     signal.signal(signal.SIGUSR1, previous)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
 
 
 def test_it_is_pending_once_the_signal_came():
@@ -40,6 +43,14 @@ def test_it_is_pending_once_the_signal_came():
     os.kill(os.getpid(), signal.SIGUSR1)
     assert request.pending(CPU)
     assert not CheckpointRequest().pending(CPU)
+
+
+def test_what_the_training_starts_does_not_die_of_it():
+    """The signal goes to a whole group of processes, of which some know nothing of it."""
+    request = CheckpointRequest()
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGUSR1); print('alive')"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout == b"alive\n"
+    assert not request.pending(CPU)
 
 
 def test_outside_of_the_main_thread_it_is_never_pending():

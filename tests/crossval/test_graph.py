@@ -185,6 +185,16 @@ def test_refusals(space, options, message):
         space.graph(**options)
 
 
+def test_a_test_set_without_images_of_the_datasets_kind_is_refused(space):
+    others = space.root / "others"
+    others.mkdir()
+    (others / "case_0000.nii").touch()
+    with pytest.raises(
+        ValueError, match=r"--test .*others has no images named as nnU-Net has them: CASE_0000\.nii\.gz"
+    ):
+        space.experiment(test=others)
+
+
 @pytest.mark.parametrize(("dataset", "message"), [("77", "Could not find a dataset"), ("Heart", "must be a number")])
 def test_unknown_datasets(space, dataset, message):
     with pytest.raises(ValueError, match=message):
@@ -199,7 +209,11 @@ def test_nnunets_and_others_trainers_are_known(space, tmp_path, monkeypatch):
 
 def test_the_options_of_an_experiment_give_it_again(space):
     experiment = space.experiment(
-        plans=("nnUNetPlans", "SmallPlans"), processes=3, ensemble=True, baseline="StockTrainer", test=space.root
+        plans=("nnUNetPlans", "SmallPlans"),
+        processes=3,
+        ensemble=True,
+        baseline="StockTrainer",
+        test=space.raw / "imagesTs",
     )
     parser = argparse.ArgumentParser()
     crossval.add_arguments(parser)

@@ -151,3 +151,13 @@ def test_to_the_predictions_of_an_ensemble(space):
     (case,) = (file.name.replace("_0000", "") for file in (space.raw / "imagesTs").iterdir())
     for name in ("StockTrainer__nnUNetPlans", "SASANTrainer__nnUNetPlans", "ensemble"):
         assert (space.report / "predictions" / name / case).is_file()
+
+    # Made anew, nothing is left of before: not half a mask either.
+    (ensemble,) = space.results.glob("ensembles/ensemble___*")
+    masks = list(ensemble.rglob("*.nii.gz"))
+    whole = masks[0].stat().st_size
+    masks[0].write_bytes(masks[0].read_bytes()[: whole // 2])
+    (ensemble / "summary.json").unlink()
+    again = space.crossval("--ensemble", "--test", str(space.raw / "imagesTs"), folds=["0"])
+    assert again.returncode == 0, again.stdout
+    assert masks[0].stat().st_size == whole

@@ -149,22 +149,25 @@ def test_what_is_older_than_its_sources_is_done_again(tmp_path):
 
 
 def test_a_report_of_other_trainers_or_folds_is_another_report(tmp_path):
-    def state(names=("A", "B"), folds=("0", "1")):
-        return report_state(tmp_path, names, folds, [])
+    def state(names=("A", "B"), folds=("0", "1"), baseline=None):
+        return report_state(tmp_path, names, folds, [], baseline)
 
     assert state() is NOT_STARTED
-    (tmp_path / "summary.json").write_text(json.dumps({"entrants": ["B", "A"], "folds": ["0", "1"]}))
+    (tmp_path / "summary.json").write_text(json.dumps({"entrants": ["B", "A"], "folds": ["0", "1"], "baseline": "B"}))
     assert state() is NOT_STARTED
     (tmp_path / "report.html").touch()
     assert state() is FINISHED
     assert state(names=("A", "B", "C")) is NOT_STARTED
     assert state(folds=("0",)) is NOT_STARTED
+    assert state(baseline="B") is FINISHED
+    assert state(baseline="A") is NOT_STARTED
 
 
 def test_predictions_need_every_case(tmp_path):
     (tmp_path / "patient.1.nii.gz").touch()
     assert prediction_state(tmp_path, ["patient.1"], ".nii.gz", []) is FINISHED
     assert prediction_state(tmp_path, ["patient.1", "patient.2"], ".nii.gz", []) is NOT_STARTED
+    assert prediction_state(tmp_path, [], ".nii.gz", []) is NOT_STARTED
 
 
 def test_the_split_of_a_folder_is_kept(space):
