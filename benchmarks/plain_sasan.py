@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_ext.blocks.axial_attention import ASEM, attend_reference
+from nnunet_ext.blocks.asem import ASEM
+from nnunet_ext.blocks.axial_attention import attend_reference
 from nnunet_ext.blocks.conv import ConvNormAct
 from nnunet_ext.blocks.fourier import unfold_mask
 from nnunet_ext.networks import SASAN

@@ -17,8 +17,7 @@ _MIN_NNUNET = (2, 8)
 _OPTIONAL = {
     "mamba_ssm": 'CUDA scan of EM-Net; not needed. pip install "nnunet_ext[mamba]"',
     "causal_conv1d": 'CUDA convolution of EM-Net; not needed. pip install "nnunet_ext[mamba]"',
-    "triton": "GPU kernels without a compiler; comes with PyTorch's CUDA builds on Linux",
-    "surface_distance": 'surface metrics; not needed to train. pip install "nnunet_ext[surface]"',
+    "triton": "GPU kernels without a CUDA compiler; comes with PyTorch's CUDA builds on Linux",
 }
 _FOLDERS = {
     "nnUNet_raw": "raw data",

@@ -6,7 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plain_sasan import plain_asem
 from nnunet_ext.blocks import axial_attention
-from nnunet_ext.blocks.axial_attention import ASEM, AxialAttention, attend_reference, default_heads
+from nnunet_ext.blocks.asem import ASEM
+from nnunet_ext.blocks.axial_attention import AxialAttention, attend_reference, default_heads
 from nnunet_ext.ops import axial_attention as operator
 from nnunet_ext.ops.native import INSTRUCTION_SETS
 from tests.conftest import library_for
@@ -173,3 +174,26 @@ def test_heads_must_divide_the_axis():
 
 def test_only_the_output_projection_has_a_bias():
     assert {name for name, _ in AxialAttention(8, 2).named_parameters()} == {"qkv.weight", "out.weight", "out.bias"}
+
+
+@pytest.mark.usefixtures("variant")
+def test_a_backward_pass_within_autocast(assert_close):
+    module, z = ASEM(nn.Conv2d, 3, (6, 5)), torch.randn(2, 3, 6, 5, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = module(z)
+        inside = torch.autograd.grad(out.sum(), z, retain_graph=True)[0]
+    outside = torch.autograd.grad(out.sum(), z)[0]
+    assert_close(inside, outside, 2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_large_logits_in_low_precision(dtype):
+    """A is linear in z and the result quadratic: 300 * 300 is above what float16 holds."""
+    module, z = ASEM(nn.Conv2d, 3, (6, 5)), torch.full((1, 3, 6, 5), 300.0)
+    nn.init.eye_(module.attentions[0].qkv.weight[2 * 6 :].detach())
+    nn.init.constant_(module.attentions[0].out.bias, 1500)
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        out = module(z.to(dtype))
+    assert out.dtype == torch.float32
+    assert out.isfinite().all()
+    assert out.max() > torch.finfo(torch.float16).max

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nnunet_ext.ops import causal_conv1d, causal_conv1d_reference, native
+from nnunet_ext.ops.causal_conv1d import _package_takes
 
 
 @pytest.fixture(params=["extension", "PyTorch"])
@@ -81,3 +82,37 @@ def test_wrong_inputs_are_named():
         causal_conv1d(x, weight[:2], bias)
     with pytest.raises(ValueError, match=r"`bias` must have the shape \(3,\), got \(2,\)"):
         causal_conv1d(x, weight, bias[:2])
+
+
+@pytest.mark.usefixtures("variant")
+def test_weights_of_another_type_are_read_as_what_they_are(assert_close):
+    x, weight, bias = (t.detach() for t in leaves(2, 20, 8, 4, "channels last"))
+    expected = causal_conv1d_reference(x, weight, bias)
+    assert_close(causal_conv1d(x, weight.double(), bias.double()).float(), expected, 1e-6)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_sequence_that_repeats_one_value_in_memory(reverse, assert_close):
+    tensors = [torch.randn(2, 1, 8).transpose(1, 2).expand(2, 8, 6), torch.randn(8, 4), torch.randn(8)]
+    tensors = [t.requires_grad_() for t in tensors]
+    fast, plain = (results(f, tensors, "silu", reverse) for f in (causal_conv1d, causal_conv1d_reference))
+    for a, b in zip(fast, plain, strict=True):
+        assert_close(a, b, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("width", "taps", "dtype", "taken"),
+    [
+        (16, 4, torch.float32, True),
+        (16, 4, torch.bfloat16, True),
+        (12, 4, torch.float32, False),
+        (16, 5, torch.float32, False),
+        (16, 1, torch.float32, False),
+        (16, 4, torch.float64, False),
+    ],
+)
+def test_the_package_gets_what_its_kernels_are_written_for(width, taps, dtype, taken):
+    """As its checks have it, of channels beside each other; nothing here can run them."""
+    x = torch.empty(2, 10, width, dtype=dtype).transpose(1, 2)
+    assert _package_takes(x, torch.empty(width, taps)) == taken
+    assert _package_takes(x.contiguous(), torch.empty(width, taps)) == (taken or width == 12)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_ext.blocks.conv import convolve
+from nnunet_ext.blocks.conv import conv_1x1, convolve
 from nnunet_ext.blocks.layout import channels_last
 
 
@@ -35,3 +35,15 @@ def test_single_samples_too_have_the_values_and_gradients_of_the_convolution(
     for a, b in zip(found, expected, strict=True):
         assert_close(a.double(), b.double(), 1e-5)
     assert fast.is_contiguous(memory_format=channels_last(x.ndim)) or samples == 2 or not onednn
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_hooks_see_the_convolution(kernel):
+    """Those that make weights anew, as of spectral or weight norm, and those of a user's own."""
+    conv = nn.Conv3d(2, 3, kernel, padding=kernel // 2)
+    x = torch.randn(1, 2, 4, 4, 4)
+    call = conv_1x1 if kernel == 1 else convolve
+    seen = []
+    conv.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    result = call(conv, x)
+    assert seen[0] is result

@@ -686,3 +686,21 @@ def test_cuda_equals_cpu_and_low_precision_trains(encoder, size, monkeypatch, as
         episode = network(x.cuda()[None], images.cuda()[None], masks.cuda()[None], torch.ones(1, 2, 2, *size).cuda())
     sum(episode[2:]).backward()
     assert all(p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_running_statistics_take_each_chunk_once(assert_close):
+    """Chunks are computed again in the backward pass."""
+    network = build("resnet18", support=False, slices_per_chunk=2).train()
+    images, masks = support_set(shots=6)
+    norm = network.encoder.backbone.bn1
+    seen = []
+    norm.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].detach()))
+    episode = network.forward_episode(images[None, :3], masks[None, :3], images[None, 3:], masks[None, 3:])
+    episode.query_loss.backward()
+    assert len(seen) == 6  # three chunks, each once more
+    expected = torch.zeros_like(norm.running_mean)
+    for chunk in seen[:3]:
+        expected = 0.9 * expected + 0.1 * chunk.mean((0, 2, 3))
+    assert_close(norm.running_mean, expected, 1e-5)
+    assert norm.num_batches_tracked == 3
+    assert norm.momentum == 0.1

@@ -83,3 +83,11 @@ def test_a_large_mean_costs_no_precision(assert_close):
     fast = instance_norm_leaky_relu(x * 1, weight, bias, 1e-5, 0.1)
     plain = instance_norm_leaky_relu_reference(x.double(), weight.double(), bias.double(), 1e-5, 0.1)
     assert_close(fast.double(), plain, 1e-3)
+
+
+def test_parameters_that_are_views(assert_close):
+    x, values = torch.randn(2, 4, 3, 5).to(memory_format=torch.channels_last), torch.randn(4, 4)
+    weight, bias = values[:, 1], values[:, 2]
+    with torch.no_grad():
+        fast = instance_norm_leaky_relu(x.clone(memory_format=torch.preserve_format), weight, bias, 1e-5, 0.1)
+    assert_close(fast, instance_norm_leaky_relu_reference(x, weight, bias, 1e-5, 0.1), 1e-5)

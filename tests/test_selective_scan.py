@@ -319,3 +319,38 @@ def test_the_extension_needs_no_python_or_torch_library():
     linked = subprocess.run(["ldd", str(path)], capture_output=True, text=True, check=False).stdout
     assert "libtorch" not in linked
     assert "libpython" not in linked
+
+
+def test_where_triton_cannot_start_the_scan_goes_on_without(monkeypatch):
+    """Here it really cannot: it finds no GPU, where elsewhere it misses a compiler."""
+    scan = sys.modules["nnunet_ext.ops.selective_scan"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(scan, "_NO_TRITON", None)
+    scan._why_triton_fails.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="runs in plain PyTorch, which is slow. Triton cannot start"):
+            assert scan._choose(None, "cuda", torch.float32, compiled=False) == "torch"
+        assert scan._choose(None, "cuda", torch.float32, compiled=True) == "triton"
+    finally:
+        scan._why_triton_fails.cache_clear()
+
+
+def test_triton_is_known_by_its_other_names(monkeypatch):
+    scan = sys.modules["nnunet_ext.ops.selective_scan"]
+
+    def version(name):
+        if name != "pytorch-triton":
+            raise scan.metadata.PackageNotFoundError(name)
+        return "3.0.0+git"
+
+    monkeypatch.setattr(scan.metadata, "version", version)
+    monkeypatch.setattr(scan.util, "find_spec", lambda name: object())
+    assert scan._why_no_triton() == "pytorch-triton 3.0.0+git is too old, 3.3 is needed"
+
+
+def test_the_state_has_a_gradient_with_mamba_ssm_too(monkeypatch):
+    scan = sys.modules["nnunet_ext.ops.selective_scan"]
+    monkeypatch.setattr(scan.mamba_ssm_scan, "why_unusable", lambda: None)
+    monkeypatch.setattr(scan, "_NO_TRITON", None)
+    assert scan._choose(None, "cuda", torch.float32, compiled=False) == "mamba_ssm"
+    assert scan._choose(None, "cuda", torch.float32, compiled=False, state_gradient=True) == "triton"

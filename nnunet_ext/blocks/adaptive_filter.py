@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_ext.blocks.channelwise import at_least_float32
+from nnunet_ext.blocks.real_inverse import real_inverse
 
 
 class AFF(nn.Module):
@@ -19,8 +20,7 @@ class AFF(nn.Module):
         Z = rfft2(A);  A' = irfft(ifft(|Z| f_amplitude exp(i arg(Z) f_phase)))
 
     W ties the filters to a grid. On features of another size r3 is resized to the grid and the filters back, with
-    corners aligned, or the zero frequency would move. The product is no spectrum of a real map, and irfft2 takes
-    such a one differently on CPU and CUDA; hence the inverse in two steps.
+    corners aligned, or the zero frequency would move.
 
     Args:
         channels: C, channels of the features.
@@ -47,7 +47,7 @@ class AFF(nn.Module):
             modulus, angle = spectrum.abs() * amplitude, spectrum.angle() * phase
             # Not torch.polar, whose gradient is wrong for a negative modulus, which filters may give.
             filtered = torch.complex(modulus * angle.cos(), modulus * angle.sin())
-            return torch.fft.irfft(torch.fft.ifft(filtered, dim=-2), n=maps.shape[-1], dim=-1)
+            return real_inverse(filtered, (-2, -1), maps.shape[-1])
 
 
 class FilterBranch(nn.Module):

@@ -1,17 +1,15 @@
-"""Axial self-attention, and ASEM (Axial Spatial Enhancement Module) on it.
+"""Axial self-attention: of tokens along one axis of a map that carry another axis as their features.
 
 Source: Huang et al., "SASAN: Spectrum-Axial Spatial Approach Networks for Medical Image Segmentation".
 """
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nnunet_ext.blocks.dimension import spatial_dims
 from nnunet_ext.ops.axial_attention import mix, mix_backward, mix_reference, native_attention
 
 _MAX_HEADS = 16
@@ -122,24 +120,32 @@ class _ChunkedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *grads):
         maps, *weights = ctx.saved_tensors
-        grad = grads[0].contiguous()
-        grad_maps = torch.zeros_like(maps)
-        grad_weights = [torch.zeros_like(w) for w in weights]
-        for i, (axis, h) in enumerate(zip(ctx.axes, ctx.heads, strict=True)):
-            qkv, out_weight, _ = weights[3 * i : 3 * i + 3]
-            grad_qkv, grad_out_weight, grad_out_bias = grad_weights[3 * i : 3 * i + 3]
-            for (tokens, target), (g, _) in zip(
-                _chunks(maps, grad_maps, axis, h), _chunks(grad, grad_maps, axis, h), strict=True
-            ):
-                tokens, g = tokens.contiguous(), g.contiguous()
-                mixed, of_qkv = mix_backward(_projected(tokens, qkv, h), (g @ out_weight).unflatten(-1, (h, -1)))
-                of_qkv = of_qkv.flatten(-3)
-                target.add_(of_qkv @ qkv)
-                flat = g.flatten(0, -2)
-                grad_qkv.addmm_(of_qkv.flatten(0, -2).T, tokens.flatten(0, -2))
-                grad_out_weight.addmm_(flat.T, mixed.reshape(flat.shape))
-                grad_out_bias.add_(flat.sum(0))
+        with torch.autocast("cpu", enabled=False):  # whose region the caller may not have left
+            grad_maps, grad_weights = _gradients(maps, weights, ctx.axes, ctx.heads, grads[0].contiguous())
         return grad_maps, None, None, *grad_weights
+
+
+def _gradients(
+    maps: Tensor, weights: Sequence[Tensor], axes: Sequence[int], heads: Sequence[int], grad: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Of the maps and of the weights."""
+    grad_maps = torch.zeros_like(maps)
+    grad_weights = [torch.zeros_like(w) for w in weights]
+    for i, (axis, h) in enumerate(zip(axes, heads, strict=True)):
+        qkv, out_weight, _ = weights[3 * i : 3 * i + 3]
+        grad_qkv, grad_out_weight, grad_out_bias = grad_weights[3 * i : 3 * i + 3]
+        for (tokens, target), (g, _) in zip(
+            _chunks(maps, grad_maps, axis, h), _chunks(grad, grad_maps, axis, h), strict=True
+        ):
+            tokens, g = tokens.contiguous(), g.contiguous()
+            mixed, of_qkv = mix_backward(_projected(tokens, qkv, h), (g @ out_weight).unflatten(-1, (h, -1)))
+            of_qkv = of_qkv.flatten(-3)
+            target.add_(of_qkv @ qkv)
+            flat = g.flatten(0, -2)
+            grad_qkv.addmm_(of_qkv.flatten(0, -2).T, tokens.flatten(0, -2))
+            grad_out_weight.addmm_(flat.T, mixed.reshape(flat.shape))
+            grad_out_bias.add_(flat.sum(0))
+    return grad_maps, grad_weights
 
 
 def _projected(tokens: Tensor, qkv: Tensor, heads: int) -> Tensor:
@@ -158,56 +164,3 @@ def _chunks(maps: Tensor, other: Tensor, axis: int, heads: int):
     sequences = max(1, _CHUNK_ELEMENTS // per_sequence)
     for pair in zip(*(i.split(max(1, sequences // inner)) for i in views), strict=True):
         yield from zip(*(i.split(sequences, 2) for i in pair), strict=True)
-
-
-class ASEM(nn.Module):
-    """Axial Spatial Enhancement Module on logits z.
-
-    A(z) * (z * sigmoid(conv_1x1(z))), A(z) = 0.2 * sum of n*n axial self-attentions: one for every embedding axis
-    (the n spatial axes) and every sequence axis (channels, then the other spatial axes).
-
-    The constructor sets every output projection's bias to 2 / (0.2 n^2), so that A is about 2 and the module about
-    the identity: with the default initialisation A is about -0.03 +- 0.10, outputs shrink to a twentieth and SGD
-    stands still for the first 75 to 150 iterations.
-
-    Args:
-        conv_op: ``torch.nn.Conv2d`` or ``torch.nn.Conv3d``.
-        channels: K, the number of logits.
-        size: P, in voxels.
-        heads: Heads of every attention; None takes the largest divisor of the embedding's length up to 16.
-
-    Shape:
-        (B, K, *P) -> (B, K, *P)
-    """
-
-    def __init__(self, conv_op: type[nn.Module], channels: int, size: Sequence[int], heads: int | None = None) -> None:
-        super().__init__()
-        n = spatial_dims(conv_op)
-        self.scale = 0.2
-        attentions = [
-            AxialAttention(length, default_heads(length) if heads is None else heads)
-            for length in size
-            for _ in range(n)
-        ]
-        for attention in attentions:
-            nn.init.constant_(attention.out.bias, 2 / (self.scale * n * n))
-        self.attentions = nn.ModuleList(attentions)
-        # nnU-Net leaves out what stands under "seg_layers" when it takes over pretrained weights, because its shape
-        # follows the number of classes; so does this one's.
-        self.seg_layers = nn.ModuleDict({"gate": conv_op(channels, 1, kernel_size=1)})
-
-    def axial(self, z: Tensor) -> Tensor:
-        """A(z), (B, K, *P)."""
-        n = z.ndim - 2
-        total: Tensor | None = None
-        for a in range(n):
-            maps = z.movedim(2 + a, -1)  # (B, K, other spatial axes, E)
-            attentions = cast(list[AxialAttention], list(self.attentions)[a * n : (a + 1) * n])
-            mixed = attend_axes(maps, range(1, n + 1), attentions).movedim(-1, 2 + a)
-            total = mixed if total is None else total + mixed
-        if total is None:
-            raise ValueError(f"expected (B, K, *P) with two or three spatial axes, got {tuple(z.shape)}")
-        return self.scale * total
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.axial(z) * (z * torch.sigmoid(self.seg_layers["gate"](z)))

@@ -78,6 +78,8 @@ def convolve(conv: nn.Module, x: Tensor) -> Tensor:
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if x.shape[0] != 1 or not plain or is_traced(x) or not (onednn.is_available() and onednn.enabled):
         return conv(x)
+    if _has_hooks(conv):
+        return conv(x)
     known = cast(nn.Conv3d, conv)
     settings = cast(tuple[int, ...], known.padding), known.stride, known.dilation
     return torch.mkldnn_convolution(cpu_channels_last(x), known.weight, known.bias, *settings, known.groups)
@@ -89,10 +91,20 @@ def conv_1x1(conv: nn.Module, x: Tensor) -> Tensor:
     Shape:
         (B, C, *P) -> (B, C', *P)
     """
-    if x.device.type != "cpu":
-        return conv(x)
+    return conv(x) if x.device.type != "cpu" or _has_hooks(conv) else product_1x1(conv, x)
+
+
+def product_1x1(conv: nn.Module, x: Tensor) -> Tensor:
+    """A 1x1 convolution as a matrix product, whatever the device; shapes as `conv_1x1`."""
     weight, bias = cast(Tensor, conv.weight), cast(Tensor | None, conv.bias)
     return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether something listens to calls of the module, or makes its weight anew before them."""
+    return bool(
+        module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
+    )
 
 
 def two_conv(

@@ -7,7 +7,7 @@ of LSTM-SA publish as their baseline.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_ext.blocks.conv import conv_1x1
+from nnunet_ext.blocks.conv import product_1x1
 from nnunet_ext.blocks.layout import cpu_channels_last
 
 
@@ -27,8 +27,7 @@ class Pointwise(nn.Conv2d):
         super().__init__(input_channels, output_channels, kernel_size=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        # `conv_1x1` would come back here for another device.
-        return conv_1x1(self, x) if x.device.type == "cpu" else super().forward(x)
+        return product_1x1(self, x) if x.device.type == "cpu" else super().forward(x)
 
 
 class ConvBatchNorm(nn.Module):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ext.blocks.channelwise import ChannelMLP, ChannelNorm, at_least_float32
+from nnunet_ext.blocks.real_inverse import real_inverse
 
 LAYOUTS = ("spatial", "authors")
 
@@ -74,14 +75,14 @@ class EFL(nn.Module):
         axes = tuple(range(1, x.ndim - 1))
         spectrum = torch.fft.rfftn(x, dim=axes, norm="ortho")
         spectrum = spectrum * torch.view_as_complex(at_least_float32(self.weight).movedim(0, -2).contiguous())
-        return torch.fft.irfftn(spectrum, s=self.size, dim=axes, norm="ortho")
+        return real_inverse(spectrum, axes, self.size[-1], norm="ortho")
 
     def _filter_memory(self, x: Tensor) -> Tensor:
         axes = tuple(range(2, x.ndim))
         misread = x.contiguous().view(x.shape[0], x.shape[-1], *self.size)
         spectrum = torch.fft.rfftn(misread, dim=axes, norm="ortho")
         spectrum = spectrum * torch.view_as_complex(at_least_float32(self.weight).contiguous())
-        return torch.fft.irfftn(spectrum, s=self.size, dim=axes, norm="ortho").movedim(1, -1)
+        return real_inverse(spectrum, axes, self.size[-1], norm="ortho").movedim(1, -1)
 
     def extra_repr(self) -> str:
         return f"size={self.size}, exchanged={self.exchanged}, layout={'spatial' if self.spatial else 'authors'}"

@@ -37,7 +37,7 @@ def instance_norm_leaky_relu(x: Tensor, weight: Tensor | None, bias: Tensor | No
     Shape:
         x and result (B, C, *P); weight and bias (C,).
     """
-    if not _fast_path_applies(x, weight):
+    if not _fast_path_applies(x, weight, bias):
         return _leaky_relu_(F.instance_norm(x, weight=weight, bias=bias, eps=eps), slope)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         if weight is None or bias is None:
@@ -54,6 +54,7 @@ def _forward_(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
     """In place; returns the scale (B, 1, C)."""
     library, voxels = native.native_norm(x), rows(x)
     if library is not None:
+        weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
         return native.forward(library, voxels, weight, bias, eps, slope, voxels)[1][:, None]
     normalised, scale = _normalise_(voxels, eps)
     if weight is not None and bias is not None:
@@ -66,10 +67,10 @@ def _leaky_relu_(x: Tensor, slope: float) -> Tensor:
     return x if slope == 1 else F.leaky_relu_(x, slope)
 
 
-def _fast_path_applies(x: Tensor, weight: Tensor | None) -> bool:
+def _fast_path_applies(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
     return (
         x.device.type == "cpu"
-        and (weight is None or x.dtype == weight.dtype)
+        and all(t is None or t.dtype == x.dtype for t in (weight, bias))
         and x.dtype in (torch.float32, torch.float64)
         and x.is_contiguous(memory_format=channels_last(x.ndim))
         and not (x.is_leaf and x.requires_grad)

@@ -3,17 +3,17 @@
 Source: Cheng et al., "FAF-Net" (few-shot medical image segmentation); see `nnunet_ext.networks.faf_net`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils.checkpoint import checkpoint
 
 from nnunet_ext.blocks.adaptive_filter import resize
 from nnunet_ext.blocks.icm import ICM
 from nnunet_ext.blocks.prototypes import foreground_probability, masked_average
+from nnunet_ext.networks.chunks import in_chunks
 
 MIN_PROBABILITY = 1e-6
 """Probabilities are clamped to it and to 1 minus it; a class without prototype has it everywhere."""
@@ -279,19 +279,6 @@ def summarise(prototypes: Tensor, thresholds: Tensor, valid: Tensor) -> Support:
 def logit(probabilities: Tensor) -> Tensor:
     """log(P / (1 - P)) of probabilities that are clamped already."""
     return torch.log(probabilities) - torch.log1p(-probabilities)
-
-
-def in_chunks(function: Callable[..., tuple[Tensor, ...]], size: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """function(*tensors) on `size` images at a time; several chunks are recomputed for their gradients."""
-    if tensors[0].shape[0] <= size:
-        return function(*tensors)
-    parts = [
-        checkpoint(function, *chunk, use_reentrant=False, preserve_rng_state=False)
-        if torch.is_grad_enabled()
-        else function(*chunk)
-        for chunk in zip(*(t.split(size) for t in tensors), strict=True)
-    ]
-    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
 def _cross_entropy(probabilities: Tensor, masks: Tensor) -> Tensor:

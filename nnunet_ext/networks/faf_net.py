@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from nnunet_ext.blocks.dilated_resnet import RESNETS, DilatedResNet
 from nnunet_ext.blocks.dimension import spatial_dims
 from nnunet_ext.networks.checks import check_widths
+from nnunet_ext.networks.chunks import in_chunks
 from nnunet_ext.networks.faf_encoder import FAFEncoder
-from nnunet_ext.networks.faf_head import Episode, FAFHead, Support, in_chunks, shots, summarise
+from nnunet_ext.networks.faf_head import Episode, FAFHead, Support, shots, summarise
 from nnunet_ext.networks.topology import PerStage, Topology
 
 MAX_GRID = 65
@@ -170,7 +171,7 @@ class FAFNet(nn.Module):
             features, tau = self.encoder(chunk)
             return self.decoder.segment(features, tau, Support(*of_chunk), chunk.shape[-2:])[:1]
 
-        return in_chunks(segment, self.slices_per_chunk, images, *support)[0]
+        return in_chunks(segment, self.slices_per_chunk, images, *support, norms=self.encoder)[0]
 
     def encode_support(self, images: Tensor, masks: Tensor) -> Support:
         """Prototypes of the classes, each a mean over the slices that show it, with gradients if they are enabled.
@@ -192,7 +193,7 @@ class FAFNet(nn.Module):
             of_slices = shots(*(t[None] for t in (*self.encoder(chunk), its_masks)))
             return tuple(t[0] for t in of_slices)
 
-        prototypes, thresholds, valid = in_chunks(encode, self.slices_per_chunk, images, masks)
+        prototypes, thresholds, valid = in_chunks(encode, self.slices_per_chunk, images, masks, norms=self.encoder)
         return summarise(prototypes, thresholds, valid)
 
     @torch.no_grad()
@@ -282,10 +283,11 @@ class FAFNet(nn.Module):
             )
         groups = [support_images.flatten(0, 1), query_images.flatten(0, 1)]
         if support_images.shape[-2:] == query_images.shape[-2:]:
-            encoded = in_chunks(self.encoder, self.slices_per_chunk, torch.cat(groups))
+            encoded = in_chunks(self.encoder, self.slices_per_chunk, torch.cat(groups), norms=self.encoder)
             parts = [(t[: e * s], t[e * s :]) for t in encoded]
         else:
-            parts = list(zip(*(in_chunks(self.encoder, self.slices_per_chunk, g) for g in groups), strict=True))
+            each = (in_chunks(self.encoder, self.slices_per_chunk, group, norms=self.encoder) for group in groups)
+            parts = list(zip(*each, strict=True))
         (support_features, query_features), (support_tau, query_tau) = (
             [t.unflatten(0, (e, -1)) for t in pair] for pair in parts
         )

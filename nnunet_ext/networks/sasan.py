@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nnunet_ext.blocks.axial_attention import ASEM
+from nnunet_ext.blocks.asem import ASEM
 from nnunet_ext.blocks.conv import two_conv
 from nnunet_ext.blocks.dimension import conv_transpose_op, max_pool_op
 from nnunet_ext.blocks.fourier import FINE, image_spectrum

@@ -55,11 +55,18 @@ def causal_conv1d(
         raise ValueError(f"`bias` must have the shape ({weight.shape[0]},), got {tuple(bias.shape)}")
     if x.device.type == "cpu":
         return _convolution(x, weight, bias, activation == "silu", reverse)
-    if x.device.type == "cuda" and not is_traced(x) and _package_usable() and not reverse:
+    if x.device.type == "cuda" and not is_traced(x) and not reverse and _package_takes(x, weight) and _package_usable():
         from causal_conv1d import causal_conv1d_fn
 
         return causal_conv1d_fn(x, weight, bias, activation=activation)
     return causal_conv1d_reference(x, weight, bias, activation, reverse)
+
+
+def _package_takes(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernels of causal_conv1d are written for these tensors; others they refuse by an error."""
+    half_or_single = x.dtype in (torch.float16, torch.bfloat16, torch.float32)
+    aligned = x.stride(2) == 1 or (x.shape[1] % 8 == 0 and x.stride(0) % 8 == 0 and x.stride(2) % 8 == 0)
+    return half_or_single and 2 <= weight.shape[1] <= 4 and aligned
 
 
 @cache
@@ -84,8 +91,12 @@ class _Convolution(ctypes.Structure):
     ]
 
 
-def _native(x: Tensor) -> NativeLibrary | None:
-    return native_library() if x.dtype == torch.float32 and x.stride(1) == 1 else None
+def _native(x: Tensor, weight: Tensor, bias: Tensor | None) -> NativeLibrary | None:
+    """The library if it takes these: single precision, channels beside each other, in results shaped like `x` too."""
+    single = all(t is None or t.dtype == torch.float32 for t in (x, weight, bias))
+    if not single or x.stride(1) != 1 or torch.empty_like(x, device="meta").stride(1) != 1:
+        return None
+    return native_library()
 
 
 def _in_time(x: Tensor, reverse: bool) -> Strided:
@@ -133,13 +144,11 @@ def _convolution(
     silu: bool,
     reverse: bool,
 ) -> Tensor:
-    library = _native(x)
+    library = _native(x, weight, bias)
     if library is None:
         y = _plain_response(x, weight, bias, reverse)
         return F.silu(y, inplace=True) if silu else y
     y = torch.empty_like(x)
-    if y.stride(1) != 1:  # only where axes of length 1 make the order of strides ambiguous
-        y = torch.empty_strided(x.shape, (x.shape[1] * x.shape[2], 1, x.shape[1]))
     by_tap, bias = weight.t().contiguous(), None if bias is None else bias.contiguous()
     c = _describe(x, by_tap, bias, silu, reverse)
     c.y = _in_time(y, reverse)
@@ -161,7 +170,7 @@ def _convolution_backward(
     silu: bool,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    library = _native(x)
+    library = _native(x, weight, bias)
     if library is None:
         return _plain_backward(grad_y, x, weight, bias, silu, reverse)
     if grad_y.stride(1) != 1:

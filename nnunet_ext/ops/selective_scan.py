@@ -1,7 +1,9 @@
 """The selective scan of Mamba: the public function, its checks, and the choice of a backend."""
 
 import os
-from importlib import metadata
+import warnings
+from functools import cache
+from importlib import metadata, util
 
 import torch
 from torch import Tensor
@@ -15,15 +17,43 @@ BACKENDS = ("mamba_ssm", "triton", "cpu", "torch")
 
 _MIN_TRITON = (3, 3)
 """The first whose kernels take tuples."""
+_TRITONS = ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-windows")
+"""Distributions of the package."""
 
 
 def _why_no_triton() -> str | None:
-    try:
-        found = metadata.version("triton")
-    except metadata.PackageNotFoundError:
+    if util.find_spec("triton") is None:
         return "the package triton is not installed"
-    if tuple(map(int, found.split(".")[:2])) < _MIN_TRITON:
-        return f"triton {found} is too old, {'.'.join(map(str, _MIN_TRITON))} is needed"
+    for name in _TRITONS:
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        if tuple(map(int, found.split(".")[:2])) < _MIN_TRITON:
+            return f"{name} {found} is too old, {'.'.join(map(str, _MIN_TRITON))} is needed"
+    return None
+
+
+@cache
+def _why_triton_fails() -> str | None:
+    """What keeps Triton from starting on the GPU here, or None; a warning says so once.
+
+    At first use it compiles a helper, which takes a C compiler and Python's headers.
+    """
+    if not torch.cuda.is_available():
+        return None
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_target()
+    except Exception as error:  # whatever it is: the scan goes on without
+        reason = f"Triton cannot start: {error}"
+        warnings.warn(
+            f"the selective scan runs in plain PyTorch, which is slow. {reason}. It needs a C compiler and Python's "
+            "headers (gcc and python3-dev on Debian)",
+            stacklevel=2,
+        )
+        return reason
     return None
 
 
@@ -67,9 +97,10 @@ def selective_scan(
         delta_softplus: Whether delta passes softplus.
         return_last_state: Whether to return the state after the last step too.
         reverse: Scans from the last position to the first; the last state is then that after position 0.
-        backend: None chooses by device and by what is installed: on CUDA `mamba_ssm` (its own kernels, no gradient
-            for the last state), else `triton`; on the CPU `cpu` (the C extension, or `torch` where it was not
-            built); elsewhere and in double precision `torch` (segments in plain PyTorch).
+        backend: None chooses by device and by what is installed: on CUDA `mamba_ssm` (its own kernels, which have no
+            gradient for the last state: not where that is asked for), else `triton`, or `torch` where that cannot
+            start; on the CPU `cpu` (the C extension, or `torch` where it was not built); elsewhere and in double
+            precision `torch` (segments in plain PyTorch).
 
     Shape:
         u, delta, z (b, d, l); A (d, n); B, C (b, n, l) or (b, g, n, l); D, delta_bias (d,); result (b, d, l) in the
@@ -84,13 +115,13 @@ def selective_scan(
     """
     _check(u, delta, A, B, C, D, z, delta_bias)
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
-    chosen = _choose(backend, u.device.type, dtype, is_traced(u))
     tensors = [None if x is None else x.to(dtype) for x in (u, delta, A, _grouped(B), _grouped(C), D, z, delta_bias)]
+    differentiated = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    chosen = _choose(backend, u.device.type, dtype, is_traced(u), return_last_state and differentiated)
     if chosen == "mamba_ssm":
         y, state = mamba_ssm_scan.scan(tensors, delta_softplus, reverse)
     else:
-        save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-        y, state, _ = selective_scan_operator(*tensors, delta_softplus, reverse, save, chosen)
+        y, state, _ = selective_scan_operator(*tensors, delta_softplus, reverse, differentiated, chosen)
     y = y.to(u.dtype)
     return (y, state) if return_last_state else y
 
@@ -115,7 +146,9 @@ def _grouped(x: Tensor) -> Tensor:
     return x if x.ndim == 4 else x[:, None]
 
 
-def _choose(backend: str | None, device_type: str, dtype: torch.dtype, compiled: bool) -> str:
+def _choose(
+    backend: str | None, device_type: str, dtype: torch.dtype, compiled: bool, state_gradient: bool = False
+) -> str:
     if backend is not None:
         reason = _why_unusable(backend, device_type, dtype)
         if reason is not None:
@@ -125,10 +158,11 @@ def _choose(backend: str | None, device_type: str, dtype: torch.dtype, compiled:
     if dtype == torch.float64:
         return "torch"
     if device_type == "cuda":
-        # torch.compile cannot look into mamba_ssm's kernels.
-        if not compiled and mamba_ssm_scan.why_unusable() is None:
+        if compiled:  # it cannot look into mamba_ssm's kernels, and needs Triton itself
+            return "triton" if _NO_TRITON is None else "torch"
+        if not state_gradient and mamba_ssm_scan.why_unusable() is None:
             return "mamba_ssm"
-        return "triton" if _NO_TRITON is None else "torch"
+        return "triton" if _NO_TRITON is None and _why_triton_fails() is None else "torch"
     return "cpu" if device_type == "cpu" else "torch"
 
 
