@@ -58,11 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         measurements = chosen(names)
     except ValueError as error:
         parser.error(str(error))
+    failed = []
     for measurement in measurements:
         print(f"== {measurement.shown}", file=sys.stderr, flush=True)
-        subprocess.run([sys.executable, "-m", *measurement.command], check=True, cwd=RESULTS.parents[1])
+        if subprocess.run([sys.executable, "-m", *measurement.command], check=False, cwd=RESULTS.parents[1]).returncode:
+            failed.append(measurement.name)
     results_page.main([])
-    return 0
+    if failed:
+        print(f"not measured, see above: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

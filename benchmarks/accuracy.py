@@ -16,6 +16,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -45,6 +46,8 @@ TRAINERS = (
     "FAFNetTrainer",
 )
 _VAL_ITERATIONS = 5
+_SETTING = ("fold", "iterations", "batch_size", "patch", "spacing_mm")
+"""What rows of one file have in common."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,23 @@ class Run:
     def summary(self) -> Path:
         return self.folder / "validation" / "summary.json"
 
+    @property
+    def began(self) -> Path:
+        """Where it was trained: what `environment` said before its training began."""
+        return self.work / "began" / f"{self.trainer}__{self.plans}__{self.configuration}_{self.fold}.json"
+
+    def note_beginning(self, device: str) -> None:
+        """Writes `began`, unless the training is under way or done already."""
+        if not self.folder.exists():
+            self.began.parent.mkdir(exist_ok=True)
+            self.began.write_text(json.dumps(environment(device), indent=4))
+
+    def where(self) -> dict[str, str]:
+        """What `note_beginning` wrote; of a training that it did not see begin, commit and day are unknown."""
+        if self.began.is_file():
+            return json.loads(self.began.read_text())
+        return environment() | {"commit": "unknown", "date": "unknown"}
+
 
 def prepare(
     data: Path,
@@ -83,7 +103,12 @@ def prepare(
 
     Args:
         spacing: In mm, as nnU-Net's planner takes it; empty: nnU-Net's own choice.
+
+    Raises:
+        ValueError: if `data` is no dataset in nnU-Net's raw format.
     """
+    if not re.match(r"Dataset\d{3}_", data.name) or not (data / "dataset.json").is_file():
+        raise ValueError(f"--data {data} is no dataset of nnU-Net's: a folder DatasetNNN_NAME with a dataset.json")
     raw, preprocessed = work / "nnUNet_raw" / data.name, work / "nnUNet_preprocessed" / data.name
     raw.parent.mkdir(parents=True, exist_ok=True)
     if not raw.exists():
@@ -133,6 +158,7 @@ def rows_of(run: Run, timed: bool = True) -> tuple[list[dict[str, Any]], list[di
         "parameters": size["parameters"],
         "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
         "nnunetv2": metadata.version("nnunetv2"),
+        **run.where(),
     }
     totals = [{**common, "label": name, "dice": f"{value:.4f}", **further} for name, value in dice.items()]
     cases = [
@@ -149,15 +175,23 @@ def rows_of(run: Run, timed: bool = True) -> tuple[list[dict[str, Any]], list[di
     return totals, cases
 
 
-def merge(path: Path, rows: Sequence[dict[str, Any]], where: Mapping[str, str]) -> None:
-    """Writes rows to a CSV file, in place of the trainers' older ones."""
+def merge(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes rows to a CSV file, in place of the trainers' older ones.
+
+    Raises:
+        ValueError: if what stays was trained under another setting: a table of both would compare them.
+    """
     kept: list[dict[str, Any]] = []
     if path.is_file():
         with path.open(newline="") as file:
             new = {row["trainer"] for row in rows}
             kept = [row for row in csv.DictReader(file) if row["trainer"] not in new]
-    together = [*kept, *({**row, **where} for row in rows)]
-    write_csv(path, sorted(together, key=lambda row: _place(row["trainer"])), where={})
+    for old in kept:
+        differing = [key for key in _SETTING if key in rows[0] and old[key] != str(rows[0][key])]
+        if differing:
+            said = ", ".join(f"{key} {old[key]} instead of {rows[0][key]}" for key in differing)
+            raise ValueError(f"{path} has rows of {old['trainer']} with {said}: give these results another --name")
+    write_csv(path, sorted([*kept, *rows], key=lambda row: _place(row["trainer"])), where={})
 
 
 def compare(run: Run, timed: bool) -> Path | None:
@@ -203,12 +237,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     budget = Budget(arguments.epochs, arguments.iterations, _VAL_ITERATIONS)
     folders = {name: str(work / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     os.environ |= child_environment({**os.environ, **folders, **budget.environment()})
-    plans = prepare(arguments.data, work, arguments.configuration, arguments.batch_size, arguments.spacing, os.environ)
+    try:
+        plans = prepare(
+            arguments.data, work, arguments.configuration, arguments.batch_size, arguments.spacing, os.environ
+        )
+    except ValueError as error:
+        parser.error(str(error))
     runs = [
         Run(work, arguments.data.name, arguments.configuration, plans, arguments.fold, trainer)
         for trainer in arguments.trainers
     ]
     if not arguments.collect:
+        for run in runs:
+            run.note_beginning(arguments.device)
         command = [sys.executable, "-m", "nnunet_ext", "crossval", "-d", arguments.data.name, "-p", plans]
         command += ["-c", arguments.configuration, "-tr", *arguments.trainers, "--folds", str(arguments.fold)]
         command += ["--baseline", arguments.trainers[0], "--device", arguments.device, "-o", str(work / "report")]
@@ -221,8 +262,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = rows_of(run, not arguments.untimed)
         totals += found[0]
         cases += found[1]
-    merge(arguments.results / f"accuracy_{arguments.name}.csv", totals, environment())
-    merge(arguments.results / f"accuracy_{arguments.name}_cases.csv", cases, {})
+    merge(arguments.results / f"accuracy_{arguments.name}.csv", totals)
+    merge(arguments.results / f"accuracy_{arguments.name}_cases.csv", cases)
     report = compare(finished[0], not arguments.untimed)
     if report is not None:
         shutil.copyfile(report, arguments.results / f"accuracy_{arguments.name}.md")

@@ -1,7 +1,6 @@
 """EM-Net on the CPU, and the part of its scan: against the same network with a multiplication in the scan's place.
 
-python -m benchmarks.em_net [--threads 2] [--repeats 7]
-python -m benchmarks.em_net --plain   # against a plain transcription of its formulas instead
+python -m benchmarks.em_net [--threads 2] [--repeats 7] [--clock wall]
 """
 
 import argparse
@@ -14,8 +13,14 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from benchmarks.measure import interleaved_seconds, median_ratio, peak_gigabytes, plain_row, write_rows
-from benchmarks.plain_em_net import plain_forward
+from benchmarks.measure import (
+    add_timing_options,
+    begin,
+    interleaved_seconds,
+    median_ratio,
+    peak_gigabytes,
+    write_rows,
+)
 from nnunet_ext.networks import NETWORKS, EMNet
 from nnunet_ext.ops import describe_backend
 
@@ -41,29 +46,6 @@ def _network_and_image() -> tuple[EMNet, Tensor]:
     return EMNet(**(NETWORKS["em_net"].paper | {"patch_size": _PATCH})), torch.randn(1, 1, *_PATCH)
 
 
-def plain_rows(repeats: int) -> list[dict[str, object]]:
-    """Ours against the plain transcription, with the same weights."""
-    network, image = _network_and_image()
-    forms = {"ours": lambda: network(image), "plain": lambda: plain_forward(network, image)}
-    network.eval()  # without dropout
-    with torch.no_grad():
-        ours, plain = (form() for form in forms.values())
-    error = ((ours - plain).abs().max() / plain.abs().max()).item()
-    if error > 1e-4:
-        raise RuntimeError(f"the two forms differ by {error:.1e}: nothing to compare")
-    network.train()
-    forward = {name: torch.no_grad()(form) for name, form in forms.items()}
-    backward = {name: partial(_backward, form) for name, form in forms.items()}
-    return [
-        plain_row(what, _SETTING, **calls, repeats=repeats)
-        for what, calls in (("forward", forward), ("forward + backward", backward))
-    ]
-
-
-def _backward(form: Callable[[], Tensor]) -> None:
-    form().square().mean().backward()
-
-
 def prepare(form: str, backward: bool) -> Callable[[], object]:
     """A forward pass, or one with backward, of the paper's network on a smaller patch."""
     network, image = _network_and_image()
@@ -81,14 +63,9 @@ def prepare(form: str, backward: bool) -> Callable[[], object]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--plain", action="store_true", help="against the plain transcription")
+    add_timing_options(parser, repeats=7)
     arguments = parser.parse_args(argv)
-    torch.set_num_threads(arguments.threads)
-    if arguments.plain:
-        write_rows("em_net_plain_cpu", plain_rows(arguments.repeats))
-        return
+    where = begin(arguments)
     forms = {"cpu": describe_backend("cpu"), "torch": "segments in plain PyTorch", "multiplication": "u * delta"}
     modes = {"forward": False, "forward + backward": True}
     memory = {
@@ -98,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     rows = []
     for what, backward in modes.items():
-        times = interleaved_seconds({form: prepare(form, backward) for form in forms}, arguments.repeats)
+        calls = {form: prepare(form, backward) for form in forms}
+        times = interleaved_seconds(calls, arguments.repeats, clock=arguments.clock)
         rows += [
             {
                 "what": what,
@@ -107,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "setting": _SETTING,
                 "precision": "float32",
                 "seed": 0,
+                "repeats": arguments.repeats,
                 "seconds": f"{statistics.median(times[form]):.3f}",
                 "min_s": f"{min(times[form]):.3f}",
                 "max_s": f"{max(times[form]):.3f}",
@@ -115,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             }
             for form, described in forms.items()
         ]
-    write_rows("em_net_cpu", rows)
+    write_rows("em_net_cpu", rows, where)
 
 
 if __name__ == "__main__":

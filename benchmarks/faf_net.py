@@ -1,6 +1,6 @@
 """FAF-Net on the CPU: prediction by stored prototypes against encoding the support again for every query slice.
 
-python -m benchmarks.faf_net [--threads 2] [--repeats 5] [--seconds 30] [--size 64] [--slices 8]
+python -m benchmarks.faf_net [--threads 2] [--repeats 5] [--clock wall] [--seconds 30] [--size 64] [--slices 8]
 python -m benchmarks.faf_net --plain   # against a plain transcription of its formulas instead
 
 A small network's calls are short against what else a machine does: each is repeated for so many seconds at least.
@@ -13,7 +13,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import interleaved_seconds, median_ratio, plain_row, write_rows
+from benchmarks.measure import (
+    add_timing_options,
+    begin,
+    check_equal,
+    interleaved_seconds,
+    median_ratio,
+    plain_row,
+    write_rows,
+)
 from benchmarks.plain_faf_net import plain_encoder, plain_episode, plain_forward
 from nnunet_ext.networks import FAFNet
 from nnunet_ext.networks.faf_encoder import ENCODERS
@@ -71,13 +79,11 @@ def _prepare(encoder: str, size: int, slices: int) -> dict[str, Callable[[], Ten
     }
     again, *others = (function() for function in functions.values())
     for other in others:
-        error = (again - torch.softmax(other, 1)).abs().max().item()
-        if error > 1e-4:
-            raise RuntimeError(f"the probabilities differ by {error:.1e}: nothing to compare")
+        check_equal(encoder, torch.softmax(other, 1), again, 1e-4)
     return functions
 
 
-def plain_rows(encoder: str, size: int, slices: int, repeats: int) -> list[dict[str, object]]:
+def plain_rows(encoder: str, size: int, slices: int, repeats: int, clock: str = "wall") -> list[dict[str, object]]:
     """Ours against the plain transcription, with the same weights: prediction, and a training episode."""
     network, (image, mask, queries) = build(encoder, size), inputs(size, slices)
     network.set_support(image, mask)
@@ -100,11 +106,9 @@ def plain_rows(encoder: str, size: int, slices: int, repeats: int) -> list[dict[
     for what, calls in ((f"prediction of {slices} slices", predictions), ("training episode", episodes)):
         network.train(calls is episodes)
         for ours, plain in zip(*(_comparable(call()) for call in calls.values()), strict=True):
-            error = ((ours - plain).abs().max() / plain.abs().max()).item()
-            if error > 1e-3:
-                raise RuntimeError(f"{encoder}, {what}: the two forms differ by {error:.1e}: nothing to compare")
+            check_equal(f"{encoder}, {what}", ours, plain, 1e-3)
         setting = f"{encoder}, {size}^2, 1 class, 1 support slice"
-        rows.append(plain_row(what, setting, **calls, repeats=repeats))
+        rows.append(plain_row(what, setting, **calls, repeats=repeats, clock=clock))
     return rows
 
 
@@ -120,23 +124,23 @@ def _comparable(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
+    add_timing_options(parser, repeats=5)
     parser.add_argument("--seconds", type=float, default=30, help="for every encoder, at least")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--slices", type=int, default=8)
     parser.add_argument("--plain", action="store_true", help="against the plain transcription")
     arguments = parser.parse_args(argv)
-    torch.set_num_threads(arguments.threads)
+    where, clock = begin(arguments), arguments.clock
     if arguments.plain:
-        compared = (plain_rows(e, arguments.size, arguments.slices, arguments.repeats) for e in ENCODERS)
-        write_rows("faf_net_plain_cpu", [row for of_encoder in compared for row in of_encoder])
+        compared = (plain_rows(e, arguments.size, arguments.slices, arguments.repeats, clock) for e in ENCODERS)
+        write_rows("faf_net_plain_cpu", [row for of_encoder in compared for row in of_encoder], where)
         return
     rows = []
     for encoder in ENCODERS:
         functions = _prepare(encoder, arguments.size, arguments.slices)
-        turn = sum(seconds for (seconds,) in interleaved_seconds(functions, 1).values())
-        times = interleaved_seconds(functions, max(arguments.repeats, round(arguments.seconds / turn)))
+        turn = sum(seconds for (seconds,) in interleaved_seconds(functions, 1, clock=clock).values())
+        repeats = max(arguments.repeats, round(arguments.seconds / turn))
+        times = interleaved_seconds(functions, repeats, clock=clock)
         for method in _METHODS:
             per_slice = [1e3 * seconds / arguments.slices for seconds in times[method]]
             rows.append(
@@ -146,13 +150,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "setting": f"{arguments.size}^2, {arguments.slices} slices, 1 class, 1 support slice",
                     "precision": "float32",
                     "seed": 0,
+                    "repeats": repeats,
                     "ms_per_slice": f"{statistics.median(per_slice):.1f}",
                     "min_ms": f"{min(per_slice):.1f}",
                     "max_ms": f"{max(per_slice):.1f}",
                     "times_faster": f"{median_ratio(times[_METHODS[0]], times[method]):.2f}",
                 }
             )
-    write_rows("faf_net_cpu", rows)
+    write_rows("faf_net_cpu", rows, where)
 
 
 if __name__ == "__main__":

@@ -64,11 +64,17 @@ COPIES: dict[str, Callable[[NDArray[np.bool_], Sequence[int]], NDArray[np.bool_]
 
 
 def reset(network: torch.nn.Module, seed: int = 0) -> None:
-    """Draws all weights anew."""
+    """Draws all weights anew.
+
+    Raises:
+        TypeError: for a module with weights of its own that cannot: it would stay trained.
+    """
     torch.manual_seed(seed)
     for module in network.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
+        elif next(module.parameters(recurse=False), None) is not None:
+            raise TypeError(f"{type(module).__name__} has weights and no reset_parameters")
 
 
 def dice(model_folder: Path, raw: Path, training: Sequence[str], validation: Sequence[str], label: int) -> list[dict]:

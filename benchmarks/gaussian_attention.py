@@ -1,9 +1,9 @@
 """MT-UNet's Gaussian axial attention on all positions at once against the loop over positions, on the CPU.
 
-28 x 28 is the grid of MT-UNet's first level at 224 pixels; of that level's windows the attention sees one token each,
-7 x 7.
+7 x 7 is what MT-UNet's attention sees at 224 pixels, a token for each window of its first level; 28 x 28, that level's
+grid without windows, shows the growth. Of the network's time it is little: `python -m benchmarks.transcriptions`.
 
-python -m benchmarks.gaussian_attention [--threads 2] [--repeats 15]
+python -m benchmarks.gaussian_attention [--threads 2] [--repeats 15] [--clock wall]
 """
 
 import argparse
@@ -13,7 +13,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.measure import interleaved_seconds, median_ratio, write_rows
+from benchmarks.measure import (
+    add_timing_options,
+    begin,
+    check_equal,
+    interleaved_seconds,
+    median_ratio,
+    write_rows,
+)
 from nnunet_ext.blocks.gaussian_attention import gaussian_attention, gaussian_attention_reference
 
 _BATCH, _CHANNELS = 1, 256
@@ -50,24 +57,20 @@ def _prepare(method: str, backward: bool, side: int) -> Callable[[], object]:
 
 def _check_equal(side: int) -> None:
     expected, actual = (attention(*attention_inputs(side)) for attention in (loop, gaussian_attention))
-    error = ((actual - expected).abs().max() / expected.abs().max()).item()
-    if error > 1e-5:
-        raise RuntimeError(f"the attentions differ by {error:.1e}: nothing to compare")
+    check_equal(f"{side} x {side} positions", actual, expected, 1e-5)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=15)
+    add_timing_options(parser, repeats=15)
     arguments = parser.parse_args(argv)
-    torch.set_num_threads(arguments.threads)
+    where = begin(arguments)
     rows = []
     for side in _SIDES:
         _check_equal(side)
         for what, backward in {"forward": False, "forward + backward": True}.items():
-            times = interleaved_seconds(
-                {method: _prepare(method, backward, side) for method in _METHODS}, arguments.repeats
-            )
+            calls = {method: _prepare(method, backward, side) for method in _METHODS}
+            times = interleaved_seconds(calls, arguments.repeats, clock=arguments.clock)
             for method in _METHODS:
                 rows.append(
                     {
@@ -77,13 +80,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                         "b_c": f"{_BATCH} {_CHANNELS}",
                         "precision": "float32",
                         "seed": 0,
+                        "repeats": arguments.repeats,
                         "milliseconds": f"{1e3 * statistics.median(times[method]):.2f}",
                         "min_ms": f"{1e3 * min(times[method]):.2f}",
                         "max_ms": f"{1e3 * max(times[method]):.2f}",
                         "times_faster_than_loop": f"{median_ratio(times['loop'], times[method]):.1f}",
                     }
                 )
-    write_rows("gaussian_attention_cpu", rows)
+    write_rows("gaussian_attention_cpu", rows, where)
 
 
 if __name__ == "__main__":

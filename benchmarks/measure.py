@@ -1,14 +1,20 @@
 """Measuring as `nnunet_ext bench` does, with results beside these modules."""
 
+import argparse
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from nnunet_ext.bench.measure import CLOCKS, environment, interleaved_seconds, median_ratio, peak_gigabytes, write_csv
 
 __all__ = [
-    "CLOCKS",
     "RESULTS",
+    "add_timing_options",
+    "begin",
+    "check_equal",
     "environment",
     "interleaved_seconds",
     "median_ratio",
@@ -26,6 +32,26 @@ def write_rows(name: str, rows: Sequence[Mapping[str, object]], where: Mapping[s
     return write_csv(RESULTS / f"{name}.csv", rows, where)
 
 
+def add_timing_options(parser: argparse.ArgumentParser, repeats: int, threads: int = 2) -> None:
+    """--threads, --repeats and --clock; see `begin`."""
+    parser.add_argument("--threads", type=int, default=threads)
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="processor: of one thread")
+
+
+def begin(arguments: argparse.Namespace) -> dict[str, str]:
+    """Sets the threads of `add_timing_options`; what every row then carries."""
+    torch.set_num_threads(arguments.threads)
+    return {"clock": arguments.clock, **environment()}
+
+
+def check_equal(what: str, ours: Tensor, plain: Tensor, tolerance: float) -> None:
+    """Raises RuntimeError where two forms differ by NaN or, relative to the largest value, by more than `tolerance`."""
+    error = ((ours - plain).abs().max() / plain.abs().max()).item()
+    if not error <= tolerance:
+        raise RuntimeError(f"{what}: the two forms differ by {error:.1e}: nothing to compare")
+
+
 def plain_row(
     what: str,
     setting: str,
@@ -33,15 +59,19 @@ def plain_row(
     plain: Callable[[], object],
     repeats: int,
     warm_up: int = 1,
+    clock: str = "wall",
 ) -> dict[str, object]:
     """A row of what is ours against a plain transcription of its formulas, run in turn, in float32."""
-    times = interleaved_seconds({"ours": ours, "plain": plain}, repeats, warm_up)
+    times = interleaved_seconds({"ours": ours, "plain": plain}, repeats, warm_up, clock)
     return {
         "what": what,
         "setting": setting,
         "precision": "float32",
         "seed": 0,
+        "repeats": repeats,
         "plain_s": f"{statistics.median(times['plain']):.3f}",
+        "plain_min_s": f"{min(times['plain']):.3f}",
+        "plain_max_s": f"{max(times['plain']):.3f}",
         "ours_s": f"{statistics.median(times['ours']):.3f}",
         "ours_min_s": f"{min(times['ours']):.3f}",
         "ours_max_s": f"{max(times['ours']):.3f}",

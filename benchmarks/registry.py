@@ -9,8 +9,8 @@ from dataclasses import dataclass
 _BENCH = "nnunet_ext bench --device cpu --threads 1 --clock processor -o benchmarks/results --what"
 _PLACEHOLDERS = ("DATASET_FOLDER", "FOLDER", "PART.CSV")
 _SIDE_BY_SIDE = (
-    "parameters, multiply-adds, time and memory side by side with nnU-Net's networks (FAF-Net: slice by slice, from "
-    "stored prototypes)"
+    "parameters, multiply-adds, time and memory side by side with nnU-Net's networks (FAF-Net: slice by slice, forward "
+    "from stored prototypes)"
 )
 
 
@@ -109,14 +109,16 @@ _MEASUREMENTS = (
         ("operators_cpu",),
         f"{_BENCH} operators --networks PlainConvUNet SASAN EM-Net SALSTM LSTMSA FAF-Net",
         "Training steps against their convolutions alone",
-        "a training step against its convolutions and matrix products by themselves: what no optimisation saves",
+        "a training step against its convolutions and matrix products by themselves, in the kernels and layouts that "
+        "it uses (SASAN's attention between its projections and EM-Net's scans are none of them)",
     ),
     Measurement(
         "scaling",
         ("scaling_cpu",),
         f"{_BENCH} scaling --sizes 32 48 64 96 --batch-size 1 --repeats 3",
         "Time and memory against the patch",
-        "a training step against the number of voxels, with the exponents that fit best",
+        "a training step against the number of voxels, on the topology that nnU-Net plans for the smallest patch, with "
+        "the exponents that fit best to the three largest (LSTM-SA's memory bends where it begins to checkpoint)",
     ),
     Measurement(
         "tiles",
@@ -162,18 +164,11 @@ _MEASUREMENTS = (
         "EM-Net with the scan by each backend, and replaced by a multiplication",
     ),
     Measurement(
-        "em_net_plain",
-        ("em_net_plain_cpu",),
-        "benchmarks.em_net --plain --threads 1 --repeats 5",
-        "EM-Net against a plain transcription",
-        "EM-Net against its formulas as the paper has them, with a loop over time for the scan",
-    ),
-    Measurement(
         "lstm_sa",
         ("lstm_sa_cpu",),
-        "benchmarks.lstm_sa",
-        "LSTMSA over a volume",
-        "LSTMSA over a volume against slice by slice, and checkpointing",
+        "benchmarks.lstm_sa --threads 1 --clock processor --repeats 3",
+        "Checkpointing LSTMSA",
+        "forward and backward pass of a training step, slices checkpointed or not",
     ),
     Measurement(
         "gaussian_attention",

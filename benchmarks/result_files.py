@@ -5,8 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 Row = Mapping[str, str]
-_SEVERAL = 3
-"""Values that a caption names one by one."""
 
 
 class Results:
@@ -53,12 +51,11 @@ def measured_where(rows: Sequence[Row]) -> str:
         parts.append(f"kernels {_values(rows, 'kernels')}")
     if _values(rows, "repeats"):
         parts.append(f"median of {_values(rows, 'repeats')}")
-    parts += [
-        text for text in (_values(rows, "date"), f"commit {_values(rows, 'commit')}") if text not in ("", "commit ")
-    ]
+    for prefix, key in (("", "date"), ("commit ", "commit")):
+        if _values(rows, key):
+            parts.append(f"{prefix}{_values(rows, key)}")
     return "; ".join(parts)
 
 
 def _values(rows: Sequence[Row], key: str) -> str:
-    found = sorted({row[key] for row in rows if row.get(key)})
-    return ", ".join(found) if len(found) <= _SEVERAL else f"{found[0]} to {found[-1]}"
+    return ", ".join(sorted({row[key] for row in rows if row.get(key)}))

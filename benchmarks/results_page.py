@@ -30,13 +30,23 @@ Made by `python -m benchmarks.results_page` from the CSV files under [benchmarks
 by hand; a test fails when they disagree. `python -m benchmarks` lists all measurements, `python -m benchmarks NAME`
 repeats one and makes this page anew. What others report, and what we have not measured, stands apart, at the end.
 
-Times are medians of repeated runs, lowest and highest in brackets; what is compared was run in turn in one process, and
-ratios are medians over the turns. "Processor seconds" are those that one thread computes, on a machine that others used
-at the same time; elsewhere they are those that pass. Memory is what a call adds to what the process holds before. Under
-each table stands where it was measured.
+Times are medians of repeated runs; lowest and highest, which the CSV files have too, stand in brackets where there is
+room. What is compared was run in turn in one process, and ratios are medians over the turns. Brackets are of one run:
+of another day's, seconds differ by up to 15% and ratios by up to 10%. "Processor seconds" are those that one thread
+computes, on a machine that others used at the same time; elsewhere they are those that pass. Memory is what a call adds
+to what the process holds before, gradients included, weights and the optimiser's state not. A training step is forward
+and backward pass with deep supervision, a mean square of the outputs for the loss, clipping and SGD; FAF-Net's is an
+episode of FAFNetTrainer's. Under each table stands where it was measured.
 """
 _PLOT_OF = {"networks": "cost", "scaling": "scaling", "tiles": "tiles", "accuracy": "accuracy"}
 _ELSEWHERE = {"feature_matrix": "[features.md](features.md)"}
+_GRADIENTS_COUNT = "2026-11-27"
+_WITHOUT_GRADIENTS = (
+    f"Measured before {_GRADIENTS_COUNT}: without the gradients in the memory of training steps, and FAF-Net's step "
+    "as prediction from stored prototypes with gradients."
+)
+"""Of files of an earlier day; they have not been measured anew."""
+_WITH_GRADIENTS = ("networks_cpu", "networks_2d_cpu", "scaling_cpu", "transcriptions_cpu")
 _PAGES_WITH_DICE = {
     "sasan.md": ("StockTrainer", "SASANTrainer", "SASANTrainerDiceCE"),
     "em_net.md": ("StockTrainer", "EMNetTrainer", "EMNetSGDTrainer", "EMNetAuthorsTrainer", "EMNetNoMambaTrainer"),
@@ -74,6 +84,8 @@ def _section(measurement: Measurement, results: Results) -> str:
     if measurement.name in _ELSEWHERE:
         return "\n".join([*lines, f"Its page: {_ELSEWHERE[measurement.name]}.\n"])
     rows = results.rows(measurement.results[0])
+    if _is_without_gradients(measurement.results[0], rows):
+        lines.append(f"{_WITHOUT_GRADIENTS}\n")
     if measurement.name.startswith("accuracy"):
         lines += [_budget(measurement, rows), tables.accuracy(rows, results.rows(measurement.results[1]))]
     else:
@@ -83,6 +95,10 @@ def _section(measurement: Measurement, results: Results) -> str:
     if plot and plot.data(results):
         lines.append(f"![{plot.alternative}](figures/{plot.name}.svg)\n")
     return "\n".join(lines)
+
+
+def _is_without_gradients(name: str, rows: Sequence[Row]) -> bool:
+    return name in _WITH_GRADIENTS and any(row["date"] < _GRADIENTS_COUNT for row in rows)
 
 
 def _budget(measurement: Measurement, rows: Sequence[Row]) -> str:
@@ -131,11 +147,15 @@ def readme(text: str, results: Results) -> str:
         rows = results.rows(name)
         if not rows:
             return f"{match.group(1)}\nNot measured yet.\n{match.group(3)}"
+        where = measured_where(rows)
         if name == "networks_cpu":
-            table = tables.networks_short(rows, results.rows("accuracy_hippocampus"))
+            accuracy = results.rows("accuracy_hippocampus")
+            table = tables.networks_short(rows, accuracy)
+            where += f". Dice: {measured_where(accuracy)}" if accuracy else ""
+            where += f". {_WITHOUT_GRADIENTS}" if _is_without_gradients(name, rows) else ""
         else:
             table = tables.TABLES[name](rows)
-        return f"{match.group(1)}\n{table}\n\n*{measured_where(rows)}*\n{match.group(3)}"
+        return f"{match.group(1)}\n{table}\n\n*{where}*\n{match.group(3)}"
 
     return _BLOCK.sub(block, text)
 
@@ -151,7 +171,9 @@ def claims(results: Results, reported: Results) -> list[tuple[Path, str]]:
     steps += [row for row in results.rows("faf_net_plain_cpu") if row["what"] == "training episode"]
     faster = [row["times_faster"] for row in steps if row.get("form") != "plain" and row.get("network") != "MT-UNet"]
     lowest, highest = (function(map(float, faster), default=math.nan) for function in (min, max))
-    said.append((README, f"(training steps {lowest:.1f} to {highest:.1f} times; MT-UNet's take as long)"))
+    mt_unet = [row["times_faster"] for row in steps if row.get("network") == "MT-UNet" and row["form"] == "ours"]
+    also = f"; MT-UNet's {tables.faster(min(mt_unet, key=float))}" if mt_unet else ""
+    said.append((README, f"(forward and backward pass {lowest:.1f} to {highest:.1f} times{also})"))
     dice = tables.mean_dice(results.rows("accuracy_hippocampus"))
     for name, trainers in _PAGES_WITH_DICE.items():
         said += [(ROOT / "docs" / name, tables.shown_dice(dice, trainer)) for trainer in trainers]

@@ -1,6 +1,6 @@
 """SASAN and its loss against a plain transcription of their formulas: time and peak memory on the CPU.
 
-python -m benchmarks.sasan [--threads 2] [--repeats 5]
+python -m benchmarks.sasan [--threads 2] [--repeats 5] [--clock wall]
 """
 
 import argparse
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.measure import peak_gigabytes, plain_row, write_rows
+from benchmarks.measure import add_timing_options, begin, check_equal, peak_gigabytes, plain_row, write_rows
 from benchmarks.plain_sasan import leaf_masks, plain_forward, plain_masks
 from nnunet_ext.losses import SelfUpdatingLoss
 from nnunet_ext.losses.region_terms import region_terms_reference
@@ -54,9 +54,7 @@ def prepare_plain_forward() -> Callable[[], object]:
 def _check_equal(network: SASAN, image: Tensor) -> None:
     with torch.no_grad():
         ours, plain = network(image), plain_forward(network, image, plain_masks(network))
-    error = ((ours - plain).abs().max() / plain.abs().max()).item()
-    if error > 1e-4:
-        raise RuntimeError(f"the two forms differ by {error:.1e}: nothing to compare")
+    check_equal("SASAN", ours, plain, 1e-4)
 
 
 def _memory_columns(memory: dict[str, tuple[float, float]] | None) -> dict[str, str]:
@@ -72,10 +70,10 @@ def _memory_columns(memory: dict[str, tuple[float, float]] | None) -> dict[str, 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
+    add_timing_options(parser, repeats=5)
     arguments = parser.parse_args(argv)
-    torch.set_num_threads(arguments.threads)
+    where = begin(arguments)
+    timing = {"repeats": arguments.repeats, "clock": arguments.clock}
 
     memory = {
         what: {"ours": peak_gigabytes(ours), "plain": peak_gigabytes(plain)}
@@ -91,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ("forward", prepare_ours_forward(), prepare_plain_forward()),
         ("forward + backward", prepare_ours(), prepare_plain()),
     ):
-        rows.append(plain_row(what, _SETTING, ours, plain, arguments.repeats) | _memory_columns(memory[what]))
+        rows.append(plain_row(what, _SETTING, ours, plain, **timing) | _memory_columns(memory[what]))
 
     logits = torch.randn(_LOSS_SHAPE, requires_grad=True)
     target = torch.randint(0, _LOSS_SHAPE[1], (_LOSS_SHAPE[0], 1, *_LOSS_SHAPE[2:]))
@@ -107,11 +105,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         terms = region_terms_reference(logits, target)
         (torch.stack(tuple(terms)) * weights).sum().backward()
 
-    loss_row = plain_row(
-        "SM loss, forward + backward", str(_LOSS_SHAPE), ours_loss, plain_loss, 4 * arguments.repeats, warm_up=3
-    )
+    timing["repeats"] *= 4
+    loss_row = plain_row("SM loss, forward + backward", str(_LOSS_SHAPE), ours_loss, plain_loss, **timing, warm_up=3)
     rows.append(loss_row | _memory_columns(None))
-    write_rows("sasan_cpu", rows)
+    write_rows("sasan_cpu", rows, where)
 
 
 if __name__ == "__main__":

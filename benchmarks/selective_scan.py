@@ -17,7 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure import CLOCKS, environment, interleaved_seconds, median_ratio, peak_gigabytes, write_rows
+from benchmarks.measure import (
+    add_timing_options,
+    begin,
+    check_equal,
+    interleaved_seconds,
+    median_ratio,
+    peak_gigabytes,
+    write_rows,
+)
 from nnunet_ext.ops import selective_scan, selective_scan_reference
 from nnunet_ext.ops.native import native_library
 
@@ -94,21 +102,17 @@ def prepare_warm(method: str, backward: bool, length: int) -> Callable[[], objec
 def _check_equal(methods: Sequence[str]) -> None:
     with torch.no_grad():
         expected, *others = (_prepare(method, False, (*_B_D_N, 2048))() for method in methods)
-    for other in others:
-        error = ((other - expected).abs().max() / expected.abs().max()).item()
-        if error > 1e-4:
-            raise RuntimeError(f"the scans differ by {error:.1e}: nothing to compare")
+    for method, other in zip(methods[1:], others, strict=True):
+        check_equal(method, other, expected, 1e-4)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--length", type=int, default=_LENGTH)
     parser.add_argument("--methods", nargs="+", choices=list(_SCANS), default=list(_SCANS), help="with mambapy")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    add_timing_options(parser, repeats=5)
     arguments = parser.parse_args(argv)
-    torch.set_num_threads(arguments.threads)
+    where = begin(arguments)
     library = native_library()
     if library is None:
         sys.exit("the C extension was not built: install a C compiler and reinstall nnunet_ext")
@@ -139,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "b_d_n_l": " ".join(map(str, shape)),
                     "precision": "float32",
                     "seed": 0,
+                    "repeats": arguments.repeats,
                     "milliseconds": f"{1e3 * statistics.median(times[method]):.1f}",
                     "min_ms": f"{1e3 * min(times[method]):.1f}",
                     "max_ms": f"{1e3 * max(times[method]):.1f}",
@@ -147,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 }
             )
     name = "selective_scan_cpu" if arguments.length == _LENGTH else f"selective_scan_{arguments.length}_cpu"
-    write_rows(name, rows, {"clock": arguments.clock, **environment()})
+    write_rows(name, rows, where)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Supervoxels of a 256 x 256 x 64 volume on one core: the C extension against NumPy; time and memory.
 
-python -m benchmarks.supervoxels [--repeats 3]
+python -m benchmarks.supervoxels [--repeats 3] [--clock wall]
 """
 
 import argparse
@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from benchmarks.measure import interleaved_seconds, peak_gigabytes, write_rows
+from benchmarks.measure import add_timing_options, begin, interleaved_seconds, peak_gigabytes, write_rows
 from nnunet_ext.fewshot import supervoxels
 from nnunet_ext.fewshot.graph_segmentation import BACKENDS
 from nnunet_ext.ops.native import native_library
@@ -40,9 +39,9 @@ def prepare(backend: str, connectivity: int) -> Callable[[], NDArray[np.int32]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
+    add_timing_options(parser, repeats=3, threads=1)
     arguments = parser.parse_args(argv)
-    torch.set_num_threads(1)
+    where = begin(arguments)
     library = native_library()
     if library is None:
         sys.exit("the C extension was not built: install a C compiler and reinstall nnunet_ext")
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         labels = {backend: call() for backend, call in calls.items()}
         if not np.array_equal(*labels.values()):
             raise RuntimeError("the labels differ: nothing to compare")
-        times = interleaved_seconds(calls, arguments.repeats, warm_up=0)
+        times = interleaved_seconds(calls, arguments.repeats, warm_up=0, clock=arguments.clock)
         for backend in BACKENDS:
             rows.append(
                 {
@@ -63,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "d_h_w": " ".join(map(str, _SHAPE)),
                     "precision": "float32",
                     "seed": 0,
+                    "repeats": arguments.repeats,
                     "segments": labels[backend].max(),
                     "seconds": f"{statistics.median(times[backend]):.2f}",
                     "min_s": f"{min(times[backend]):.2f}",
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "process_gb": f"{memory[backend][1]:.2f}",
                 }
             )
-    write_rows("supervoxels_cpu", rows)
+    write_rows("supervoxels_cpu", rows, where)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def transcriptions(rows: Rows) -> str:
         plain, ours = by_form[name, what, "plain"], by_form[name, what, "ours"]
         lines.append(
             [
-                *(name, ours["patch"], what, _spread(plain), _spread(ours), _faster(ours["times_faster"])),
+                *(name, ours["patch"], what, _spread(plain), _spread(ours), faster(ours["times_faster"])),
                 *(_gigabytes(row["added_GB"]) for row in (plain, ours)),
             ]
         )
@@ -127,7 +127,7 @@ def scaling(rows: Rows) -> str:
 def tiles(rows: Rows) -> str:
     numbers = _in_order(row["tiles"] for row in rows)
     header = ["network", *(f"{number} tile{'' if number == '1' else 's'}, s" for number in numbers)]
-    header += ["a further tile, s", "besides, s"]
+    header += ["a further tile, s (fit)", "besides, s (fit)"]
     by_number = {(row["network"], row["tiles"]): row for row in rows}
     return markdown_table(
         header,
@@ -150,7 +150,7 @@ def selective_scan(rows: Rows) -> str:
     lines = []
     for row in rows:
         times, memory = (float(row[key]) for key in ("times_faster_than_mambapy", "extra_memory_in_sizes_of_u"))
-        ratio = "" if row["method"] == "mambapy" else _faster(times)
+        ratio = "" if row["method"] == "mambapy" else faster(times)
         milliseconds = f"{float(row['milliseconds']):.0f}"
         named = row["b_d_n_l"], row["what"], _SCANS[row["method"]]
         lines.append([*named, milliseconds, ratio, f"{memory:.0f}"])
@@ -162,7 +162,7 @@ def sasan(rows: Rows) -> str:
     for row in rows:
         digits = 3 if float(row["ours_s"]) < 1 else 1
         ours, plain = (f"{float(row[key]):.{digits}f} s" for key in ("ours_s", "plain_s"))
-        lines.append([f"{row['what']}; {row['setting']}", ours, plain, _faster(row["times_faster"])])
+        lines.append([f"{row['what']}; {row['setting']}", ours, plain, faster(row["times_faster"])])
         if row["ours_added_GB"]:
             memory = [_gigabytes(row[key]) for key in ("ours_added_GB", "plain_added_GB")]
             lines.append([f"{row['what']}, peak memory", *memory, f"{float(row['added_ratio']):.2f} of it"])
@@ -177,7 +177,7 @@ def plain(rows: Rows) -> str:
         [
             [
                 *(row["what"], row["setting"], f"{float(row['plain_s']):.2f}"),
-                *(f"{float(row['ours_s']):.2f}", _faster(row["times_faster"])),
+                *(f"{float(row['ours_s']):.2f}", faster(row["times_faster"])),
             ]
             for row in rows
         ],
@@ -203,14 +203,15 @@ def em_net(rows: Rows) -> str:
 
 
 def lstm_sa(rows: Rows) -> str:
-    header = ["", "setting", "seconds", "slice by slice", "", "peak memory"]
-    lines = []
-    for row in rows:
-        slices = f"{float(row['slices_s']):.2f}" if row["slices_s"] else ""
-        ratio = _faster(row["times_faster"]) if row["times_faster"] else ""
-        seconds = f"{float(row['volume_s']):.2f}"
-        lines.append([row["what"], row["setting"], seconds, slices, ratio, _gigabytes(row["added_GB"])])
-    return markdown_table(header, lines)
+    header = ["", "setting", "seconds", "of the first's", "peak memory"]
+    columns = ("what", "setting")
+    return markdown_table(
+        header,
+        [
+            [*(row[key] for key in columns), _spread(row), row["of_not_checkpointed"], _gigabytes(row["added_GB"])]
+            for row in rows
+        ],
+    )
 
 
 def gaussian_attention(rows: Rows) -> str:
@@ -220,7 +221,7 @@ def gaussian_attention(rows: Rows) -> str:
         if row["method"] == "vectorised":
             loop = float(loops[row["positions"], row["what"]]["milliseconds"])
             ours = f"{float(row['milliseconds']):.2f}"
-            lines.append([row["positions"], row["what"], f"{loop:.1f}", ours, _faster(row["times_faster_than_loop"])])
+            lines.append([row["positions"], row["what"], f"{loop:.1f}", ours, faster(row["times_faster_than_loop"])])
     return markdown_table(["positions", "", "loop, ms", "vectorised, ms", ""], lines)
 
 
@@ -245,7 +246,7 @@ def supervoxels(rows: Rows) -> str:
 
 
 def planned_memory(rows: Rows) -> str:
-    header = ["network", "patch", "saved, traced", "measured", "ratio", "step planned at", "takes"]
+    header = ["network", "patch", "saved, traced", "measured", "ratio", "step planned at", "takes, traced"]
     return markdown_table(
         header,
         [
@@ -327,7 +328,6 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "selective_scan_gpu": selective_scan_gpu,
     "sasan_cpu": sasan,
     "em_net_cpu": em_net,
-    "em_net_plain_cpu": plain,
     "faf_net_plain_cpu": plain,
     "lstm_sa_cpu": lstm_sa,
     "gaussian_attention_cpu": gaussian_attention,
@@ -356,7 +356,8 @@ def _gigabytes(value: str) -> str:
     return f"{float(value):.2f} GB" if value else ""
 
 
-def _faster(times: str | float) -> str:
+def faster(times: str | float) -> str:
+    """In words."""
     ratio = float(times)
     if 0.95 < ratio < 1.05:
         return "as fast"

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from benchmarks.accuracy import Run, main, merge
 from tests.conftest import SHIPPED_CASES, lay_out
 
 TRAINERS = ("StockTrainer", "FAFNetTrainer")
@@ -32,6 +33,39 @@ def experiment(tmp_path):
         return [list(csv.DictReader(file.read_text().splitlines())) for file in files]
 
     return run
+
+
+def test_rows_of_another_setting_are_refused(tmp_path):
+    """A table of both would compare them."""
+    file, row = tmp_path / "rows.csv", {"trainer": "StockTrainer", "fold": 0, "iterations": 600, "dice": 0.5}
+    merge(file, [row])
+    merge(file, [row | {"trainer": "SASANTrainer"}])
+    merge(file, [row | {"dice": 0.6}])
+    assert [line.split(",")[::3] for line in file.read_text().splitlines()[1:]] == [
+        ["StockTrainer", "0.6"],
+        ["SASANTrainer", "0.5"],
+    ]
+    with pytest.raises(ValueError, match=r"rows of SASANTrainer with iterations 600 instead of 50: .* another --name"):
+        merge(file, [row | {"iterations": 50}])
+
+
+def test_where_a_training_began_is_kept(tmp_path):
+    run = Run(tmp_path, "Dataset004_Hippocampus", "3d_fullres", "nnUNetPlans", 0, "SASANTrainer")
+    assert run.where()["commit"] == "unknown"
+    run.note_beginning("cpu")
+    began = run.where()
+    assert (began["device"], began["commit"] != "unknown") == ("cpu", True)
+    run.began.write_text(json.dumps(began | {"commit": "earlier"}))
+    run.folder.mkdir(parents=True)
+    run.note_beginning("cpu")  # goes on from where it was
+    assert run.where()["commit"] == "earlier"
+
+
+def test_what_is_no_dataset_is_said(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--data", str(tmp_path / "Dataset004_Gone"), "--work", str(tmp_path / "work"), "--name", "x"])
+    assert "is no dataset of nnU-Net's: a folder DatasetNNN_NAME with a dataset.json" in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
 
 
 @pytest.mark.slow

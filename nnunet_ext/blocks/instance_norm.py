@@ -188,10 +188,17 @@ class InstanceNormLeakyReLU(nn.Module):
     def __init__(self, channels: int, eps: float = 1e-5, slope: float = 0.1, affine: bool = True) -> None:
         super().__init__()
         self.channels = channels
-        self.weight = nn.Parameter(torch.ones(channels)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
+        self.weight = nn.Parameter(torch.empty(channels)) if affine else None
+        self.bias = nn.Parameter(torch.empty(channels)) if affine else None
         self.eps = eps
         self.slope = slope
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Scale 1 and shift 0."""
+        if self.weight is not None and self.bias is not None:
+            nn.init.ones_(self.weight)
+            nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return instance_norm_leaky_relu(x, self.weight, self.bias, self.eps, self.slope)
