@@ -359,7 +359,7 @@ def _gigabytes(value: str) -> str:
 def faster(times: str | float) -> str:
     """In words."""
     ratio = float(times)
-    if 0.95 < ratio < 1.05:
+    if 0.95 <= ratio <= 1.05:
         return "as fast"
     inverse, named = (ratio, "faster") if ratio > 1 else (1 / ratio, "slower")
     return f"{inverse:.0f} times {named}" if inverse >= 10 else f"{inverse:.1f} times {named}"
