@@ -40,13 +40,6 @@ episode of FAFNetTrainer's. Under each table stands where it was measured.
 """
 _PLOT_OF = {"networks": "cost", "scaling": "scaling", "tiles": "tiles", "accuracy": "accuracy"}
 _ELSEWHERE = {"feature_matrix": "[features.md](features.md)"}
-_GRADIENTS_COUNT = "2026-11-27"
-_WITHOUT_GRADIENTS = (
-    f"Measured before {_GRADIENTS_COUNT}: without the gradients in the memory of training steps, and FAF-Net's step "
-    "as prediction from stored prototypes with gradients."
-)
-"""Of files of an earlier day; they have not been measured anew."""
-_WITH_GRADIENTS = ("networks_cpu", "networks_2d_cpu", "scaling_cpu", "transcriptions_cpu")
 _PAGES_WITH_DICE = {
     "sasan.md": ("StockTrainer", "SASANTrainer", "SASANTrainerDiceCE"),
     "em_net.md": ("StockTrainer", "EMNetTrainer", "EMNetSGDTrainer", "EMNetAuthorsTrainer", "EMNetNoMambaTrainer"),
@@ -84,8 +77,6 @@ def _section(measurement: Measurement, results: Results) -> str:
     if measurement.name in _ELSEWHERE:
         return "\n".join([*lines, f"Its page: {_ELSEWHERE[measurement.name]}.\n"])
     rows = results.rows(measurement.results[0])
-    if _is_without_gradients(measurement.results[0], rows):
-        lines.append(f"{_WITHOUT_GRADIENTS}\n")
     if measurement.name.startswith("accuracy"):
         lines += [_budget(measurement, rows), tables.accuracy(rows, results.rows(measurement.results[1]))]
     else:
@@ -95,10 +86,6 @@ def _section(measurement: Measurement, results: Results) -> str:
     if plot and plot.data(results):
         lines.append(f"![{plot.alternative}](figures/{plot.name}.svg)\n")
     return "\n".join(lines)
-
-
-def _is_without_gradients(name: str, rows: Sequence[Row]) -> bool:
-    return name in _WITH_GRADIENTS and any(row["date"] < _GRADIENTS_COUNT for row in rows)
 
 
 def _budget(measurement: Measurement, rows: Sequence[Row]) -> str:
@@ -152,7 +139,6 @@ def readme(text: str, results: Results) -> str:
             accuracy = results.rows("accuracy_hippocampus")
             table = tables.networks_short(rows, accuracy)
             where += f". Dice: {measured_where(accuracy)}" if accuracy else ""
-            where += f". {_WITHOUT_GRADIENTS}" if _is_without_gradients(name, rows) else ""
         else:
             table = tables.TABLES[name](rows)
         return f"{match.group(1)}\n{table}\n\n*{where}*\n{match.group(3)}"

@@ -73,17 +73,6 @@ def test_a_changed_range_of_a_sentence_is_noticed(copied):
     assert any(expected in text for text in differences(copied, OTHERS))
 
 
-def test_rows_of_an_earlier_way_to_measure_say_so(copied):
-    write(copied, "networks_cpu", [row | {"date": "2026-11-26"} for row in copied.rows("networks_cpu")])
-    write(copied, "tiles_cpu", [row | {"date": "2026-11-26"} for row in copied.rows("tiles_cpu")])
-    sections = {text.split("\n")[0]: text for text in page(copied, OTHERS).split("\n## ")}
-    assert "Measured before 2026-11-27: without the gradients" in sections["Networks in 3D"]
-    assert "Measured before" not in sections["Prediction against the number of tiles"]
-    write(copied, "networks_cpu", [row | {"date": "2026-11-27"} for row in copied.rows("networks_cpu")])
-    sections = {text.split("\n")[0]: text for text in page(copied, OTHERS).split("\n## ")}
-    assert "Measured before" not in sections["Networks in 3D"]
-
-
 def test_a_changed_number_of_another_page_is_noticed(copied):
     rows = copied.rows("accuracy_hippocampus")
     write(copied, "accuracy_hippocampus", [row | {"dice": "0.1234"} for row in rows])
