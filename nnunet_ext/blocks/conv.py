@@ -76,9 +76,8 @@ def convolve(conv: nn.Module, x: Tensor) -> Tensor:
     """
     onednn = torch.backends.mkldnn
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if x.shape[0] != 1 or not plain or is_traced(x) or not (onednn.is_available() and onednn.enabled):
-        return conv(x)
-    if _has_hooks(conv):
+    usable = onednn.is_available() and onednn.enabled
+    if x.shape[0] != 1 or not plain or is_traced(x) or not usable or _has_hooks(conv):
         return conv(x)
     known = cast(nn.Conv3d, conv)
     settings = cast(tuple[int, ...], known.padding), known.stride, known.dilation
