@@ -74,10 +74,7 @@ def convolve(conv: nn.Module, x: Tensor) -> Tensor:
     Shape:
         (B, C, *P) -> (B, C', *P / stride)
     """
-    onednn = torch.backends.mkldnn
-    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    usable = onednn.is_available() and onednn.enabled
-    if x.shape[0] != 1 or not plain or is_traced(x) or not usable or _has_hooks(conv):
+    if x.shape[0] != 1 or is_traced(x) or not _onednn_takes(x) or _has_hooks(conv):
         return conv(x)
     known = cast(nn.Conv3d, conv)
     settings = cast(tuple[int, ...], known.padding), known.stride, known.dilation
@@ -97,6 +94,13 @@ def product_1x1(conv: nn.Module, x: Tensor) -> Tensor:
     """A 1x1 convolution as a matrix product, whatever the device; shapes as `conv_1x1`."""
     weight, bias = cast(Tensor, conv.weight), cast(Tensor | None, conv.bias)
     return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+
+
+def _onednn_takes(x: Tensor) -> bool:
+    """Whether oneDNN is there and convolves what `x` is; torch.compile cannot trace these questions."""
+    onednn = torch.backends.mkldnn
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return plain and onednn.is_available() and bool(onednn.enabled)
 
 
 def _has_hooks(module: nn.Module) -> bool:
