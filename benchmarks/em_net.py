@@ -4,7 +4,6 @@ python -m benchmarks.em_net [--threads 2] [--repeats 7] [--clock wall]
 """
 
 import argparse
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +18,7 @@ from benchmarks.measure import (
     interleaved_seconds,
     median_ratio,
     peak_gigabytes,
+    time_columns,
     write_rows,
 )
 from nnunet_ext.networks import NETWORKS, EMNet
@@ -85,10 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "setting": _SETTING,
                 "precision": "float32",
                 "seed": 0,
-                "repeats": arguments.repeats,
-                "seconds": f"{statistics.median(times[form]):.3f}",
-                "min_s": f"{min(times[form]):.3f}",
-                "max_s": f"{max(times[form]):.3f}",
+                **time_columns(times[form]),
                 "of_multiplication": f"{median_ratio(times[form], times['multiplication']):.2f}",
                 "added_GB": f"{memory[what, form]:.2f}",
             }

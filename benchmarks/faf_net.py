@@ -7,7 +7,6 @@ A small network's calls are short against what else a machine does: each is repe
 """
 
 import argparse
-import statistics
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,6 +19,7 @@ from benchmarks.measure import (
     interleaved_seconds,
     median_ratio,
     plain_row,
+    time_columns,
     write_rows,
 )
 from benchmarks.plain_faf_net import plain_encoder, plain_episode, plain_forward
@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         repeats = max(arguments.repeats, round(arguments.seconds / turn))
         times = interleaved_seconds(functions, repeats, clock=clock)
         for method in _METHODS:
-            per_slice = [1e3 * seconds / arguments.slices for seconds in times[method]]
+            per_slice = [seconds / arguments.slices for seconds in times[method]]
             rows.append(
                 {
                     "encoder": encoder,
@@ -150,10 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "setting": f"{arguments.size}^2, {arguments.slices} slices, 1 class, 1 support slice",
                     "precision": "float32",
                     "seed": 0,
-                    "repeats": repeats,
-                    "ms_per_slice": f"{statistics.median(per_slice):.1f}",
-                    "min_ms": f"{min(per_slice):.1f}",
-                    "max_ms": f"{max(per_slice):.1f}",
+                    **time_columns(per_slice, "ms_per_slice", "ms", 2),
                     "times_faster": f"{median_ratio(times[_METHODS[0]], times[method]):.2f}",
                 }
             )

@@ -7,7 +7,6 @@ python -m benchmarks.gaussian_attention [--threads 2] [--repeats 15] [--clock wa
 """
 
 import argparse
-import statistics
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,6 +18,7 @@ from benchmarks.measure import (
     check_equal,
     interleaved_seconds,
     median_ratio,
+    time_columns,
     write_rows,
 )
 from nnunet_ext.blocks.gaussian_attention import gaussian_attention, gaussian_attention_reference
@@ -80,10 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                         "b_c": f"{_BATCH} {_CHANNELS}",
                         "precision": "float32",
                         "seed": 0,
-                        "repeats": arguments.repeats,
-                        "milliseconds": f"{1e3 * statistics.median(times[method]):.2f}",
-                        "min_ms": f"{1e3 * min(times[method]):.2f}",
-                        "max_ms": f"{1e3 * max(times[method]):.2f}",
+                        **time_columns(times[method], "milliseconds", "ms", 3),
                         "times_faster_than_loop": f"{median_ratio(times['loop'], times[method]):.1f}",
                     }
                 )

@@ -6,7 +6,6 @@ Against a plain transcription, slice by slice: `python -m benchmarks.transcripti
 """
 
 import argparse
-import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -19,6 +18,7 @@ from benchmarks.measure import (
     interleaved_seconds,
     median_ratio,
     peak_gigabytes,
+    time_columns,
     write_rows,
 )
 from nnunet_ext.networks import LSTMSA
@@ -58,10 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "setting": _SETTING,
             "precision": "float32",
             "seed": 0,
-            "repeats": arguments.repeats,
-            "seconds": f"{statistics.median(times[chunk]):.3f}",
-            "min_s": f"{min(times[chunk]):.3f}",
-            "max_s": f"{max(times[chunk]):.3f}",
+            **time_columns(times[chunk]),
             "of_not_checkpointed": f"{median_ratio(times[chunk], times[0]):.2f}",
             "added_GB": f"{memory[chunk]:.2f}",
         }

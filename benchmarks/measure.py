@@ -8,7 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nnunet_ext.bench.measure import CLOCKS, environment, interleaved_seconds, median_ratio, peak_gigabytes, write_csv
+from nnunet_ext.bench.measure import (
+    CLOCKS,
+    environment,
+    interleaved_seconds,
+    median_ratio,
+    peak_gigabytes,
+    time_columns,
+    write_csv,
+)
 
 __all__ = [
     "RESULTS",
@@ -20,6 +28,7 @@ __all__ = [
     "median_ratio",
     "peak_gigabytes",
     "plain_row",
+    "time_columns",
     "write_csv",
     "write_rows",
 ]

@@ -8,7 +8,6 @@ Another length than EM-Net's at the paper's setting goes to selective_scan_LENGT
 """
 
 import argparse
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,6 +23,7 @@ from benchmarks.measure import (
     interleaved_seconds,
     median_ratio,
     peak_gigabytes,
+    time_columns,
     write_rows,
 )
 from nnunet_ext.ops import selective_scan, selective_scan_reference
@@ -143,10 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "b_d_n_l": " ".join(map(str, shape)),
                     "precision": "float32",
                     "seed": 0,
-                    "repeats": arguments.repeats,
-                    "milliseconds": f"{1e3 * statistics.median(times[method]):.1f}",
-                    "min_ms": f"{1e3 * min(times[method]):.1f}",
-                    "max_ms": f"{1e3 * max(times[method]):.1f}",
+                    **time_columns(times[method], "milliseconds", "ms", 2),
                     "times_faster_than_mambapy": f"{median_ratio(times['mambapy'], times[method]):.1f}",
                     "extra_memory_in_sizes_of_u": f"{memory[what, method] / size_u:.1f}",
                 }

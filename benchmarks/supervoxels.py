@@ -4,7 +4,6 @@ python -m benchmarks.supervoxels [--repeats 3] [--clock wall]
 """
 
 import argparse
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from benchmarks.measure import add_timing_options, begin, interleaved_seconds, peak_gigabytes, write_rows
+from benchmarks.measure import (
+    add_timing_options,
+    begin,
+    interleaved_seconds,
+    peak_gigabytes,
+    time_columns,
+    write_rows,
+)
 from nnunet_ext.fewshot import supervoxels
 from nnunet_ext.fewshot.graph_segmentation import BACKENDS
 from nnunet_ext.ops.native import native_library
@@ -62,11 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "d_h_w": " ".join(map(str, _SHAPE)),
                     "precision": "float32",
                     "seed": 0,
-                    "repeats": arguments.repeats,
                     "segments": labels[backend].max(),
-                    "seconds": f"{statistics.median(times[backend]):.2f}",
-                    "min_s": f"{min(times[backend]):.2f}",
-                    "max_s": f"{max(times[backend]):.2f}",
+                    **time_columns(times[backend]),
                     "extra_gb": f"{memory[backend][0]:.2f}",
                     "process_gb": f"{memory[backend][1]:.2f}",
                 }

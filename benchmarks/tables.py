@@ -228,7 +228,13 @@ def gaussian_attention(rows: Rows) -> str:
 def faf_net(rows: Rows) -> str:
     return markdown_table(
         ["encoder", "support", "setting", "ms a slice", "times faster"],
-        [[row[key] for key in ("encoder", "support", "setting", "ms_per_slice", "times_faster")] for row in rows],
+        [
+            [
+                *(row[key] for key in ("encoder", "support", "setting")),
+                *(f"{float(row['ms_per_slice']):.1f}", row["times_faster"]),
+            ]
+            for row in rows
+        ],
     )
 
 
@@ -237,8 +243,8 @@ def supervoxels(rows: Rows) -> str:
         ["connectivity", "backend", "volume", "segments", "seconds", "extra memory"],
         [
             [
-                *(row[key] for key in ("connectivity", "backend", "d_h_w", "segments", "seconds")),
-                _gigabytes(row["extra_gb"]),
+                *(row[key] for key in ("connectivity", "backend", "d_h_w", "segments")),
+                *(f"{float(row['seconds']):.2f}", _gigabytes(row["extra_gb"])),
             ]
             for row in rows
         ],

@@ -13,7 +13,6 @@ They run in eval mode and without deep supervision, batch 1; memory has the grad
 """
 
 import argparse
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -25,7 +24,15 @@ from torch import Tensor, nn
 
 from benchmarks import plain_em_net
 from benchmarks.gaussian_attention import loop as attention_loop
-from benchmarks.measure import add_timing_options, begin, check_equal, interleaved_seconds, median_ratio, write_rows
+from benchmarks.measure import (
+    add_timing_options,
+    begin,
+    check_equal,
+    interleaved_seconds,
+    median_ratio,
+    time_columns,
+    write_rows,
+)
 from benchmarks.plain_lstm_sa import plain_volume
 from benchmarks.plain_sasan import leaf_masks, plain_forward
 from nnunet_ext.bench.measure import added_gigabytes
@@ -109,10 +116,7 @@ def rows_of(name: str, setting: Setting, repeats: int, clock: str = "wall") -> I
                 "batch": 1,
                 "precision": "float32",
                 "seed": 0,
-                "seconds": f"{statistics.median(times[form]):.3f}",
-                "min_s": f"{min(times[form]):.3f}",
-                "max_s": f"{max(times[form]):.3f}",
-                "repeats": repeats,
+                **time_columns(times[form]),
                 "times_faster": f"{median_ratio(times['plain'], times[form]):.2f}",
                 "added_GB": "" if memory is None else f"{memory:.2f}",
             }

@@ -49,6 +49,22 @@ def median_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
     return statistics.median(s / f for s, f in zip(slow, fast, strict=True))
 
 
+def time_columns(
+    seconds: Sequence[float], median: str = "seconds", unit: str = "s", digits: int = 4
+) -> dict[str, object]:
+    """A row's columns of what `interleaved_seconds` measured: median, lowest, highest and number.
+
+    Args:
+        seconds: Of the turns that count.
+        median: The name of the median's column.
+        unit: "s" or "ms", that of the columns.
+        digits: Behind the point.
+    """
+    shown = {"s": 1.0, "ms": 1e3}[unit]
+    values = {median: statistics.median(seconds), f"min_{unit}": min(seconds), f"max_{unit}": max(seconds)}
+    return {**{name: f"{shown * value:.{digits}f}" for name, value in values.items()}, "repeats": len(seconds)}
+
+
 def peak_gigabytes(prepare: Callable[[], Callable[[], object]]) -> tuple[float, float]:
     """Peak resident memory of a call in a fresh process: what it adds to what was held before, and the whole.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nnunet_ext.bench.measure import added_gigabytes, interleaved_seconds, median_ratio
+from nnunet_ext.bench.measure import added_gigabytes, interleaved_seconds, median_ratio, time_columns
 from nnunet_ext.bench.operators import record, replay
 from nnunet_ext.bench.setting import Setting
 from nnunet_ext.bench.steps import WHATS, Job, synchronised
@@ -53,7 +53,7 @@ def network_rows(
                 "mode": mode,
                 "seed": 0,
                 **sizes[name],
-                **_times(times[name]),
+                **time_columns(times[name]),
                 f"of_{names[0]}": f"{median_ratio(times[name], times[names[0]]):.2f}",
                 "added_GB": "" if memory is None else f"{memory:.2f}",
             }
@@ -82,8 +82,8 @@ def operator_rows(
             "precision": "float32",
             "seed": 0,
             "operators": len(products),
-            **{f"step_{key}": value for key, value in _times(times["step"]).items()},
-            **{f"products_{key}": value for key, value in _times(times["products"]).items() if key != "repeats"},
+            **{f"step_{key}": value for key, value in time_columns(times["step"]).items()},
+            **{f"products_{key}": value for key, value in time_columns(times["products"]).items() if key != "repeats"},
             "step_of_products": f"{median_ratio(times['step'], times['products']):.2f}",
             "scans_seconds": f"{statistics.median(times['scans']):.4f}" if scans else "",
             "step_of_products_and_scans": f"{median_ratio(times['step'], needed):.2f}" if scans else "",
@@ -106,7 +106,7 @@ def scaling_rows(
             memory = added_gigabytes(step, device)
             rows.append(
                 {"network": name, **_described(setting), "voxels": math.prod(setting.patch_size)}
-                | {"precision": "float32", "seed": 0, **_times(times[patch])}
+                | {"precision": "float32", "seed": 0, **time_columns(times[patch])}
                 | {"added_GB": "" if memory is None else f"{memory:.3f}"}
             )
         exponents = {f"{column}_exponent": _exponent(rows[-3:], column) for column in ("seconds", "added_GB")}
@@ -138,7 +138,7 @@ def tile_rows(
                 "tiles": n,
                 "precision": "float32" if device != "cuda" else "autocast",
                 "seed": 0,
-                **_times(times[str(n)]),
+                **time_columns(times[str(n)]),
                 "seconds_per_tile": f"{slope:.4f}",
                 "seconds_at_none": f"{start:.4f}",
             }
@@ -176,15 +176,6 @@ def _described(setting: Setting) -> Row:
         "patch": "x".join(map(str, setting.patch_size)),
         "batch": setting.batch_size,
         "features": setting.features_in_words,
-    }
-
-
-def _times(seconds: Sequence[float]) -> Row:
-    return {
-        "seconds": f"{statistics.median(seconds):.4f}",
-        "min_s": f"{min(seconds):.4f}",
-        "max_s": f"{max(seconds):.4f}",
-        "repeats": len(seconds),
     }
 
 
