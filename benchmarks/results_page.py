@@ -26,17 +26,18 @@ REPORTED = Path(__file__).parent / "reported"
 
 _HEAD = """# Results
 
-Made by `python -m benchmarks.results_page` from the CSV files under [benchmarks/results](../benchmarks/results), not
-by hand; a test fails when they disagree. `python -m benchmarks` lists all measurements, `python -m benchmarks NAME`
-repeats one and makes this page anew. What others report, and what we have not measured, stands apart, at the end.
+Made by `python -m benchmarks.results_page` from the CSV files under [benchmarks/results](../benchmarks/results), not by
+hand; a test fails when they disagree. `python -m benchmarks` lists all measurements, `python -m benchmarks NAME`
+repeats one, unless it needs data that you must name, and makes this page anew. What others report, and what we have not
+measured, stands apart, at the end.
 
-Times are medians of repeated runs; lowest and highest, which the CSV files have too, stand in brackets where there is
+Times are medians of repeated runs; lowest and highest, which most CSV files have too, stand in brackets where there is
 room. What is compared was run in turn in one process, and ratios are medians over the turns. Brackets are of one run:
-of another day's, seconds differ by up to 15% and ratios by up to 10%. "Processor seconds" are those that one thread
-computes, on a machine that others used at the same time; elsewhere they are those that pass. Memory is what a call adds
-to what the process holds before, gradients included, weights and the optimiser's state not. A training step is forward
-and backward pass with deep supervision, a mean square of the outputs for the loss, clipping and SGD; FAF-Net's is an
-episode of FAFNetTrainer's. Under each table stands where it was measured.
+of another day's, seconds differed by up to 15% and ratios by up to 10% where we looked (no file has these). "Processor
+seconds" are those that one thread computes, on a machine that others used at the same time; elsewhere they are those
+that pass. Memory is what a call adds to what the process holds before, gradients included, weights and the optimiser's
+state not. A training step is forward and backward pass with deep supervision, a mean square of the outputs for the
+loss, clipping and SGD; FAF-Net's is an episode of FAFNetTrainer's. Under each table stands where it was measured.
 """
 _PLOT_OF = {"networks": "cost", "scaling": "scaling", "tiles": "tiles", "accuracy": "accuracy"}
 _ELSEWHERE = {"feature_matrix": "[features.md](features.md)"}

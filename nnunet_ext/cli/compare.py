@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     held_out.add_argument("--labels", type=Path, help="folder of the true labels")
     held_out.add_argument("--images", type=Path, help="folder of the images, for the pictures")
     parser.add_argument(
-        "--baseline", help="what the others are compared with (default: nnUNetTrainer if it is there, else the first)"
+        "--baseline",
+        help="what the others are compared with (default: nnUNetTrainer if it is there, else the first; with "
+        "--predictions the first)",
     )
     parser.add_argument("-o", dest="output", type=Path, required=True, help="folder of the report")
     parser.add_argument(

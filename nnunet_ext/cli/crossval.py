@@ -20,14 +20,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--folds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="default: 0 1 2 3 4")
     parser.add_argument("-o", dest="report", default="report", metavar="FOLDER", help="report (default: %(default)s)")
-    parser.add_argument("--baseline", metavar="TRAINER", help="what others are compared with (default: nnUNetTrainer)")
+    parser.add_argument(
+        "--baseline",
+        metavar="TRAINER",
+        help="what others are compared with (default: nnUNetTrainer if it is there, else the first)",
+    )
     parser.add_argument("--ensemble", action="store_true", help="also ensemble the two best")
     parser.add_argument("--test", metavar="FOLDER", help="also predict the images of a folder, to REPORT/predictions")
     parser.add_argument("-np", dest="processes", type=int, metavar="N", help="processes that preprocess")
     parser.add_argument("--dry-run", action="store_true", help="print the parts, their states and commands, do nothing")
     local = parser.add_argument_group("on this machine")
     local.add_argument("--device", choices=DEVICES, default="auto", help="default: %(default)s")
-    local.add_argument("--gpus", nargs="+", metavar="GPU", help="train on these at once (default: the first)")
+    local.add_argument(
+        "--gpus",
+        nargs="+",
+        metavar="GPU",
+        help="train on these at once (default: CUDA_VISIBLE_DEVICES, else the first)",
+    )
     local.add_argument("--num-gpus", type=int, default=1, metavar="N", help="GPUs that train one fold together")
     cluster = parser.add_argument_group("on a cluster")
     cluster.add_argument("--slurm", action="store_true", help="submit jobs; with --dry-run only write their scripts")

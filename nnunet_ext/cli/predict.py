@@ -1,6 +1,7 @@
 """Predict a folder of scans by nnU-Net's own code; what cannot be read is set aside and reported at the end."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -19,13 +20,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-step_size", type=float, default=0.5, help="of the sliding window (default: %(default)s)")
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, less accurate")
     parser.add_argument("--save_probabilities", action="store_true", help="needed for ensembles")
-    parser.add_argument("--continue_prediction", action="store_true", help="only what has no whole mask yet")
+    parser.add_argument("--continue_prediction", "--c", action="store_true", help="only what has no whole mask yet")
     parser.add_argument("-prev_stage_predictions", dest="previous", metavar="FOLDER", help="masks, for a cascade")
     parser.add_argument("-num_parts", type=int, default=1, help="processes that share the scans (default: 1)")
     parser.add_argument("-part_id", type=int, default=0, help="which of them this is, from 0 on (default: 0)")
-    parser.add_argument("-npp", type=int, default=3, help="processes that preprocess (default: %(default)s)")
-    parser.add_argument("-nps", type=int, default=3, help="processes that write masks (default: %(default)s)")
+    for option, does in (("npp", "preprocess"), ("nps", "write masks")):
+        default = os.environ.get(f"nnUNet_{option}", "3")  # a string goes through `type`, as if it had been typed
+        parser.add_argument(f"-{option}", type=int, default=default, help=f"processes that {does} (default: {default})")
     parser.add_argument("-device", choices=DEVICES, default="auto", help="default: %(default)s")
+    parser.add_argument("--not_on_device", action="store_true", help="keep what is predicted in the CPU's memory")
+    parser.add_argument("--disable_progress_bar", action="store_true", help="for logs")
+    parser.add_argument("--verbose", action="store_true", help="nnU-Net says what it does")
     parser.epilog = (
         "A scan that cannot be read, whose channels differ in geometry, or that has NaN or infinite voxels does not "
         "stop the others; it is named at the end, and the exit code is 1."
@@ -59,6 +64,10 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.checkpoint,
         tile_step_size=arguments.step_size,
         use_mirroring=not arguments.disable_tta,
+        perform_everything_on_device=device == "cuda" and not arguments.not_on_device,
+        verbose=arguments.verbose,
+        verbose_preprocessing=arguments.verbose,
+        allow_tqdm=not arguments.disable_progress_bar,
     )
     plans, configuration, dataset = predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
     previous = Path(arguments.previous) if arguments.previous else None
@@ -71,7 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.continue_prediction:
         scans = [scan for scan in scans if not work.is_done(reader, scan)]
     channels = len(dataset.get("modality") or dataset["channel_names"])
-    good, bad = sort_out(tqdm(scans, "Checking", unit="scan"), reader, channels, work)
+    checked = tqdm(scans, "Checking", unit="scan", disable=arguments.disable_progress_bar)
+    good, bad = sort_out(checked, reader, channels, work)
     try:
         if good:
             predictor.predict_from_files(

@@ -1,5 +1,6 @@
 """`nnunet_ext predict`, and nnU-Net's own prediction, on folders with bad scans among good ones."""
 
+import argparse
 import contextlib
 import shutil
 import subprocess
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.inference.predict_from_raw_data import predict_entry_point
 
+from nnunet_ext.cli import predict
 from nnunet_ext.cli.main import main
 from nnunet_ext.demo.command import console_script
 from nnunet_ext.prediction import Work, part_of, sort_out
@@ -185,6 +188,22 @@ def check_masks(folder, scans, cases):
         assert mask.GetSize() == scan.GetSize()
         assert mask.GetSpacing() == pytest.approx(scan.GetSpacing())
         assert set(np.unique(sitk.GetArrayFromImage(mask))) <= {0, 1, 2}
+
+
+def test_it_has_every_option_of_nnunets_command(monkeypatch):
+    """Also those for the numbers of processes in the environment."""
+    monkeypatch.setenv("nnUNet_nps", "1")
+    theirs = []
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda parser: theirs.append(parser) or exit())
+    with pytest.raises(SystemExit):
+        predict_entry_point()
+    ours = argparse.ArgumentParser()
+    predict.add_arguments(ours)
+    options = [{o for action in parser._actions for o in action.option_strings} for parser in (*theirs, ours)]
+    assert len(options[0]) > 15
+    assert options[0] <= options[1]
+    arguments, _ = ours.parse_known_args(["-i", "IN", "-o", "OUT", "-d", "4", "-c", "2d"])
+    assert (arguments.npp, arguments.nps) == (3, 1)
 
 
 @pytest.mark.slow
