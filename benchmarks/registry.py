@@ -6,7 +6,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_BENCH = "nnunet_ext bench --device cpu --threads 1 --clock processor -o benchmarks/results --what"
+_TIMING = "--threads 1 --clock processor"
+_BENCH = f"nnunet_ext bench --device cpu {_TIMING} -o benchmarks/results --what"
 _PLACEHOLDERS = ("DATASET_FOLDER", "FOLDER", "PART.CSV")
 _SIDE_BY_SIDE = (
     "parameters, multiply-adds, time and memory side by side with nnU-Net's networks (FAF-Net: slice by slice, forward "
@@ -83,8 +84,7 @@ _MEASUREMENTS = (
     Measurement(
         "networks_compiled",
         ("networks_compiled_cpu",),
-        f"{_BENCH} networks --label compiled --patch 96 96 --batch-size 4 --modes eager compiled "
-        "--networks PlainConvUNet SASAN EM-Net",
+        f"{_BENCH} networks --label compiled --patch 96 96 --batch-size 4 --modes eager compiled",
         "torch.compile",
         "networks in 2D as they are and compiled, side by side with nnU-Net's",
     ),
@@ -100,7 +100,7 @@ _MEASUREMENTS = (
     Measurement(
         "transcriptions",
         ("transcriptions_cpu",),
-        "benchmarks.transcriptions --patch 32 32 32 --threads 1 --clock processor",
+        f"benchmarks.transcriptions --patch 32 32 32 {_TIMING}",
         "Networks against plain transcriptions of their formulas",
         "each network against the formulas as the paper has them, same weights and logits",
     ),
@@ -123,21 +123,21 @@ _MEASUREMENTS = (
     Measurement(
         "tiles",
         ("tiles_cpu",),
-        f"{_BENCH} tiles --patch 24 24 24",
+        f"{_BENCH} tiles --patch 40 56 40",
         "Prediction against the number of tiles",
         "nnU-Net's sliding-window prediction of one scan",
     ),
     Measurement(
         "selective_scan",
         ("selective_scan_cpu",),
-        "benchmarks.selective_scan --methods mambapy extension segments",
+        f"benchmarks.selective_scan --methods mambapy extension segments {_TIMING}",
         "The selective scan",
         "our backends against the package mambapy's parallel scan",
     ),
     Measurement(
         "selective_scan_loop",
         ("selective_scan_8192_cpu",),
-        "benchmarks.selective_scan --length 8192 --threads 1 --clock processor",
+        f"benchmarks.selective_scan --length 8192 {_TIMING}",
         "The selective scan on shorter sequences, and a loop over time",
         "our backends against the package mambapy's parallel scan and a loop over positions",
     ),
@@ -159,42 +159,42 @@ _MEASUREMENTS = (
     Measurement(
         "em_net",
         ("em_net_cpu",),
-        "benchmarks.em_net",
+        f"benchmarks.em_net {_TIMING}",
         "EM-Net and its scan's part",
         "EM-Net with the scan by each backend, and replaced by a multiplication",
     ),
     Measurement(
         "lstm_sa",
         ("lstm_sa_cpu",),
-        "benchmarks.lstm_sa --threads 1 --clock processor --repeats 3",
+        f"benchmarks.lstm_sa {_TIMING} --repeats 3",
         "Checkpointing LSTMSA",
         "forward and backward pass of a training step, slices checkpointed or not",
     ),
     Measurement(
         "gaussian_attention",
         ("gaussian_attention_cpu",),
-        "benchmarks.gaussian_attention",
+        f"benchmarks.gaussian_attention {_TIMING}",
         "MT-UNet's Gaussian axial attention",
         "all positions at once against a loop over positions",
     ),
     Measurement(
         "faf_net",
         ("faf_net_cpu",),
-        "benchmarks.faf_net --threads 1 --seconds 30",
+        f"benchmarks.faf_net --seconds 30 {_TIMING}",
         "FAF-Net's prediction",
         "stored prototypes against encoding the support again for every slice",
     ),
     Measurement(
         "faf_net_plain",
         ("faf_net_plain_cpu",),
-        "benchmarks.faf_net --plain --threads 1",
+        f"benchmarks.faf_net --plain {_TIMING}",
         "FAF-Net against a plain transcription",
         "prediction and a training episode against the formulas, which encode the support again for every slice",
     ),
     Measurement(
         "supervoxels",
         ("supervoxels_cpu",),
-        "benchmarks.supervoxels",
+        "benchmarks.supervoxels --clock processor",
         "Supervoxels",
         "the C extension against NumPy on one volume",
     ),

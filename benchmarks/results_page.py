@@ -1,4 +1,4 @@
-"""docs/results.md, its figures and the README's tables, made of the committed CSV files.
+"""docs/results.md, its figures and the tables of the README and docs/planning.md, made of the committed CSV files.
 
 python -m benchmarks.results_page            writes them
 python -m benchmarks.results_page --check    says which differ from the CSV files, and fails if one does
@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "results.md"
 FIGURES = ROOT / "docs" / "figures"
 README = ROOT / "README.md"
+PLANNING = ROOT / "docs" / "planning.md"
 REPORTED = Path(__file__).parent / "reported"
 
 _HEAD = """# Results
@@ -127,8 +128,8 @@ def _reported(reported: Results) -> str:
     )
 
 
-def readme(text: str, results: Results) -> str:
-    """The README with its tables, those between `<!-- table: FILE -->` and `<!-- /table -->`, made anew."""
+def with_tables(text: str, results: Results) -> str:
+    """A page with its tables, those between `<!-- table: FILE -->` and `<!-- /table -->`, made anew."""
 
     def block(match: re.Match) -> str:
         name = match.group(2)
@@ -175,7 +176,8 @@ def _rounded_down(value: float) -> int:
 
 def texts(results: Results, reported: Results) -> Mapping[Path, str]:
     """What the files must hold."""
-    return {PAGE: page(results, reported), README: readme(README.read_text(), results)}
+    tabled = {path: with_tables(path.read_text(), results) for path in (README, PLANNING)}
+    return {PAGE: page(results, reported), **tabled}
 
 
 def differences(results: Results, reported: Results) -> list[str]:

@@ -16,7 +16,7 @@ from benchmarks.__main__ import main as entry
 from benchmarks.measure import RESULTS
 from benchmarks.registry import MEASUREMENTS, measurement_of
 from benchmarks.result_files import Results, markdown_table, measured_where
-from benchmarks.results_page import FIGURES, README, REPORTED, claims, differences, page, readme
+from benchmarks.results_page import FIGURES, README, REPORTED, claims, differences, page, with_tables
 from benchmarks.transcriptions import PLAIN, rows_of
 from nnunet_ext.bench.setting import Setting
 from nnunet_ext.cli import bench
@@ -147,7 +147,7 @@ def test_what_is_not_there_is_said(tmp_path):
 def test_tables_of_the_readme_are_replaced_alone(copied):
     old = "a\n<!-- table: benchmarks/results/x_cpu.csv -->\n\n| b |\n\n"
     block = "<!-- table: benchmarks/results/gone_cpu.csv -->\n| c |\n<!-- /table -->\nd\n"
-    new = readme(old + block, copied)
+    new = with_tables(old + block, copied)
     assert new.startswith(old)
     assert new.endswith("gone_cpu.csv -->\n\nNot measured yet.\n<!-- /table -->\nd\n")
     assert README.read_text().count("<!-- /table -->") >= 6
@@ -181,7 +181,7 @@ def test_accuracy_shows_the_rows_there_are(copied):
     missing = next(line for line in text.splitlines() if line.startswith("Not there yet"))
     assert "`SASANTrainer`" in missing
     assert "`EMNetTrainer`" not in missing
-    assert "0.700 (`EMNetTrainer`)" in readme(README.read_text(), copied)
+    assert "0.700 (`EMNetTrainer`)" in with_tables(README.read_text(), copied)
     cost, dice = figures.PLOTS["accuracy"].data(copied)["EMNetTrainer"]
     steps = [row for row in copied.rows("networks_cpu") if (row["network"], row["what"]) == ("EM-Net", "training step")]
     assert f"{cost:.2f}" in {f"{float(row['of_PlainConvUNet']):.2f}" for row in steps}

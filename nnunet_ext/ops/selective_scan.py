@@ -135,7 +135,8 @@ def describe_backend(device_type: str, compiled: bool = False) -> str:
         return "triton (compiled at first use)"
     library = native_library() if chosen == "cpu" else None
     if library is not None:
-        threads = f"{torch.get_num_threads()} threads" if library.openmp else "one thread, built without OpenMP"
+        number = torch.get_num_threads()
+        threads = f"{number} thread{'s' * (number > 1)}" if library.openmp else "one thread, built without OpenMP"
         return f"cpu (C extension, {library.instruction_set}, {threads})"
     return "torch (segments in plain PyTorch" + (
         "; the C extension was not built)" if device_type == "cpu" else "; slow: no kernel for this device)"
