@@ -266,13 +266,23 @@ def planned_memory(rows: Rows) -> str:
 
 
 def few_shot(rows: Rows) -> str:
-    lines = []
-    for setting, label, method in _in_order((row["setting"], row["label"], row["method"]) for row in rows):
-        found = [row for row in rows if (row["setting"], row["label"], row["method"]) == (setting, label, method)]
-        dice = [float(row["dice"]) for row in found]
-        spread = f"{min(dice):.2f} to {max(dice):.2f}"
-        lines.append([setting, label, method, str(len(dice)), f"{statistics.fmean(dice):.2f}", spread])
-    return markdown_table(["setting", "label", "method", "supports", "Dice, mean", "lowest and highest"], lines)
+    """One table for each training and label."""
+    texts = []
+    for setting, label in _in_order((row["setting"], row["label"]) for row in rows):
+        mine = [row for row in rows if (row["setting"], row["label"]) == (setting, label)]
+        lines = []
+        for method in _in_order(row["method"] for row in mine):
+            dice = few_shot_dice(mine, method)
+            spread = f"{min(dice):.2f} to {max(dice):.2f}"
+            lines.append([method, str(len(dice)), f"{statistics.fmean(dice):.2f}", spread])
+        header = ["method", "supports", "Dice, mean", "lowest and highest"]
+        texts.append(f"`{setting.replace(', ', '`, ')}, label {label}.\n\n{markdown_table(header, lines)}")
+    return "\n\n".join(texts)
+
+
+def few_shot_dice(rows: Rows, method: str) -> list[float]:
+    """Of each support."""
+    return [float(row["dice"]) for row in rows if row["method"] == method]
 
 
 def accuracy(rows: Rows, cases: Rows, baseline: str = "StockTrainer") -> str:

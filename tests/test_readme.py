@@ -1,6 +1,5 @@
 """The README's commands and snippets, the examples and the table, run or compared."""
 
-import csv
 import os
 import re
 import shutil
@@ -67,17 +66,6 @@ def test_import_command(golden, tmp_path):
     assert (tmp_path / "PRETRAINED.pth").is_file()
 
 
-def measured(name, *keys):
-    """Rows of a committed measurement by the values of columns."""
-    with (ROOT / "benchmarks" / "results" / f"{name}.csv").open() as file:
-        return {tuple(row[key] for key in keys): row for row in csv.DictReader(file)}
-
-
-def test_the_few_shot_table_is_the_committed_measurement():
-    """The other tables are made by benchmarks/results_page.py; see test_results_page.py."""
-    assert few_shot_table(measured("few_shot_hippocampus", "support", "method")) in README
-
-
 def test_sizes_are_those_of_the_networks_command():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -92,15 +80,6 @@ def test_sizes_are_those_of_the_networks_command():
     with FakeTensorMode():
         masks = sum(fine.mask.numel() for fine in sasan.network(**sasan.paper).encoder.fine)
     assert f"they are {masks / 1e6:.1f} of its {costs['sasan']['parameters'] / 1e6:.1f} million parameters" in README
-
-
-def few_shot_table(rows):
-    lines = ["| method | Dice, mean of 5 supports | lowest and highest |", "|---|---|---|"]
-    for method in dict.fromkeys(method for _, method in rows):
-        dice = [float(row["dice"]) for (_, m), row in rows.items() if m == method]
-        assert len(dice) == 5
-        lines.append(f"| {method} | {sum(dice) / 5:.2f} | {min(dice):.2f} to {max(dice):.2f} |")
-    return "\n".join(lines)
 
 
 @pytest.mark.slow
