@@ -115,7 +115,7 @@ _MEASUREMENTS = (
     Measurement(
         "scaling",
         ("scaling_cpu",),
-        f"{_BENCH} scaling --sizes 32 48 64 96 --batch-size 1 --repeats 3",
+        f"{_BENCH} scaling --sizes 32 48 64 96 128 160 --batch-size 1 --repeats 3",
         "Time and memory against the patch",
         "a training step against the number of voxels, on the topology that nnU-Net plans for the smallest patch, with "
         "the exponents that fit best to the three largest (LSTM-SA's memory bends where it begins to checkpoint)",
@@ -152,7 +152,7 @@ _MEASUREMENTS = (
     Measurement(
         "sasan",
         ("sasan_cpu",),
-        "benchmarks.sasan",
+        f"benchmarks.sasan {_TIMING} --repeats 3",
         "SASAN at the paper's setting",
         "network and SM loss against a plain transcription of their formulas",
     ),

@@ -113,6 +113,12 @@ def test_files_are_what_their_command_writes(name):
             assert {row[column] for row in COMMITTED.rows(name)} == {words[words.index(option) + 1]}
 
 
+def test_files_were_measured_with_committed_code():
+    """Rows of `environment` say so; those of accuracy's cases and of the feature matrix have no such column, or older."""
+    rows = [(name, row) for name in COMMITTED.names for row in COMMITTED.rows(name)]
+    assert not {name for name, row in rows if row.get("commit", "").endswith("+changes")}
+
+
 def test_a_file_of_no_command_is_noticed(copied):
     shutil.copy(copied.folder / "sasan_cpu.csv", copied.folder / "sasan_mine.csv")
     with pytest.raises(KeyError, match=r"sasan_mine\.csv is made by no command"):
