@@ -1,7 +1,6 @@
 """Measuring as `nnunet_ext bench` does, with results beside these modules."""
 
 import argparse
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -72,17 +71,14 @@ def plain_row(
 ) -> dict[str, object]:
     """A row of what is ours against a plain transcription of its formulas, run in turn, in float32."""
     times = interleaved_seconds({"ours": ours, "plain": plain}, repeats, warm_up, clock)
+    columns = {form: time_columns(seconds, "s", digits=3) for form, seconds in times.items()}
     return {
         "what": what,
         "setting": setting,
         "precision": "float32",
         "seed": 0,
         "repeats": repeats,
-        "plain_s": f"{statistics.median(times['plain']):.3f}",
-        "plain_min_s": f"{min(times['plain']):.3f}",
-        "plain_max_s": f"{max(times['plain']):.3f}",
-        "ours_s": f"{statistics.median(times['ours']):.3f}",
-        "ours_min_s": f"{min(times['ours']):.3f}",
-        "ours_max_s": f"{max(times['ours']):.3f}",
+        **{f"plain_{key}": value for key, value in columns["plain"].items() if key != "repeats"},
+        **{f"ours_{key}": value for key, value in columns["ours"].items() if key != "repeats"},
         "times_faster": f"{median_ratio(times['plain'], times['ours']):.2f}",
     }

@@ -252,13 +252,16 @@ def supervoxels(rows: Rows) -> str:
 
 
 def planned_memory(rows: Rows) -> str:
-    header = ["network", "patch", "saved, traced", "measured", "ratio", "step planned at", "takes, traced"]
+    header = ["network", "patch", "saved, traced", "measured", "ratio"]
+    header += ["step planned at", "takes, traced", "of it saved", "of it transient", "seconds of the trace"]
     return markdown_table(
         header,
         [
             [
                 *(row["network"], row["patch"], f"{row['traced_MB']} MB", f"{row['measured_MB']} MB"),
-                *(row["traced_to_measured"], row["planned_patch"], _gigabytes(row["planned_GB"])),
+                *(row["traced_to_measured"], row["planned_patch"]),
+                *(_gigabytes(row[f"{part}_GB"]) for part in ("planned", "saved", "transient")),
+                row["trace_s"],
             ]
             for row in rows
         ],
@@ -276,7 +279,7 @@ def few_shot(rows: Rows) -> str:
             spread = f"{min(dice):.2f} to {max(dice):.2f}"
             lines.append([method, str(len(dice)), f"{statistics.fmean(dice):.2f}", spread])
         header = ["method", "supports", "Dice, mean", "lowest and highest"]
-        texts.append(f"`{setting.replace(', ', '`, ')}, label {label}.\n\n{markdown_table(header, lines)}")
+        texts.append(f"{setting}; label {label}.\n\n{markdown_table(header, lines)}")
     return "\n\n".join(texts)
 
 

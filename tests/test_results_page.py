@@ -119,6 +119,12 @@ def test_files_were_measured_with_committed_code():
     assert not {name for name, row in rows if row.get("commit", "").endswith("+changes")}
 
 
+def test_few_shot_methods_have_five_supports_each():
+    """As the README says."""
+    rows = COMMITTED.rows("few_shot_hippocampus")
+    assert all(len(tables.few_shot_dice(rows, row["method"])) == 5 for row in rows)
+
+
 def test_a_file_of_no_command_is_noticed(copied):
     shutil.copy(copied.folder / "sasan_cpu.csv", copied.folder / "sasan_mine.csv")
     with pytest.raises(KeyError, match=r"sasan_mine\.csv is made by no command"):

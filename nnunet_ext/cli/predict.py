@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.checkpoint,
         tile_step_size=arguments.step_size,
         use_mirroring=not arguments.disable_tta,
-        perform_everything_on_device=device == "cuda" and not arguments.not_on_device,
+        perform_everything_on_device=not arguments.not_on_device,
         verbose=arguments.verbose,
         verbose_preprocessing=arguments.verbose,
         allow_tqdm=not arguments.disable_progress_bar,
