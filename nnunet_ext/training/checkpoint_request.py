@@ -15,15 +15,17 @@ class CheckpointRequest:
     epoch was and what its log is averaged over.
 
     The signal goes to a whole group of processes. It is blocked here, and so in all that this process starts, such as
-    the workers that export a validation's predictions: those would die of it. Threads from before hear it instead.
+    the workers that export a validation's predictions: those would die of it. Threads from before hear it instead, a
+    moment later than the one who sent it might think.
     """
 
     def __init__(self) -> None:
         self._number = getattr(signal, "SIGUSR1", None)
-        if self._number is not None and threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is not threading.main_thread():
+            self._number = None  # only the main thread may say who hears a signal
+        if self._number is not None:
             signal.signal(self._number, self._receive)
             signal.siginterrupt(self._number, False)  # libraries that write a file need not expect it
-            signal.pthread_sigmask(signal.SIG_BLOCK, {self._number})
             self._take_blocked()  # meant for an earlier training of this process
         self._received = False
 
@@ -31,9 +33,14 @@ class CheckpointRequest:
         self._received = True
 
     def _take_blocked(self) -> None:
-        if self._number is not None and self._number in signal.sigpending():
-            signal.sigwait({self._number})
-            self._received = True
+        """Hears what came meanwhile, and blocks the signal (again).
+
+        Waiting for a signal that is said to be there (sigpending, sigwait) could wait for ever: another thread may
+        have taken it.
+        """
+        if self._number is not None:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {self._number})
+            signal.pthread_sigmask(signal.SIG_BLOCK, {self._number})
 
     def pending(self, device: torch.device) -> bool:
         """Whether a checkpoint was asked for; all ranks of a DDP training agree, whichever heard it."""
