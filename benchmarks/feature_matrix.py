@@ -13,11 +13,12 @@ import argparse
 import csv
 import datetime
 import platform
-import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
+
+from nnunet_ext.bench.measure import commit
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "feature_matrix.csv"
@@ -136,9 +137,6 @@ with; small patches.
 
 def cell(trainer: str, feature: str, outcome: str, seconds: float, started: str) -> Cell:
     """A cell that was tested now, with the code as it is."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
     return Cell(
         trainer,
         feature,
@@ -149,7 +147,7 @@ def cell(trainer: str, feature: str, outcome: str, seconds: float, started: str)
         version("torch"),
         platform.python_version(),
         datetime.date.today().isoformat(),
-        commit,
+        commit(),
     )
 
 

@@ -85,8 +85,15 @@ _MEASUREMENTS = (
         "networks_compiled",
         ("networks_compiled_cpu",),
         f"{_BENCH} networks --label compiled --patch 96 96 --batch-size 4 --modes eager compiled",
-        "torch.compile",
-        "networks in 2D as they are and compiled, side by side with nnU-Net's",
+        "torch.compile in 2D",
+        "networks as they are and compiled, side by side with nnU-Net's",
+    ),
+    Measurement(
+        "networks_compiled_3d",
+        ("networks_compiled_3d_cpu",),
+        f"{_BENCH} networks --label compiled_3d --patch 40 56 40 --modes eager compiled",
+        "torch.compile in 3D",
+        "networks as they are and compiled, side by side with nnU-Net's",
     ),
     Measurement(
         "networks_cuda",

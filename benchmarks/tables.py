@@ -335,6 +335,7 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "networks_cpu": networks,
     "networks_2d_cpu": networks,
     "networks_compiled_cpu": networks,
+    "networks_compiled_3d_cpu": networks,
     "networks_cuda": networks,
     "scaling_cuda": scaling,
     "tiles_cuda": tiles,

@@ -114,7 +114,6 @@ def test_files_are_what_their_command_writes(name):
 
 
 def test_files_were_measured_with_committed_code():
-    """The feature matrix, whose rows are older, names commits in other words."""
     rows = [(name, row) for name in COMMITTED.names for row in COMMITTED.rows(name)]
     assert not {name for name, row in rows if row.get("commit", "").endswith("+changes")}
 

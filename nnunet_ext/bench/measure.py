@@ -129,12 +129,12 @@ def environment(device: str = "cpu") -> dict[str, str]:
         "python": platform.python_version(),
         "kernels": "PyTorch" if library is None else library.instruction_set,
         "date": datetime.date.today().isoformat(),
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
-def _commit() -> str:
-    """Of the checkout that this file is in; of an installed package its version."""
+def commit() -> str:
+    """Of the checkout that this file is in, with ``"+changes"`` if not all is committed; else the package's version."""
     root = Path(__file__).parents[2]
 
     def git(*words: str) -> str:
