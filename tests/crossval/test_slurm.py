@@ -99,8 +99,10 @@ def test_a_training_that_reaches_its_time_limit_is_resumed(space, slurm, ask, wa
 
 
 def test_a_refused_job_withdraws_those_before_it(space, slurm, ask):
-    refused = space.crossval("--slurm", "--cpu-job-option=--partition=nowhere", environment=slurm)
+    (space.preprocessed / "splits_final.json").unlink(missing_ok=True)  # so that there is something to prepare first
+    refused = space.crossval("--slurm", "--gpu-job-option=--partition=nowhere", environment=slurm)
     assert refused.returncode != 0
+    assert re.search("^[0-9]+ prepare$", refused.stdout, re.M)
     assert "invalid partition" in refused.stdout.lower()
     assert ask("squeue", "--noheader", "--states=PENDING,RUNNING") == ""  # one that had begun needs a moment to end
 
