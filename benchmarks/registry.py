@@ -13,6 +13,10 @@ _SIDE_BY_SIDE = (
     "parameters, multiply-adds, time and memory side by side with nnU-Net's networks (FAF-Net: slice by slice, forward "
     "from stored prototypes)"
 )
+_COMPILED = (
+    "networks as they are and compiled, side by side with nnU-Net's (nnU-Net compiles on GPUs only; compiled for the "
+    "CPU, PyTorch's operators take the place of our C kernels but the scan's)"
+)
 
 
 @dataclass(frozen=True)
@@ -86,14 +90,14 @@ _MEASUREMENTS = (
         ("networks_compiled_cpu",),
         f"{_BENCH} networks --label compiled --patch 96 96 --batch-size 4 --modes eager compiled",
         "torch.compile in 2D",
-        "networks as they are and compiled, side by side with nnU-Net's",
+        _COMPILED,
     ),
     Measurement(
         "networks_compiled_3d",
         ("networks_compiled_3d_cpu",),
         f"{_BENCH} networks --label compiled_3d --patch 40 56 40 --modes eager compiled",
         "torch.compile in 3D",
-        "networks as they are and compiled, side by side with nnU-Net's",
+        _COMPILED,
     ),
     Measurement(
         "networks_cuda",
