@@ -123,7 +123,8 @@ _HEAD = """# What works with which trainer
 
 Made by `python -m benchmarks.feature_matrix` from [what the tests found](../benchmarks/results/feature_matrix.csv), not
 by hand. A tick is a test in `tests/features` that ran nnU-Net's console commands on the shipped scans: small patches,
-one epoch, on the CPU. {started}. {versions}.{missing}
+one epoch, on the CPU. {started}.
+{versions}.{missing}
 """
 
 _INTEGRATION_HEAD = """
@@ -215,8 +216,8 @@ def _table(
 def _started(cells: dict[tuple[str, str], Cell]) -> str:
     forks = sum(row.started == "forks" for row in cells.values())
     return (
-        f"In {len(cells) - forks} of {len(cells)} cells each command was started anew, in {forks} as a fork of a "
-        "process that had imported nnU-Net (`NNUNET_EXT_FORKED=1`), with the same entry point and arguments"
+        f"In {forks} of {len(cells)} cells each command was a fork of a process that had imported nnU-Net\n"
+        "(`NNUNET_EXT_FORKED=1`), with the same entry point and arguments, in the others started anew"
     )
 
 
