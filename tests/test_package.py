@@ -52,7 +52,7 @@ def python(executable, *arguments, cwd, **environment):
     done = subprocess.run(
         [str(executable), *arguments],
         cwd=cwd,
-        env=os.environ | environment,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
