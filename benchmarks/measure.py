@@ -13,6 +13,7 @@ from nnunet_ext.bench.measure import (
     interleaved_seconds,
     median_ratio,
     peak_gigabytes,
+    spread_columns,
     time_columns,
     write_csv,
 )
@@ -71,14 +72,13 @@ def plain_row(
 ) -> dict[str, object]:
     """A row of what is ours against a plain transcription of its formulas, run in turn, in float32."""
     times = interleaved_seconds({"ours": ours, "plain": plain}, repeats, warm_up, clock)
-    columns = {form: time_columns(seconds, "s", digits=3) for form, seconds in times.items()}
     return {
         "what": what,
         "setting": setting,
         "precision": "float32",
         "seed": 0,
         "repeats": repeats,
-        **{f"plain_{key}": value for key, value in columns["plain"].items() if key != "repeats"},
-        **{f"ours_{key}": value for key, value in columns["ours"].items() if key != "repeats"},
+        **spread_columns(times["plain"], "s", digits=3, prefix="plain_"),
+        **spread_columns(times["ours"], "s", digits=3, prefix="ours_"),
         "times_faster": f"{median_ratio(times['plain'], times['ours']):.2f}",
     }

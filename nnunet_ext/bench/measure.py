@@ -52,17 +52,25 @@ def median_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
 def time_columns(
     seconds: Sequence[float], median: str = "seconds", unit: str = "s", digits: int = 4
 ) -> dict[str, object]:
-    """A row's columns of what `interleaved_seconds` measured: median, lowest, highest and number.
+    """A row's columns of what `interleaved_seconds` measured: `spread_columns` and the number of turns."""
+    return {**spread_columns(seconds, median, unit, digits), "repeats": len(seconds)}
+
+
+def spread_columns(
+    seconds: Sequence[float], median: str = "seconds", unit: str = "s", digits: int = 4, prefix: str = ""
+) -> dict[str, str]:
+    """Median, lowest and highest, for a row of several times.
 
     Args:
         seconds: Of the turns that count.
         median: The name of the median's column.
         unit: "s" or "ms", that of the columns.
         digits: Behind the point.
+        prefix: Of the columns' names.
     """
     shown = {"s": 1.0, "ms": 1e3}[unit]
     values = {median: statistics.median(seconds), f"min_{unit}": min(seconds), f"max_{unit}": max(seconds)}
-    return {**{name: f"{shown * value:.{digits}f}" for name, value in values.items()}, "repeats": len(seconds)}
+    return {f"{prefix}{name}": f"{shown * value:.{digits}f}" for name, value in values.items()}
 
 
 def peak_gigabytes(prepare: Callable[[], Callable[[], object]]) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nnunet_ext.bench.measure import added_gigabytes, interleaved_seconds, median_ratio, time_columns
+from nnunet_ext.bench.measure import added_gigabytes, interleaved_seconds, median_ratio, spread_columns, time_columns
 from nnunet_ext.bench.operators import record, replay
 from nnunet_ext.bench.setting import Setting
 from nnunet_ext.bench.steps import WHATS, Job, synchronised
@@ -82,8 +82,9 @@ def operator_rows(
             "precision": "float32",
             "seed": 0,
             "operators": len(products),
-            **{f"step_{key}": value for key, value in time_columns(times["step"]).items()},
-            **{f"products_{key}": value for key, value in time_columns(times["products"]).items() if key != "repeats"},
+            **spread_columns(times["step"], prefix="step_"),
+            "step_repeats": len(times["step"]),
+            **spread_columns(times["products"], prefix="products_"),
             "step_of_products": f"{median_ratio(times['step'], times['products']):.2f}",
             "scans_seconds": f"{statistics.median(times['scans']):.4f}" if scans else "",
             "step_of_products_and_scans": f"{median_ratio(times['step'], needed):.2f}" if scans else "",

@@ -20,9 +20,8 @@ class CheckpointRequest:
     """
 
     def __init__(self) -> None:
-        self._number = getattr(signal, "SIGUSR1", None)
-        if threading.current_thread() is not threading.main_thread():
-            self._number = None  # only the main thread may say who hears a signal
+        listens = threading.current_thread() is threading.main_thread()  # no other thread may say who hears a signal
+        self._number = getattr(signal, "SIGUSR1", None) if listens else None
         if self._number is not None:
             signal.signal(self._number, self._receive)
             signal.siginterrupt(self._number, False)  # libraries that write a file need not expect it
