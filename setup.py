@@ -91,7 +91,7 @@ setup(
     package_dir={"nnunet_ext.trainers": "trainers", "nnunet_ext.plans": "plans"},
     package_data={
         "nnunet_ext": ["py.typed"],
-        "nnunet_ext.compare": ["templates/*"],
+        "nnunet_ext.compare.report": ["templates/*"],
         "nnunet_ext.data.hippocampus": ["*.md", "*.json", "*/*.nii.gz"],
     },
     # Optional: where no compiler is, PyTorch does the work.

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks import results_page
 from benchmarks.measure import RESULTS
+from benchmarks.page import results_page
 from benchmarks.registry import MEASUREMENTS, Measurement
 
 

@@ -22,9 +22,9 @@ from benchmarks.measure import (
     time_columns,
     write_rows,
 )
-from benchmarks.plain_faf_net import plain_encoder, plain_episode, plain_forward
+from benchmarks.plain.faf_net import plain_encoder, plain_episode, plain_forward
 from nnunet_ext.networks import FAFNet
-from nnunet_ext.networks.faf_encoder import ENCODERS
+from nnunet_ext.networks.faf_net.encoder import ENCODERS
 
 _METHODS = ("encoded for every slice", "stored, slice by slice", "stored, all slices")
 

@@ -29,7 +29,7 @@ from nnunet_ext.fewshot.model import FewShotModel
 from nnunet_ext.fewshot.protocol import query_parts, support_slices
 from nnunet_ext.fewshot.run import evaluate, segment_scans
 from nnunet_ext.fewshot.slices import window
-from nnunet_ext.scans import scan_of
+from nnunet_ext.nnunet.scans import scan_of
 
 _PARTS = 3
 _PROTOCOLS = {"": {"match": "position", "sectors": 8}, ", three parts": {"match": "extent", "sectors": 0}}

@@ -21,7 +21,7 @@ from benchmarks.measure import (
     time_columns,
     write_rows,
 )
-from nnunet_ext.blocks.gaussian_attention import gaussian_attention, gaussian_attention_reference
+from nnunet_ext.networks.mt_unet.gaussian_attention import gaussian_attention, gaussian_attention_reference
 
 _BATCH, _CHANNELS = 1, 256
 _SIDES = (28, 7)

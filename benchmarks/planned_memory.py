@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.measure import environment, write_rows
 from nnunet_ext.networks import LSTMSA, SALSTM, SASAN, EMNet
-from nnunet_ext.planning.memory import trace_network
+from nnunet_ext.profiling.memory import trace_network
 
 _WIDTHS = (32, 64, 128, 256, 320)
 _BATCH = 2

@@ -234,7 +234,7 @@ _MEASUREMENTS = (
     Measurement(
         "feature_matrix",
         ("feature_matrix",),
-        "benchmarks.feature_matrix PART.CSV",
+        "benchmarks.page.feature_matrix PART.CSV",
         "What works with which trainer",
         "what the tests of nnU-Net's features found",
     ),

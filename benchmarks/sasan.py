@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import add_timing_options, begin, check_equal, peak_gigabytes, plain_row, write_rows
-from benchmarks.plain_sasan import leaf_masks, plain_forward, plain_masks
+from benchmarks.plain.sasan import leaf_masks, plain_forward, plain_masks
 from nnunet_ext.losses import SelfUpdatingLoss
 from nnunet_ext.losses.region_terms import region_terms_reference
 from nnunet_ext.networks import NETWORKS, SASAN

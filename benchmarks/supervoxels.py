@@ -20,9 +20,9 @@ from benchmarks.measure import (
     time_columns,
     write_rows,
 )
-from nnunet_ext.fewshot import supervoxels
-from nnunet_ext.fewshot.graph_segmentation import BACKENDS
 from nnunet_ext.ops.native import native_library
+from nnunet_ext.supervoxels import supervoxels
+from nnunet_ext.supervoxels.graph_segmentation import BACKENDS
 
 _SHAPE = (64, 256, 256)
 _SPACING = (3.0, 1.0, 1.0)

@@ -3,9 +3,9 @@
 python -m benchmarks.transcriptions [--networks SASAN EM-Net SALSTM LSTMSA MT-UNet] [--patch 40 56 40]
     [--threads 2] [--repeats 5] [--clock wall]
 
-* SASAN: every feature map transformed and back, attention matrices formed and kept (`benchmarks.plain_sasan`);
-* EM-Net: a loop over time for the scan, every direction and call by itself (`benchmarks.plain_em_net`);
-* SALSTM, LSTMSA: three encodings and four whole convolutions for every slice (`benchmarks.plain_lstm_sa`);
+* SASAN: every feature map transformed and back, attention matrices formed and kept (`benchmarks.plain.sasan`);
+* EM-Net: a loop over time for the scan, every direction and call by itself (`benchmarks.plain.em_net`);
+* SALSTM, LSTMSA: three encodings and four whole convolutions for every slice (`benchmarks.plain.lstm_sa`);
 * MT-UNet (2D): the Gaussian axial attention as a loop over positions, everything else ours.
 
 FAF-Net: `python -m benchmarks.faf_net --plain`. Both forms have the same weights and, as is checked, the same logits.
@@ -22,7 +22,6 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from benchmarks import plain_em_net
 from benchmarks.gaussian_attention import loop as attention_loop
 from benchmarks.measure import (
     add_timing_options,
@@ -33,11 +32,12 @@ from benchmarks.measure import (
     time_columns,
     write_rows,
 )
-from benchmarks.plain_lstm_sa import plain_volume
-from benchmarks.plain_sasan import leaf_masks, plain_forward
+from benchmarks.plain import em_net as plain_em_net
+from benchmarks.plain.lstm_sa import plain_volume
+from benchmarks.plain.sasan import leaf_masks, plain_forward
 from nnunet_ext.bench.measure import added_gigabytes
 from nnunet_ext.bench.setting import Setting
-from nnunet_ext.blocks import gaussian_attention
+from nnunet_ext.networks.mt_unet import gaussian_attention
 
 Run = Callable[[Tensor], Tensor]
 _PATCHES = {"MT-UNet": (224, 224)}

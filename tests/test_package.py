@@ -17,7 +17,7 @@ CHECK = """
 import sys
 from pathlib import Path
 import nnunet_ext
-from nnunet_ext.installed import known_trainers, trainers_folder
+from nnunet_ext.nnunet.trainers import known_trainers, trainers_folder
 assert Path(nnunet_ext.__file__).is_relative_to(sys.prefix), nnunet_ext.__file__
 import os
 os.environ["nnUNet_extTrainer"] = str(trainers_folder())
@@ -115,7 +115,7 @@ def test_wheel_and_sdist_hold_what_they_should(built):
     assert {
         "nnunet_ext/trainers/SASANTrainer.py",
         "nnunet_ext/plans/__init__.py",
-        "nnunet_ext/compare/templates/report.html",
+        "nnunet_ext/compare/report/templates/report.html",
         "nnunet_ext/data/hippocampus/LICENCE.md",
         "nnunet_ext/py.typed",
     } <= names

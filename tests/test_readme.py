@@ -70,7 +70,7 @@ def test_sizes_are_those_of_the_networks_command():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from nnunet_ext.networks import NETWORKS
-    from nnunet_ext.planning.cost import network_costs
+    from nnunet_ext.profiling.counts import network_costs
 
     costs = {row["name"]: row for row in network_costs(None, "")}
     for name in ("sasan", "em_net", "lstmsa"):

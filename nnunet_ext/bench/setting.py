@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from nnunet_ext.networks import LSTMSA, SALSTM, SASAN, EMNet, FAFNet, MTUNet
+from nnunet_ext.networks.from_plan import adapted_topology
 from nnunet_ext.networks.mt_unet import LEVELS
-from nnunet_ext.training.from_plan import adapted_topology
 
 _MIN_EDGE, _MAX_POOLINGS = 4, 5
 _BASE_WIDTH, _MAX_WIDTH = 32, {2: 512, 3: 320}
@@ -82,7 +82,7 @@ class Setting:
             ValueError: for an unknown configuration (lists the known ones), or a plan of another network than nnU-Net's
                 U-Nets, whose topology is not one to build all networks on.
         """
-        from nnunet_ext.planning.cost import read_plan
+        from nnunet_ext.profiling.counts import read_plan
 
         chosen, channels, classes = read_plan(plans, configuration)
         planned = chosen.network_arch_class_name

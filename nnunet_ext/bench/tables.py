@@ -14,7 +14,7 @@ from nnunet_ext.bench.measure import added_gigabytes, interleaved_seconds, media
 from nnunet_ext.bench.operators import record, replay
 from nnunet_ext.bench.setting import Setting
 from nnunet_ext.bench.steps import WHATS, Job, synchronised
-from nnunet_ext.planning.cost import multiply_adds
+from nnunet_ext.profiling.counts import multiply_adds
 
 Row = dict[str, object]
 

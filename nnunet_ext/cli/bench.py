@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from nnunet_ext.devices import DEVICES
+from nnunet_ext.utils.devices import DEVICES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from nnunet_ext.bench.command import measure
+    from nnunet_ext.bench.run import measure
 
     measure(
         arguments.what,

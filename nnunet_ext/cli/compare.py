@@ -53,9 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     from nnunet_ext.compare.collect import collect_cross_validation
     from nnunet_ext.compare.heldout import collect_predictions
-    from nnunet_ext.compare.outcome import Settings
+    from nnunet_ext.compare.report.text import cost_sentence, headline, sentence
+    from nnunet_ext.compare.result import Settings
     from nnunet_ext.compare.run import compare
-    from nnunet_ext.compare.words import cost_sentence, headline, sentence
 
     if arguments.predictions:
         study = collect_predictions(arguments.predictions, arguments.labels, arguments.images, arguments.baseline)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from nnunet_ext.devices import DEVICES
+from nnunet_ext.utils.devices import DEVICES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,9 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from nnunet_ext.crossval.build import build_graph
     from nnunet_ext.crossval.experiment import make_experiment
-    from nnunet_ext.devices import choose_device
+    from nnunet_ext.crossval.steps import build_graph
+    from nnunet_ext.utils.devices import choose_device
 
     in_jobs = arguments.slurm or arguments.lsf or arguments.only is not None
     given = arguments.device
@@ -88,13 +88,13 @@ def run(arguments: argparse.Namespace) -> int:
     )
     graph = build_graph(experiment)
     if arguments.only is not None:
-        from nnunet_ext.crossval.part import run_part
+        from nnunet_ext.crossval.cluster.task import run_part
 
         return run_part(graph, experiment.bookkeeping, arguments.only, arguments.warn_before)
     if in_jobs:
-        from nnunet_ext.crossval.jobs import JobOptions
-        from nnunet_ext.crossval.lsf import write_lsf_scripts
-        from nnunet_ext.crossval.slurm import run_on_slurm
+        from nnunet_ext.crossval.cluster.jobs import JobOptions
+        from nnunet_ext.crossval.cluster.lsf import write_lsf_scripts
+        from nnunet_ext.crossval.cluster.slurm import run_on_slurm
 
         options = JobOptions(
             arguments.partition,

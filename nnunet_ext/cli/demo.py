@@ -3,7 +3,7 @@
 import argparse
 import signal
 
-from nnunet_ext.devices import DEVICES
+from nnunet_ext.utils.devices import DEVICES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from nnunet_ext.diagnosis import diagnose
+    from nnunet_ext.doctor import diagnose
 
     checks = diagnose()
     width = max(len(check.name) for check in checks)

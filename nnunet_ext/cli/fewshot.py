@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from nnunet_ext.devices import DEVICES, choose_device
+from nnunet_ext.utils.devices import DEVICES, choose_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,8 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nnunet_ext.fewshot.model import FewShotModel
     from nnunet_ext.fewshot.run import evaluate, segment_scans, write_evaluation
-    from nnunet_ext.files import check_writable
-    from nnunet_ext.scans import scan_of, scans_in
+    from nnunet_ext.nnunet.scans import scan_of, scans_in
+    from nnunet_ext.utils.files import check_writable
 
     model = FewShotModel(arguments.model, device, arguments.folds, arguments.checkpoint)
     scans, target = scans_in(arguments.input, model.endings), Path(arguments.output)

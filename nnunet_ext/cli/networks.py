@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from nnunet_ext.planning.cost import network_costs
+    from nnunet_ext.profiling.counts import network_costs
 
     rows = network_costs(Path(arguments.plans) if arguments.plans else None, arguments.configuration)
     if arguments.json:

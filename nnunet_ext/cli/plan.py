@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from nnunet_ext.planning.command import plan
+    from nnunet_ext.planning.run import plan
 
     plan(
         arguments.dataset,

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from nnunet_ext.devices import DEVICES, choose_device
+from nnunet_ext.utils.devices import DEVICES, choose_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,10 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunetv2.utilities.file_path_utilities import get_output_folder
     from tqdm import tqdm
 
-    from nnunet_ext.files import check_writable
-    from nnunet_ext.model_folder import load_predictor
-    from nnunet_ext.prediction import Work, part_of, sort_out
-    from nnunet_ext.scans import scans_in
+    from nnunet_ext.nnunet.scans import scans_in
+    from nnunet_ext.nnunet.trained_model import load_predictor
+    from nnunet_ext.predict import Work, part_of, sort_out
+    from nnunet_ext.utils.files import check_writable
 
     try:
         model = get_output_folder(arguments.dataset, arguments.trainer, arguments.plans, arguments.configuration)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from nnunet_ext.installed import trainers_folder
+from nnunet_ext.nnunet.trainers import trainers_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunet_ext.compare import metrics
 from nnunet_ext.compare.labels import LabelSet
-from nnunet_ext.files import replacing
+from nnunet_ext.utils.files import replacing
 
 Scores = dict[str, dict[str, Any]]
 

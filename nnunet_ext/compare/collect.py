@@ -6,7 +6,7 @@ from typing import Any
 
 from nnunet_ext.compare.labels import LabelSet, check_same_labels, label_set, read_dataset_json, read_json
 from nnunet_ext.compare.study import Case, Entrant, Study, check_entrants, some_of
-from nnunet_ext.models import fold_names, pair_plans
+from nnunet_ext.nnunet.models import fold_names, pair_plans
 
 STOCK_TRAINER = "nnUNetTrainer"
 _TRAIN = "nnUNetv2_train {dataset} {configuration} {fold} -tr {trainer} -p {plans}"

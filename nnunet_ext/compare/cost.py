@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_ext.compare.logs import TrainingLog, read_training
 from nnunet_ext.compare.study import Study
+from nnunet_ext.nnunet.training_log import TrainingLog, read_training
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def network_size(model: Path, trainer: str, configuration: str) -> dict[str, Any
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunet_ext.planning.cost import trainer_network_size
-    from nnunet_ext.planning.find_trainer import find_trainer
+    from nnunet_ext.nnunet.find_trainer import find_trainer
+    from nnunet_ext.profiling.counts import trainer_network_size
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what nnU-Net's search imports warns of what PyTorch has deprecated

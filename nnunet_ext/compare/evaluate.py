@@ -14,7 +14,7 @@ from nnunet_ext.compare import cache
 from nnunet_ext.compare.labels import LabelSet
 from nnunet_ext.compare.metrics import case_scores
 from nnunet_ext.compare.study import Case, Study
-from nnunet_ext.files import check_whole
+from nnunet_ext.utils.files import check_whole
 
 _RECORDED_TOLERANCE = 1e-6
 Task = tuple[Path, Path, LabelSet, float]

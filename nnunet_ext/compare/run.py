@@ -7,12 +7,12 @@ from pathlib import Path
 from nnunet_ext.compare.analysis import analyse
 from nnunet_ext.compare.cost import costs, training_logs
 from nnunet_ext.compare.evaluate import measure
-from nnunet_ext.compare.markdown import markdown_report
-from nnunet_ext.compare.outcome import Outcome, Settings
-from nnunet_ext.compare.page import html_report
+from nnunet_ext.compare.report.html import html_report
+from nnunet_ext.compare.report.markdown import markdown_report
+from nnunet_ext.compare.report.summary_json import summary
+from nnunet_ext.compare.result import Outcome, Settings
 from nnunet_ext.compare.study import Study
-from nnunet_ext.compare.summary import summary
-from nnunet_ext.files import check_writable, remove_left_overs, replacing
+from nnunet_ext.utils.files import check_writable, remove_left_overs, replacing
 
 CACHE = "cache"
 

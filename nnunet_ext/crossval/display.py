@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from nnunet_ext.crossval.progress import Progress, duration, read_progress
 from nnunet_ext.crossval.runner import Row, Status
+from nnunet_ext.nnunet.progress import Progress, duration, read_progress
 
 _STYLES = {Status.RUNNING: "bold", Status.FINISHED: "green", Status.FAILED: "bold red", Status.BLOCKED: "red"}
 _ORDER = [Status.FAILED, Status.RUNNING, Status.STOPPED, Status.WAITING, Status.BLOCKED, Status.FINISHED]

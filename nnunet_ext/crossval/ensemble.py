@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from nnunet_ext.crossval.completion import State, is_newer, read_json
 from nnunet_ext.crossval.experiment import Experiment, Model
-from nnunet_ext.crossval.state import State, is_newer, read_json
 
 
 def best_two(experiment: Experiment) -> list[Model] | None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 
-from nnunet_ext.crossval.state import file_ending, image_cases
-from nnunet_ext.installed import TRAINERS_VARIABLE, external_trainers, known_trainers
-from nnunet_ext.models import pair_plans
+from nnunet_ext.crossval.completion import file_ending, image_cases
+from nnunet_ext.nnunet.models import pair_plans
+from nnunet_ext.nnunet.trainers import TRAINERS_VARIABLE, external_trainers, known_trainers
 
 # nnU-Net's planners whose plans name is not the planner's option.
 STOCK_PLANNERS = {

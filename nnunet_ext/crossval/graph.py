@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_ext.crossval.state import State
+from nnunet_ext.crossval.completion import State
 
 PREPARE = "prepare"  # the group of what comes before the trainings
 

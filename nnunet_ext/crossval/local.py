@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from nnunet_ext.console import RESUMABLE_EXIT
-from nnunet_ext.crossval.child import CHECKPOINT_SIGNAL
+from nnunet_ext.crossval.completion import State
 from nnunet_ext.crossval.display import make_display
 from nnunet_ext.crossval.experiment import Experiment, child_environment
 from nnunet_ext.crossval.graph import Graph
+from nnunet_ext.crossval.process import CHECKPOINT_SIGNAL
 from nnunet_ext.crossval.runner import Runner, Slot, Status
-from nnunet_ext.crossval.state import State
+from nnunet_ext.utils.subprocesses import RESUMABLE_EXIT
 
 
 def describe(experiment: Experiment, graph: Graph) -> str:

@@ -7,9 +7,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from nnunet_ext.crossval.child import Child, check_not_running
+from nnunet_ext.crossval.completion import State
 from nnunet_ext.crossval.graph import Graph, Node
-from nnunet_ext.crossval.state import State
+from nnunet_ext.crossval.process import Child, check_not_running
 
 _POLL_SECONDS = 0.5
 _REQUEST_SECONDS = 5.0

@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunet_ext.demo.command import CommandFailed, count_lines, run_command
+from nnunet_ext.demo.progress import CommandFailed, count_lines, run_command
 from nnunet_ext.demo.workspace import CONFIGURATION, DATASET_ID, Settings, Workspace, check_trainers
-from nnunet_ext.devices import choose_device
+from nnunet_ext.utils.devices import choose_device
 
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 
@@ -131,7 +131,7 @@ def _validation_cases(space: Workspace) -> int:
 
 
 def _finished_epochs(model: Path) -> int:
-    from nnunet_ext.checkpoints import read_checkpoint
+    from nnunet_ext.nnunet.checkpoints import read_checkpoint
 
     for name in _CHECKPOINTS:
         if (model / name).is_file():

@@ -11,10 +11,10 @@ from math import ceil
 from pathlib import Path
 
 from nnunet_ext import __version__
-from nnunet_ext.console import is_running
-from nnunet_ext.files import replacing
-from nnunet_ext.installed import known_trainers, trainers_folder
+from nnunet_ext.nnunet.trainers import known_trainers, trainers_folder
 from nnunet_ext.training.budget import Budget
+from nnunet_ext.utils.files import replacing
+from nnunet_ext.utils.subprocesses import is_running
 
 DATASET_ID = 4
 DATASET = "Dataset004_Hippocampus"

@@ -1,6 +1,5 @@
-"""What few-shot segmentation needs beside the network."""
+"""Few-shot segmentation: episodes, support banks, and the model that segments scans from labelled slices."""
 
-from nnunet_ext.fewshot.supervoxel_cache import cached_supervoxels
-from nnunet_ext.fewshot.supervoxels import SupervoxelParameters, default_min_size, supervoxels
+from nnunet_ext.supervoxels import SupervoxelParameters, cached_supervoxels, default_min_size, supervoxels
 
 __all__ = ["SupervoxelParameters", "cached_supervoxels", "default_min_size", "supervoxels"]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnunet_ext.fewshot.slices import image_slice, window, window_start
-from nnunet_ext.fewshot.supervoxel_cache import read_supervoxels
+from nnunet_ext.supervoxels.supervoxel_cache import read_supervoxels
 
 # Not in the paper: mild, for a neighbouring slice differs already.
 _GAMMA = (0.5, 1.5)

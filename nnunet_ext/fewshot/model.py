@@ -16,15 +16,15 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compu
 from nnunetv2.utilities.label_handling.label_handling import LabelManager, determine_num_input_channels
 from torch import Tensor
 
-from nnunet_ext.checkpoints import uncompiled
 from nnunet_ext.fewshot.protocol import query_parts, shown_slices
 from nnunet_ext.fewshot.slices import image_slice, window, window_start
 from nnunet_ext.fewshot.surroundings import surroundings
-from nnunet_ext.files import check_whole
-from nnunet_ext.model_folder import DEFAULT_CHECKPOINT, load_predictor
 from nnunet_ext.networks import FAFNet
-from nnunet_ext.networks.faf_head import Support, logit
-from nnunet_ext.scans import Scan, geometry_differences, read_scan
+from nnunet_ext.networks.faf_net.head import Support, logit
+from nnunet_ext.nnunet.checkpoints import uncompiled
+from nnunet_ext.nnunet.scans import Scan, geometry_differences, read_scan
+from nnunet_ext.nnunet.trained_model import DEFAULT_CHECKPOINT, load_predictor
+from nnunet_ext.utils.files import check_whole
 
 _TILE_STEP = 0.5  # nnU-Net's
 

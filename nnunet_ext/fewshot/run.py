@@ -8,7 +8,7 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from tqdm import tqdm
 
 from nnunet_ext.fewshot.model import FewShotModel
-from nnunet_ext.scans import Failure, Scan
+from nnunet_ext.nnunet.scans import Failure, Scan
 
 
 def segment_scans(model: FewShotModel, scans: Sequence[Scan], target: Path) -> list[Failure]:

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from nnunet_ext.planning.live_memory import LimitExceeded
-from nnunet_ext.planning.memory import TrainingMemory, trace_step
-from nnunet_ext.planning.trainer_step import trainer_step
+from nnunet_ext.profiling.live_memory import LimitExceeded
+from nnunet_ext.profiling.memory import TrainingMemory, trace_step
+from nnunet_ext.profiling.trainer_step import trainer_step
 
 
 class Fitting:

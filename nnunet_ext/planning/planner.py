@@ -14,12 +14,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 from tqdm import tqdm
 
+from nnunet_ext.networks.from_plan import planned_arguments
+from nnunet_ext.nnunet.find_trainer import find_trainer
 from nnunet_ext.planning.architecture import describe
 from nnunet_ext.planning.data_identifiers import shared_identifiers
-from nnunet_ext.planning.find_trainer import find_trainer
 from nnunet_ext.planning.fitting import Fitting
 from nnunet_ext.planning.preset import Preset
-from nnunet_ext.training.from_plan import planned_arguments
 
 GIGABYTE = 10**9
 MARGIN = 0.1

@@ -6,9 +6,9 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_ext.planning.cost import trainer_network_size
-from nnunet_ext.planning.memory import TrainingMemory, trace_step
-from nnunet_ext.planning.trainer_step import trainer_step
+from nnunet_ext.profiling.counts import trainer_network_size
+from nnunet_ext.profiling.memory import TrainingMemory, trace_step
+from nnunet_ext.profiling.trainer_step import trainer_step
 
 _GIGABYTE = 1e9
 
@@ -23,7 +23,7 @@ class Cost:
         batch_size: Samples.
         strides: Into every stage, per axis.
         memory: Traced memory of the training step.
-        multiply_adds: Of one forward pass of one patch; see `nnunet_ext.planning.cost.multiply_adds`.
+        multiply_adds: Of one forward pass of one patch; see `nnunet_ext.profiling.counts.multiply_adds`.
         parameters: Number of them.
     """
 

@@ -1,10 +1,10 @@
 """What all trainers share; thin trainer classes on it stand in the folder `trainers`."""
 
+from nnunet_ext.networks.from_plan import network_from_plan
 from nnunet_ext.training.budget import Budget
 from nnunet_ext.training.em_net import EMNetBaseTrainer
 from nnunet_ext.training.faf_net_labels import FAFNetLabelTrainer
 from nnunet_ext.training.faf_net_supervoxels import FAFNetSupervoxelTrainer
-from nnunet_ext.training.from_plan import network_from_plan
 from nnunet_ext.training.lstm_sa import SliceNetworkTrainer
 from nnunet_ext.training.self_updating import SelfUpdatingLossTrainer
 from nnunet_ext.training.trainer import PluginTrainer

@@ -12,7 +12,7 @@ from torch.optim import SGD
 
 from nnunet_ext.fewshot.bank import SupportBank, SupportSlices, class_labels
 from nnunet_ext.networks import FAFNet
-from nnunet_ext.networks.faf_head import UNLABELLED
+from nnunet_ext.networks.faf_net.head import UNLABELLED
 from nnunet_ext.training.schedules import StepDecayScheduler
 from nnunet_ext.training.trainer import PluginTrainer
 

@@ -11,9 +11,9 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor
 
-from nnunet_ext.fewshot import SupervoxelParameters
 from nnunet_ext.fewshot.episodes import SupervoxelEpisodes
-from nnunet_ext.fewshot.preparation import make_supervoxels
+from nnunet_ext.supervoxels import SupervoxelParameters
+from nnunet_ext.supervoxels.preparation import make_supervoxels
 from nnunet_ext.training.faf_net import FAFNetBaseTrainer
 
 

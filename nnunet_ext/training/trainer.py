@@ -15,13 +15,13 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from nnunet_ext import __version__
-from nnunet_ext.checkpoints import differences, misfits, read_checkpoint, refuse_misfits, some_of, uncompiled
-from nnunet_ext.console import RESUMABLE_EXIT
-from nnunet_ext.files import check_writable, named_errors, remove, replacing
+from nnunet_ext.networks.from_plan import network_from_plan, output_scales
+from nnunet_ext.nnunet.checkpoints import differences, misfits, read_checkpoint, refuse_misfits, some_of, uncompiled
 from nnunet_ext.training.budget import Budget
 from nnunet_ext.training.checkpoint_request import CheckpointRequest
 from nnunet_ext.training.finite import StepGuard, bad_cases, not_finite
-from nnunet_ext.training.from_plan import network_from_plan, output_scales
+from nnunet_ext.utils.files import check_writable, named_errors, remove, replacing
+from nnunet_ext.utils.subprocesses import RESUMABLE_EXIT
 
 _CHECKPOINT_KEY = "nnunet_ext"
 _MAX_EPOCHS_BETWEEN_CHECKPOINTS = 50

@@ -5,11 +5,11 @@ from inspect import signature
 
 from torch import Tensor, nn
 
-from nnunet_ext.weights.em_net import em_net_from_authors
-from nnunet_ext.weights.faf_net import faf_net_from_authors
-from nnunet_ext.weights.lstm_sa import lstmsa_from_authors, salstm_from_authors
-from nnunet_ext.weights.mt_unet import mt_unet_from_authors
-from nnunet_ext.weights.sasan import sasan_from_authors
+from nnunet_ext.networks.em_net.authors_weights import em_net_from_authors
+from nnunet_ext.networks.faf_net.authors_weights import faf_net_from_authors
+from nnunet_ext.networks.lstm_sa.authors_weights import lstmsa_from_authors, salstm_from_authors
+from nnunet_ext.networks.mt_unet.authors_weights import mt_unet_from_authors
+from nnunet_ext.networks.sasan.authors_weights import sasan_from_authors
 
 _IMPORTERS: dict[str, Callable[..., nn.Module]] = {
     "em_net": em_net_from_authors,

@@ -5,8 +5,8 @@ from typing import Any, cast
 
 from torch import nn
 
-from nnunet_ext.blocks.axial_attention import AxialAttention, default_heads
 from nnunet_ext.networks import LSTMSA, SALSTM, SASAN, EMNet, FAFNet
+from nnunet_ext.networks.sasan.axial_attention import AxialAttention, default_heads
 
 _EM_NET = {
     ("EM-Net", "spatial"): "EMNetTrainer",

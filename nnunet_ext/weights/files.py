@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nnunet_ext.files import replacing
+from nnunet_ext.utils.files import replacing
 
 _NESTED_UNDER = ("state_dict", "model_state_dict", "network_weights", "model", "net")
 

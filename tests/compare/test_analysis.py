@@ -9,10 +9,10 @@ import pytest
 from nnunet_ext.compare.analysis import MEAN, analyse
 from nnunet_ext.compare.labels import LabelSet
 from nnunet_ext.compare.metrics import METRICS
-from nnunet_ext.compare.outcome import Outcome, Settings
+from nnunet_ext.compare.report.text import headline, reason, sentence
+from nnunet_ext.compare.result import Outcome, Settings
 from nnunet_ext.compare.statistics import estimate, holm
 from nnunet_ext.compare.study import Case, Entrant, Study
-from nnunet_ext.compare.words import headline, reason, sentence
 
 LABELS = LabelSet({"a": 1, "b": 2}, None, ".nii.gz", "SimpleITKIO")
 NAN = float("nan")

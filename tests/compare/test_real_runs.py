@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from selenium.webdriver.common.by import By
 
-from tests.conftest import SHIPPED_CASES, lay_out
+from tests.helpers.workspaces import SHIPPED_CASES, lay_out
 
 pytestmark = pytest.mark.slow
 

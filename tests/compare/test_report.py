@@ -15,11 +15,11 @@ from scipy import stats
 from nnunet_ext.cli.main import main
 from nnunet_ext.compare.collect import collect_cross_validation
 from nnunet_ext.compare.heldout import collect_predictions
-from nnunet_ext.compare.logs import read_training
-from nnunet_ext.compare.outcome import Settings
-from nnunet_ext.compare.overlays import chosen_slice
+from nnunet_ext.compare.report.overlays import chosen_slice
+from nnunet_ext.compare.report.text import count_text
+from nnunet_ext.compare.result import Settings
 from nnunet_ext.compare.run import compare
-from nnunet_ext.compare.words import count_text
+from nnunet_ext.nnunet.training_log import read_training
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["nnUNetTrainer", "SASANTrainer", "EMNetTrainer"]

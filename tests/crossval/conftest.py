@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_ext.crossval.build import build_graph
 from nnunet_ext.crossval.experiment import make_experiment
+from nnunet_ext.crossval.steps import build_graph
 
 BUDGET = {"NNUNET_EXT_EPOCHS": "1", "NNUNET_EXT_ITERATIONS": "1", "NNUNET_EXT_VAL_ITERATIONS": "1"}
 

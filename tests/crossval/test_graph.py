@@ -9,10 +9,10 @@ import pytest
 
 from nnunet_ext.cli import crossval
 from nnunet_ext.cli.main import main
-from nnunet_ext.crossval.build import build_graph
+from nnunet_ext.crossval.completion import State
 from nnunet_ext.crossval.experiment import make_experiment
 from nnunet_ext.crossval.local import describe, make_slots
-from nnunet_ext.crossval.state import State
+from nnunet_ext.crossval.steps import build_graph
 from nnunet_ext.crossval.unpack import unpack
 
 

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from nnunet_ext.console import console_script
+from nnunet_ext.utils.subprocesses import console_script
 
 pytestmark = pytest.mark.slow
 

@@ -11,14 +11,14 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from nnunet_ext.console import is_running
-from nnunet_ext.crossval.child import check_not_running
+from nnunet_ext.crossval.cluster.task import requeue, run_part
+from nnunet_ext.crossval.completion import State
 from nnunet_ext.crossval.display import LineDisplay, TableDisplay, progress_table
 from nnunet_ext.crossval.graph import Graph, Node
 from nnunet_ext.crossval.local import listening
-from nnunet_ext.crossval.part import requeue, run_part
+from nnunet_ext.crossval.process import check_not_running
 from nnunet_ext.crossval.runner import Runner, Slot, Status
-from nnunet_ext.crossval.state import State
+from nnunet_ext.utils.subprocesses import is_running
 
 # Listens as our trainers do: ends on SIGUSR1, here by writing a file of its own.
 LISTENS = """

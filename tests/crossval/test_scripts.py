@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from nnunet_ext.cli.main import main
-from nnunet_ext.console import console_script
-from nnunet_ext.crossval.jobs import JobOptions, make_jobs, parse_time
+from nnunet_ext.crossval.cluster.jobs import JobOptions, make_jobs, parse_time
+from nnunet_ext.utils.subprocesses import console_script
 
 
 @pytest.fixture

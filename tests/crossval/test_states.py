@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import torch
 
-from nnunet_ext.crossval.state import (
+from nnunet_ext.crossval.completion import (
     State,
     json_state,
     pooling_state,

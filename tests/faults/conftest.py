@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_ext.demo.command import console_script
+from nnunet_ext.utils.subprocesses import console_script
 
 CONFIGURATION = "3d_fullres_tiny"
 BUDGET = {"NNUNET_EXT_EPOCHS": "3", "NNUNET_EXT_ITERATIONS": "2", "NNUNET_EXT_VAL_ITERATIONS": "1"}

@@ -11,9 +11,9 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
-from nnunet_ext.checkpoints import read_checkpoint
 from nnunet_ext.cli.main import main
-from nnunet_ext.model_folder import load_predictor
+from nnunet_ext.nnunet.checkpoints import read_checkpoint
+from nnunet_ext.nnunet.trained_model import load_predictor
 from nnunet_ext.weights import write_pretrained
 
 

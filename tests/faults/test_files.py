@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_ext.fewshot.supervoxel_cache import cached_supervoxels
-from nnunet_ext.files import check_writable, remove_left_overs, replacing
+from nnunet_ext.supervoxels.supervoxel_cache import cached_supervoxels
+from nnunet_ext.utils.files import check_writable, remove_left_overs, replacing
 from nnunet_ext.weights import write_pretrained
 
 KILOBYTE = 1024

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from nnunet_ext.checkpoints import read_checkpoint
+from nnunet_ext.nnunet.checkpoints import read_checkpoint
 
 pytestmark = pytest.mark.slow
 

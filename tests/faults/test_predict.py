@@ -13,9 +13,9 @@ from nnunetv2.inference.predict_from_raw_data import predict_entry_point
 
 from nnunet_ext.cli import predict
 from nnunet_ext.cli.main import main
-from nnunet_ext.demo.command import console_script
-from nnunet_ext.prediction import Work, part_of, sort_out
-from nnunet_ext.scans import scans_in
+from nnunet_ext.nnunet.scans import scans_in
+from nnunet_ext.predict import Work, part_of, sort_out
+from nnunet_ext.utils.subprocesses import console_script
 
 FAST = ("-npp", "1", "-nps", "1", "--disable_tta", "-device", "cpu")
 OPTIONS = ("-d", "4", "-c", "3d_fullres_tiny", "-tr", "SASANTrainer", "-f", "0", *FAST)

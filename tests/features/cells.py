@@ -13,7 +13,7 @@ import SimpleITK as sitk
 import torch
 from scipy import ndimage
 
-from nnunet_ext.console import console_script, is_running, signal_group, start_command
+from nnunet_ext.utils.subprocesses import console_script, is_running, signal_group, start_command
 from tests.features.lab import (
     BUDGET,
     ON_CPU,

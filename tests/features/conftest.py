@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import feature_matrix
-from nnunet_ext.installed import trainers_folder
+from benchmarks.page import feature_matrix
+from nnunet_ext.nnunet.trainers import trainers_folder
 from tests.features.forked import Forks
 from tests.features.lab import Lab
 from tests.features.workspaces import FRUGAL

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from benchmarks.feature_matrix import INTEGRATION, INTEGRATION_TRAINERS
+from benchmarks.page.feature_matrix import INTEGRATION, INTEGRATION_TRAINERS
 from tests.features.lab import BUDGET
 from tests.features.workspaces import FrugalWorkspace
 

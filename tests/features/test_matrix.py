@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.feature_matrix import FEATURES, TRAINERS
+from benchmarks.page.feature_matrix import FEATURES, TRAINERS
 from tests.features.cells import CELLS
 
 IN_CONTINUOUS_INTEGRATION = {("SASANTrainer", "cascade"), ("FAFNetTrainer", "regions_ignore")}

@@ -1,7 +1,7 @@
 """The page of features is what the tests have found, for all trainers and features, without an exception."""
 
-from benchmarks import feature_matrix
-from benchmarks.feature_matrix import FEATURES, INTEGRATION, PAGE, PASSED, RESULTS, TRAINERS
+from benchmarks.page import feature_matrix
+from benchmarks.page.feature_matrix import FEATURES, INTEGRATION, PAGE, PASSED, RESULTS, TRAINERS
 from nnunet_ext.networks import NETWORKS
 from tests.features.cells import CELLS
 

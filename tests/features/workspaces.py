@@ -10,8 +10,8 @@ import numpy as np
 import SimpleITK as sitk
 from skimage import io
 
-from tests.conftest import NNUNetWorkspace
 from tests.features.forked import Forks
+from tests.helpers.workspaces import NNUNetWorkspace
 
 CASES = 4
 IGNORE = 3

@@ -1,0 +1,1 @@
+"""The generated results page, its tables and its figures."""

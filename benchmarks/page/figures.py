@@ -1,0 +1,200 @@
+"""The plots of the page of results: SVG files whose metadata hold a hash of the numbers that they show.
+
+The hash, not the drawing, is what a test compares: matplotlib's versions draw the same numbers differently.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.page.result_files import Results
+from benchmarks.page.tables import STOCK, TRAINER_OF, mean_dice
+
+Data = Mapping[str, Any]
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "nnunet_ext",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+}
+_COLOURS = {
+    STOCK: "#444444",
+    "ResidualEncoderUNet": "#999999",
+    "SASAN": "#0072b2",
+    "EM-Net": "#d55e00",
+    "SALSTM": "#56b4e9",
+    "LSTMSA": "#009e73",
+    "FAF-Net": "#cc79a7",
+    "MT-UNet": "#e69f00",
+}
+_NETWORK_OF = {trainer: network for network, trainer in TRAINER_OF.items()}
+_DIGEST = re.compile(r"numbers sha256 ([0-9a-f]{64})")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure of the page.
+
+    Attributes:
+        name: Of its file under docs/figures, without ending.
+        alternative: What it shows, in words.
+        data: The numbers shown, from the results; empty where they are not there.
+        draw: Draws them.
+    """
+
+    name: str
+    alternative: str
+    data: Callable[[Results], Data]
+    draw: Callable[[Figure, Data], None]
+
+
+def digest(data: Data) -> str:
+    """Hash of the numbers that a figure shows."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def shown_digest(path: Path) -> str:
+    """The hash that a figure's file holds.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    found = _DIGEST.search(path.read_text())
+    if found is None:
+        raise ValueError(f"{path} holds no hash of numbers; make it by `python -m benchmarks.page.results_page`")
+    return found.group(1)
+
+
+def save(plot: Plot, results: Results, folder: Path) -> Path | None:
+    """Writes FOLDER/NAME.svg unless it shows these numbers already; None where there are no numbers."""
+    data = plot.data(results)
+    if not data:
+        return None
+    path = folder / f"{plot.name}.svg"
+    if path.is_file() and shown_digest(path) == digest(data):
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.6, 3.4), layout="constrained", facecolor="white")
+        plot.draw(figure, data)
+        metadata = {"Title": plot.alternative, "Description": f"numbers sha256 {digest(data)}", "Date": None}
+        figure.savefig(path, metadata=metadata)
+    return path
+
+
+def _series(results: Results, name: str, x: str, *columns: str) -> dict[str, list[list[float]]]:
+    """By network: [x, column, column, ...] of every row that has all of them."""
+    series: dict[str, list[list[float]]] = {}
+    for row in results.rows(name):
+        if all(row[column] for column in columns):
+            series.setdefault(row["network"], []).append([float(row[column]) for column in (x, *columns)])
+    return series
+
+
+def _scaling_data(results: Results) -> Data:
+    return _series(results, "scaling_cpu", "voxels", "seconds", "added_GB", "seconds_exponent", "added_GB_exponent")
+
+
+def _draw_scaling(figure: Figure, data: Data) -> None:
+    for axes, column, label in zip(
+        figure.subplots(1, 2), (1, 2), ("seconds a training step", "memory, GB"), strict=True
+    ):
+        for network, points in data.items():
+            exponent = f"{network} {points[0][column + 2]:.2f}"
+            _line(axes, network, [p[0] for p in points], [p[column] for p in points], exponent)
+        axes.set(xscale="log", yscale="log", xlabel="voxels of the patch", ylabel=label)
+        voxels = sorted({point[0] for points in data.values() for point in points})
+        axes.set_xticks(voxels, [f"{number:,.0f}" for number in voxels])
+        axes.minorticks_off()
+        axes.legend(title="exponents", fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+
+
+def _tiles_data(results: Results) -> Data:
+    return _series(results, "tiles_cpu", "tiles", "seconds", "min_s", "max_s")
+
+
+def _draw_tiles(figure: Figure, data: Data) -> None:
+    axes = figure.subplots()
+    for network, points in data.items():
+        x, median, low, high = (list(values) for values in zip(*points, strict=True))
+        _line(axes, network, x, median, network)
+        axes.fill_between(x, low, high, color=_COLOURS[network], alpha=0.15, linewidth=0)
+    axes.set(xlabel="tiles of the scan", ylabel="seconds of prediction", ylim=(0, None))
+    axes.legend(fontsize=8)
+
+
+def _cost_data(results: Results) -> Data:
+    """By precision and network: median, lowest and highest of the step over the stock network's median."""
+    steps = [row for row in results.rows("networks_cpu") if row["what"] == "training step" and row["mode"] == "eager"]
+    data: dict[str, dict[str, list[float]]] = {}
+    for row in steps:
+        data.setdefault(row["precision"], {})[row["network"]] = [float(row[f"of_{STOCK}"]), float(row["added_GB"] or 0)]
+    return data
+
+
+def _draw_cost(figure: Figure, data: Data) -> None:
+    networks = list(next(iter(data.values())))
+    time, memory = figure.subplots(1, 2, sharey=True)
+    for position, (precision, costs) in enumerate(data.items()):
+        there = [(row, name) for row, name in enumerate(networks) if name in costs]
+        places = [row + 0.8 * ((position + 0.5) / len(data) - 0.5) for row, _ in there]
+        shade = {"color": [_COLOURS[name] for _, name in there], "alpha": 1 - 0.5 * position / len(data)}
+        for axes, column in ((time, 0), (memory, 1)):
+            bars = axes.barh(places, [costs[name][column] for _, name in there], 0.7 / len(data), **shade)
+            axes.bar_label(bars, [f"{costs[name][column]:.2f} {precision}" for _, name in there], fontsize=6, padding=2)
+    time.set_yticks(range(len(networks)), networks)
+    time.invert_yaxis()
+    time.set(xlabel=f"training step, of {STOCK}'s time")
+    memory.set(xlabel="memory of a training step, GB")
+    for axes in (time, memory):
+        axes.margins(x=0.25)
+
+
+def _accuracy_data(results: Results) -> Data:
+    """By trainer: time of its network's training step in that of the stock network's, and mean Dice."""
+    costs = _cost_data(results).get("float32", {})
+    dice = mean_dice(results.rows("accuracy_hippocampus"))
+    return {
+        trainer: [costs[network][0], dice[trainer]]
+        for network, trainer in TRAINER_OF.items()
+        if network in costs and trainer in dice
+    }
+
+
+def _draw_accuracy(figure: Figure, data: Data) -> None:
+    axes = figure.subplots()
+    for trainer, (cost, dice) in data.items():
+        axes.plot(cost, dice, "o", color=_COLOURS[_NETWORK_OF[trainer]])
+        axes.annotate(trainer, (cost, dice), (5, 4), textcoords="offset points", fontsize=7)
+    axes.margins(0.15)
+    axes.set(xlabel=f"training step, of {STOCK}'s time", ylabel="mean Dice")
+
+
+def _line(axes: Axes, network: str, x: list[float], y: list[float], label: str) -> None:
+    axes.plot(x, y, "o-", color=_COLOURS[network], markersize=3, linewidth=1.3, label=label)
+
+
+PLOTS: Mapping[str, Plot] = {
+    plot.name: plot
+    for plot in (
+        Plot("accuracy", "Mean Dice of trainers against the time of a training step", _accuracy_data, _draw_accuracy),
+        Plot("cost", "Time and memory of training steps against nnU-Net's", _cost_data, _draw_cost),
+        Plot("scaling", "Time and memory of training steps against the patch", _scaling_data, _draw_scaling),
+        Plot("tiles", "Seconds of prediction against the number of tiles", _tiles_data, _draw_tiles),
+    )
+}
+"""By the name of the file."""

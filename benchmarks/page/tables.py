@@ -1,0 +1,389 @@
+"""Committed measurements as tables, for the page of results and the README alike."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+from benchmarks.page.result_files import Row, markdown_table
+
+Rows = Sequence[Row]
+STOCK = "PlainConvUNet"
+"""What networks are compared with: nnU-Net's default."""
+
+
+def networks(rows: Rows) -> str:
+    """One table for each precision and mode."""
+    tables = []
+    for precision, mode in _in_order((row["precision"], row["mode"]) for row in rows):
+        part = [row for row in rows if (row["precision"], row["mode"]) == (precision, mode)]
+        named = "autocast (bfloat16)" if precision == "autocast" and part[0]["device"] == "cpu" else precision
+        batches = f"training steps of batch {part[0]['batch']}, forward passes of 1"
+        head = f"Patch {part[0]['patch']}; {batches}; {named}, {mode}."
+        tables.append(f"{head}\n\n{_networks(part)}")
+    return "\n\n".join(tables)
+
+
+def _networks(rows: Rows) -> str:
+    header = ["network", "parameters", "multiply-adds"]
+    header += ["forward, s", "of stock's", "memory", "training step, s", "of stock's", "memory"]
+    by_call = {(row["network"], row["what"]): row for row in rows}
+    lines = []
+    for name in _in_order(row["network"] for row in rows):
+        forward, step = by_call[name, "forward"], by_call[name, "training step"]
+        cells = [name, f"{float(forward['parameters_M']):.1f} M", f"{float(forward['multiply_adds_G']):.1f} G"]
+        for row in (forward, step):
+            cells += [_spread(row), f"{float(row[f'of_{STOCK}']):.2f}", _gigabytes(row["added_GB"])]
+        lines.append(cells)
+    return markdown_table(header, lines)
+
+
+def mean_dice(accuracy: Rows) -> dict[str, float]:
+    """By trainer, of rows that `benchmarks.accuracy` writes: the mean over labels."""
+    return {row["trainer"]: float(row["dice"]) for row in accuracy if row["label"] == "mean"}
+
+
+def shown_dice(dice: Mapping[str, float], trainer: str) -> str:
+    """As tables and sentences have it; empty where it was not measured."""
+    return f"{dice[trainer]:.3f} (`{trainer}`)" if trainer in dice else ""
+
+
+def networks_short(rows: Rows, accuracy: Rows = ()) -> str:
+    """A row a network, float32 and eager: its size, its training step against nnU-Net's, its Dice where measured."""
+    dice = mean_dice(accuracy)
+    header = ["network", "patch", "parameters", "multiply-adds", "step's time", "step's memory"]
+    steps = {
+        row["network"]: row
+        for row in rows
+        if (row["what"], row["precision"], row["mode"]) == ("training step", "float32", "eager")
+    }
+    stock = steps[STOCK]["added_GB"]
+    lines = []
+    for name, row in steps.items():
+        sizes = f"{float(row['parameters_M']):.1f} M", f"{float(row['multiply_adds_G']):.1f} G"
+        memory = f"{float(row['added_GB']) / float(stock):.2f}" if stock and row["added_GB"] else ""
+        cells = [name, row["patch"], *sizes, f"{float(row[f'of_{STOCK}']):.2f}", memory]
+        if dice:
+            cells.append(shown_dice(dice, TRAINER_OF.get(name, "")))
+        lines.append(cells)
+    return markdown_table([*header, "Dice"] if dice else header, lines)
+
+
+TRAINER_OF = {
+    STOCK: "StockTrainer",
+    "SASAN": "SASANTrainer",
+    "EM-Net": "EMNetTrainer",
+    "SALSTM": "SALSTMTrainer",
+    "LSTMSA": "LSTMSATrainer",
+    "FAF-Net": "FAFNetTrainer",
+}
+"""The trainer whose accuracy stands beside a network's cost."""
+
+
+def transcriptions(rows: Rows) -> str:
+    header = ["network", "patch", "", "plain, s", "ours, s", "", "plain, memory", "ours, memory"]
+    by_form = {(row["network"], row["what"], row["form"]): row for row in rows}
+    lines = []
+    for name, what in _in_order((row["network"], row["what"]) for row in rows):
+        plain, ours = by_form[name, what, "plain"], by_form[name, what, "ours"]
+        lines.append(
+            [
+                *(name, ours["patch"], what, _spread(plain), _spread(ours), faster(ours["times_faster"])),
+                *(_gigabytes(row["added_GB"]) for row in (plain, ours)),
+            ]
+        )
+    return markdown_table(header, lines)
+
+
+def operators(rows: Rows) -> str:
+    header = ["network", "patch", "batch", "step, s", "convolutions and products alone, s", "ratio"]
+    header.append("ratio to products and scans")
+    return markdown_table(
+        header,
+        [
+            [
+                *(row["network"], row["patch"], row["batch"]),
+                *(f"{float(row[key]):.2f}" for key in ("step_seconds", "products_seconds", "step_of_products")),
+                row["step_of_products_and_scans"],
+            ]
+            for row in rows
+        ],
+    )
+
+
+def scaling(rows: Rows) -> str:
+    patches = _in_order(row["patch"] for row in rows)
+    header = ["network", *(f"{patch}, s" for patch in patches), "exponent of time"]
+    header += [*(f"{patch}, memory" for patch in patches), "exponent of memory"]
+    by_patch = {(row["network"], row["patch"]): row for row in rows}
+    lines = []
+    for name in _in_order(row["network"] for row in rows):
+        mine = [by_patch.get((name, patch)) for patch in patches]
+        some = next(row for row in mine if row)
+        seconds = [_spread(row) if row else "" for row in mine]
+        memory = [_gigabytes(row["added_GB"]) if row else "" for row in mine]
+        lines.append([name, *seconds, some["seconds_exponent"], *memory, some["added_GB_exponent"]])
+    return markdown_table(header, lines)
+
+
+def tiles(rows: Rows) -> str:
+    numbers = _in_order(row["tiles"] for row in rows)
+    header = ["network", *(f"{number} tile{'' if number == '1' else 's'}, s" for number in numbers)]
+    header += ["a further tile, s (fit)", "besides, s (fit)"]
+    by_number = {(row["network"], row["tiles"]): row for row in rows}
+    return markdown_table(
+        header,
+        [
+            [
+                name,
+                *(_spread(by_number[name, number]) for number in numbers),
+                *(_no_minus_zero(by_number[name, numbers[0]][key]) for key in ("seconds_per_tile", "seconds_at_none")),
+            ]
+            for name in _in_order(row["network"] for row in rows)
+        ],
+    )
+
+
+_SCANS = {"mambapy": "mambapy", "loop": "loop over time", "extension": "C extension", "segments": "plain PyTorch"}
+
+
+def selective_scan(rows: Rows) -> str:
+    header = ["b d n l", "", "scan", "milliseconds", "against mambapy", "extra memory, in sizes of u"]
+    lines = []
+    for row in rows:
+        times, memory = (float(row[key]) for key in ("times_faster_than_mambapy", "extra_memory_in_sizes_of_u"))
+        ratio = "" if row["method"] == "mambapy" else faster(times)
+        milliseconds = f"{float(row['milliseconds']):.0f}"
+        named = row["b_d_n_l"], row["what"], _SCANS[row["method"]]
+        lines.append([*named, milliseconds, ratio, f"{memory:.0f}"])
+    return markdown_table(header, lines)
+
+
+def sasan(rows: Rows) -> str:
+    lines = []
+    for row in rows:
+        digits = 3 if float(row["ours_s"]) < 1 else 1
+        ours, plain = (f"{float(row[key]):.{digits}f} s" for key in ("ours_s", "plain_s"))
+        lines.append([f"{row['what']}; {row['setting']}", ours, plain, faster(row["times_faster"])])
+        if row["ours_added_GB"]:
+            memory = [_gigabytes(row[key]) for key in ("ours_added_GB", "plain_added_GB")]
+            lines.append([f"{row['what']}, peak memory", *memory, f"{float(row['added_ratio']):.2f} of it"])
+    return markdown_table(["", "SASAN", "plain transcription", ""], lines)
+
+
+def plain(rows: Rows) -> str:
+    """Ours against a plain transcription; rows of `plain_row`."""
+    header = ["", "setting", "plain, s", "ours, s", ""]
+    return markdown_table(
+        header,
+        [
+            [
+                *(row["what"], row["setting"], f"{float(row['plain_s']):.2f}"),
+                *(f"{float(row['ours_s']):.2f}", faster(row["times_faster"])),
+            ]
+            for row in rows
+        ],
+    )
+
+
+_BACKENDS = {"cpu": "C extension", "torch": "plain PyTorch", "multiplication": "multiplication"}
+
+
+def em_net(rows: Rows) -> str:
+    header = ["", "scan", "seconds", "of the multiplication's", "peak memory"]
+    return markdown_table(
+        header,
+        [
+            [
+                *(row["what"], _BACKENDS[row["scan"]]),
+                *(f"{float(row[key]):.2f}" for key in ("seconds", "of_multiplication")),
+                _gigabytes(row["added_GB"]),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def lstm_sa(rows: Rows) -> str:
+    header = ["", "setting", "seconds", "of the first's", "peak memory"]
+    columns = ("what", "setting")
+    return markdown_table(
+        header,
+        [
+            [*(row[key] for key in columns), _spread(row), row["of_not_checkpointed"], _gigabytes(row["added_GB"])]
+            for row in rows
+        ],
+    )
+
+
+def gaussian_attention(rows: Rows) -> str:
+    loops = {(row["positions"], row["what"]): row for row in rows if row["method"] == "loop"}
+    lines = []
+    for row in rows:
+        if row["method"] == "vectorised":
+            loop = float(loops[row["positions"], row["what"]]["milliseconds"])
+            ours = f"{float(row['milliseconds']):.2f}"
+            lines.append([row["positions"], row["what"], f"{loop:.1f}", ours, faster(row["times_faster_than_loop"])])
+    return markdown_table(["positions", "", "loop, ms", "vectorised, ms", ""], lines)
+
+
+def faf_net(rows: Rows) -> str:
+    return markdown_table(
+        ["encoder", "support", "setting", "ms a slice", "times faster"],
+        [
+            [
+                *(row[key] for key in ("encoder", "support", "setting")),
+                *(f"{float(row['ms_per_slice']):.1f}", row["times_faster"]),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def supervoxels(rows: Rows) -> str:
+    return markdown_table(
+        ["connectivity", "backend", "volume", "segments", "seconds", "extra memory"],
+        [
+            [
+                *(row[key] for key in ("connectivity", "backend", "d_h_w", "segments")),
+                *(f"{float(row['seconds']):.2f}", _gigabytes(row["extra_gb"])),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def planned_memory(rows: Rows) -> str:
+    header = ["network", "patch", "saved, traced", "measured", "ratio"]
+    header += ["step planned at", "takes, traced", "of it saved", "of it transient", "seconds of the trace"]
+    return markdown_table(
+        header,
+        [
+            [
+                *(row["network"], row["patch"], f"{row['traced_MB']} MB", f"{row['measured_MB']} MB"),
+                *(row["traced_to_measured"], row["planned_patch"]),
+                *(_gigabytes(row[f"{part}_GB"]) for part in ("planned", "saved", "transient")),
+                row["trace_s"],
+            ]
+            for row in rows
+        ],
+    )
+
+
+def few_shot(rows: Rows) -> str:
+    """One table for each training and label."""
+    texts = []
+    for setting, label in _in_order((row["setting"], row["label"]) for row in rows):
+        mine = [row for row in rows if (row["setting"], row["label"]) == (setting, label)]
+        lines = []
+        for method in _in_order(row["method"] for row in mine):
+            dice = few_shot_dice(mine, method)
+            spread = f"{min(dice):.2f} to {max(dice):.2f}"
+            lines.append([method, str(len(dice)), f"{statistics.fmean(dice):.2f}", spread])
+        header = ["method", "supports", "Dice, mean", "lowest and highest"]
+        texts.append(f"{setting}; label {label}.\n\n{markdown_table(header, lines)}")
+    return "\n\n".join(texts)
+
+
+def few_shot_dice(rows: Rows, method: str) -> list[float]:
+    """Of each support."""
+    return [float(row["dice"]) for row in rows if row["method"] == method]
+
+
+def accuracy(rows: Rows, cases: Rows, baseline: str = "StockTrainer") -> str:
+    """Dice of every label and their mean; of the mean, the paired difference to the baseline over cases."""
+    labels = [label for label in _in_order(row["label"] for row in rows) if label != "mean"]
+    by_label = {(row["trainer"], row["label"]): row for row in rows}
+    per_case = {trainer: _case_means(cases, trainer) for trainer in _in_order(row["trainer"] for row in rows)}
+    timed = any(row["seconds_per_epoch"] for row in rows)
+    header = ["trainer", *labels, "mean", "difference to stock, cases better", *["s an epoch"] * timed, "parameters"]
+    lines = []
+    for trainer, means in per_case.items():
+        row = by_label[trainer, "mean"]
+        dice = [f"{float(by_label[trainer, label]['dice']):.3f}" for label in [*labels, "mean"]]
+        against = "" if trainer == baseline else _difference(means, per_case.get(baseline, {}))
+        size = f"{int(row['parameters']) / 1e6:.1f} M"
+        lines.append([f"`{trainer}`", *dice, against, *[row["seconds_per_epoch"]] * timed, size])
+    return markdown_table(header, lines)
+
+
+def _case_means(cases: Rows, trainer: str) -> dict[str, float]:
+    """Mean over labels of every case; labels that neither truth nor prediction has (NaN) do not count."""
+    values: dict[str, list[float]] = {}
+    for row in cases:
+        dice = float(row["dice"])
+        if row["trainer"] == trainer and dice == dice:
+            values.setdefault(row["case"], []).append(dice)
+    return {case: statistics.fmean(dice) for case, dice in values.items()}
+
+
+def _difference(ours: Mapping[str, float], stock: Mapping[str, float]) -> str:
+    """Mean and standard error of the differences of cases that both have, and how many are better."""
+    differences = [ours[case] - stock[case] for case in ours if case in stock]
+    if len(differences) < 2:
+        return ""
+    error = statistics.stdev(differences) / len(differences) ** 0.5
+    better = sum(difference > 0 for difference in differences)
+    return f"{statistics.fmean(differences):+.3f} ± {error:.3f}, {better} of {len(differences)}"
+
+
+def selective_scan_gpu(rows: Rows) -> str:
+    header = ["b d n l", "", "kernel", "ms", "memory's limit, ms", "exponentials' limit, ms", "times faster"]
+    columns = ("b_d_n_l", "what", "backend", "milliseconds", "memory_limit_ms", "exponential_limit_ms")
+    return markdown_table(header, [[row[key] for key in (*columns, "times_faster_than_mamba_ssm")] for row in rows])
+
+
+TABLES: dict[str, Callable[[Rows], str]] = {
+    "networks_cpu": networks,
+    "networks_2d_cpu": networks,
+    "networks_compiled_cpu": networks,
+    "networks_compiled_3d_cpu": networks,
+    "networks_cuda": networks,
+    "scaling_cuda": scaling,
+    "tiles_cuda": tiles,
+    "transcriptions_cpu": transcriptions,
+    "operators_cpu": operators,
+    "scaling_cpu": scaling,
+    "tiles_cpu": tiles,
+    "selective_scan_cpu": selective_scan,
+    "selective_scan_8192_cpu": selective_scan,
+    "selective_scan_gpu": selective_scan_gpu,
+    "sasan_cpu": sasan,
+    "em_net_cpu": em_net,
+    "faf_net_plain_cpu": plain,
+    "lstm_sa_cpu": lstm_sa,
+    "gaussian_attention_cpu": gaussian_attention,
+    "faf_net_cpu": faf_net,
+    "supervoxels_cpu": supervoxels,
+    "planned_memory_cpu": planned_memory,
+    "planned_memory_cuda": planned_memory,
+    "few_shot_hippocampus": few_shot,
+}
+"""By the name of the CSV file; accuracy needs two files and stands on its own."""
+
+
+def _in_order(values):
+    """Distinct values as they come."""
+    return list(dict.fromkeys(values))
+
+
+def _spread(row: Row) -> str:
+    """Median, and lowest to highest."""
+    digits = 3 if float(row["seconds"]) < 0.1 else 2
+    median, low, high = (f"{float(row[key]):.{digits}f}" for key in ("seconds", "min_s", "max_s"))
+    return f"{median} ({low} to {high})"
+
+
+def _gigabytes(value: str) -> str:
+    return f"{float(value):.2f} GB" if value else ""
+
+
+def faster(times: str | float) -> str:
+    """In words."""
+    ratio = float(times)
+    if 0.95 <= ratio <= 1.05:
+        return "as fast"
+    inverse, named = (ratio, "faster") if ratio > 1 else (1 / ratio, "slower")
+    return f"{inverse:.0f} times {named}" if inverse >= 10 else f"{inverse:.1f} times {named}"
+
+
+def _no_minus_zero(value: str) -> str:
+    return f"{round(float(value), 2) + 0:.2f}"

@@ -1,0 +1,1 @@
+"""Naive reference implementations of the networks, for timing and for agreement tests."""

@@ -1,0 +1,127 @@
+"""What `nnunet_ext bench` does: settings from its options, measurements, one CSV file each."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from nnunet_ext.bench.measure import environment, write_csv
+from nnunet_ext.bench.setting import NETWORKS, Setting
+from nnunet_ext.bench.tables import Row, network_rows, operator_rows, scaling_rows, tile_rows
+from nnunet_ext.utils.devices import choose_device
+
+_PATCH, _BATCH = (40, 56, 40), 2
+
+
+def measure(
+    what: Sequence[str],
+    networks: Sequence[str] | None,
+    plan: tuple[Path, str] | None,
+    patch_size: tuple[int, ...] | None,
+    batch_size: int | None,
+    sizes: Sequence[int],
+    tiles: Sequence[int],
+    precisions: Sequence[str],
+    modes: Sequence[str],
+    device: str,
+    threads: int | None,
+    repeats: int,
+    output: Path,
+    label: str = "",
+    clock: str = "wall",
+) -> list[Path]:
+    """Measures and writes OUTPUT/NAME_DEVICE.csv, `networks_cpu.csv` for instance; returns the files.
+
+    Args:
+        what: Names of measurements: networks, operators, scaling, tiles.
+        networks: Names of networks; None: all that fit the setting.
+        plan: A plans file and its configuration, instead of the next two.
+        patch_size: P in voxels, planned as isotropic; None: 40 x 56 x 40.
+        batch_size: Of training steps; None: 2.
+        sizes: Sides of the patches of "scaling", with as many axes as the setting has; the smallest one's topology.
+        tiles: Numbers of tiles of "tiles".
+        precisions: Of "networks".
+        modes: Of "networks".
+        device: auto, or a type of device.
+        threads: Of the CPU; None: as torch has it.
+        repeats: Turns that count.
+        output: Folder.
+        label: In the files' names: `networks_LABEL_cpu.csv`.
+        clock: Of `nnunet_ext.bench.measure.CLOCKS`.
+
+    Raises:
+        ValueError: for a network that is unknown or does not fit the setting, a patch that nnU-Net would not plan or
+            that is given beside a plan, a number that is not positive, fewer than two numbers of tiles, a device that
+            there is not, the processor's clock of anything but one thread.
+        FileNotFoundError: if the plan is missing.
+    """
+    for name, values in (
+        ("--repeats", [repeats]),
+        ("--batch-size", [] if batch_size is None else [batch_size]),
+        ("--sizes", sizes),
+        ("--tiles", tiles),
+        ("--threads", [] if threads is None else [threads]),
+    ):
+        if values and min(values) < 1:
+            raise ValueError(f"{name} {min(values)} must be at least 1")
+    if "tiles" in what and len(set(tiles)) < 2:
+        raise ValueError(f"--tiles {tiles[0]} must be two different numbers or more: time is measured against them")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    chosen = choose_device(device)
+    setting = _setting(plan, patch_size, batch_size)
+    names = _fitting(networks, setting)
+    measurements = {
+        "networks": lambda: network_rows(names, setting, chosen, precisions, modes, repeats, clock),
+        "operators": lambda: operator_rows(names, setting, chosen, repeats, clock),
+        "scaling": lambda: scaling_rows(names, _cubes(setting, sizes), chosen, repeats, clock),
+        "tiles": lambda: tile_rows(names, setting, sorted(set(tiles)), chosen, repeats, clock),
+    }
+    if clock == "processor" and chosen != "cpu":
+        raise ValueError(f"--clock processor measures the CPU, not {chosen}")
+    where = {"clock": clock, **environment(chosen)}
+    ending = f"_{label}_{chosen}.csv" if label else f"_{chosen}.csv"
+    return [write_csv(output / f"{name}{ending}", list(_announced(measurements[name]())), where) for name in what]
+
+
+def _setting(plan: tuple[Path, str] | None, patch_size: tuple[int, ...] | None, batch_size: int | None) -> Setting:
+    if plan is None:
+        return Setting.of_patch(patch_size or _PATCH, batch_size or _BATCH)
+    if patch_size is not None or batch_size is not None:
+        raise ValueError("--plans has a patch and a batch size of its own: leave --patch and --batch-size out")
+    return Setting.of_plan(*plan)
+
+
+def _fitting(networks: Sequence[str] | None, setting: Setting) -> list[str]:
+    """Names as given; None: of all networks those that can be built on the setting, the others named."""
+    names = []
+    for name in NETWORKS if networks is None else networks:
+        try:
+            setting.build(name)
+        except ValueError as error:
+            if networks is not None:
+                raise
+            print(f"{name} left out: {error}", file=sys.stderr)
+        else:
+            names.append(name)
+    return names
+
+
+def _cubes(setting: Setting, sizes: Sequence[int]) -> list[Setting]:
+    """One topology, that of the smallest patch, on every patch: more stages would be another network.
+
+    Isotropic, whatever the setting is, whose batch, channels and classes they have.
+    """
+    axes = len(setting.patch_size)
+    planned = [Setting.of_patch((size,) * axes, setting.batch_size, "--sizes") for size in sorted(set(sizes))]
+    smallest = replace(planned[0], input_channels=setting.input_channels, num_classes=setting.num_classes)
+    return [replace(smallest, patch_size=cube.patch_size) for cube in planned]
+
+
+def _announced(rows: Iterator[Row]) -> Iterator[Row]:
+    """Shows each row as it comes, for measuring takes minutes."""
+    for row in rows:
+        print(" ".join(str(value) for value in row.values()), file=sys.stderr, flush=True)
+        yield row

@@ -1,0 +1,1 @@
+"""Reports of a comparison: text, tables, figures, and the HTML, Markdown and JSON files."""

@@ -1,0 +1,86 @@
+"""report.html: one page that needs nothing beside it."""
+
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from nnunet_ext import __version__
+from nnunet_ext.compare.metrics import METRICS, PRIMARY
+from nnunet_ext.compare.report.figures import plots
+from nnunet_ext.compare.report.overlays import LABEL_COLOURS, overlays
+from nnunet_ext.compare.report.tables import cost_table, label_table, metric_table, rank_table, result_table
+from nnunet_ext.compare.report.text import cost_ratios, headline, interval_text, methods, notes, reason
+from nnunet_ext.compare.result import Outcome
+
+_SIGNS = {"better": "\N{BLACK UP-POINTING TRIANGLE}", "worse": "\N{BLACK DOWN-POINTING TRIANGLE}"}
+_SIGNS |= {"equivalent": "=", "undecided": "?"}
+_DICE = METRICS[PRIMARY]
+
+
+def html_report(outcome: Outcome) -> str:
+    """The text of report.html."""
+    study = outcome.study
+    made = [table(outcome) for table in (result_table, label_table, metric_table, rank_table, cost_table)]
+    labels = study.labels.labels
+    environment = Environment(
+        loader=PackageLoader("nnunet_ext.compare.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html").render(
+        title=study.title,
+        baseline=study.baseline,
+        fold_text=f" of folds {', '.join(study.folds)}" if study.configuration else "",
+        headline=headline(outcome),
+        cards=[_card(outcome, name) for name in study.challengers],
+        notes=notes(outcome),
+        tables=[table for table in made if table.rows],
+        plots=plots(outcome),
+        overlays=[(name, list(group)) for name, group in groupby(overlays(outcome), lambda each: each.entrant)],
+        label_colours=[(name, LABEL_COLOURS[i % len(LABEL_COLOURS)]) for i, name in enumerate(labels)],
+        case_heads=_case_heads(outcome),
+        cases=_cases(outcome),
+        methods=methods(outcome),
+        version=__version__,
+    )
+
+
+def _card(outcome: Outcome, name: str) -> dict[str, Any]:
+    found = outcome.analysis.primary(name)
+    verdict = found.verdict or "undecided"
+    return {
+        "name": name,
+        "verdict": verdict,
+        "sign": _SIGNS[verdict],
+        "amount": _DICE.shown(found.estimate.mean, signed=True),
+        "interval": interval_text(found),
+        "cases": found.estimate.cases,
+        "reason": reason(outcome, name),
+        "ratios": [(title, f"{ratio:.2g}") for title, ratio in cost_ratios(outcome, name)],
+    }
+
+
+def _case_heads(outcome: Outcome) -> list[str]:
+    study = outcome.study
+    return ["Case", "Fold", study.baseline, *study.challengers, *(f"{name}, difference" for name in study.challengers)]
+
+
+def _cases(outcome: Outcome) -> list[dict[str, Any]]:
+    study, analysis = outcome.study, outcome.analysis
+    own = [analysis.case_scores[name, PRIMARY] for name in (study.baseline, *study.challengers)]
+    differences = [analysis.case_differences[name] for name in study.challengers]
+    rows = []
+    for number, case in enumerate(study.cases.values()):
+        cells = [_cell(column[number]) for column in own]
+        cells += [_cell(column[number], signed=True) for column in differences]
+        rows.append({"name": case.name, "fold": case.fold, "cells": cells})
+    return rows
+
+
+def _cell(value: float, signed: bool = False) -> tuple[str, str]:
+    """What a cell is sorted by, and what it shows."""
+    return (f"{value:.9f}" if np.isfinite(value) else ""), _DICE.shown(value, signed)

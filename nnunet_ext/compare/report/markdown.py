@@ -1,0 +1,51 @@
+"""report.md: the answer, the tables and their LaTeX for a paper."""
+
+from nnunet_ext.compare.report.tables import Table, cost_table, label_table, metric_table, rank_table, result_table
+from nnunet_ext.compare.report.text import cost_sentence, headline, methods, notes, sentence
+from nnunet_ext.compare.result import Outcome
+
+_LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%_#${}"}
+    | {character: f"${character}$" for character in "<>"}
+    | {"\N{MINUS SIGN}": "$-$", "\N{EN DASH}": "--", "\N{MULTIPLICATION SIGN}": r"$\times$", "±": r"$\pm$"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\N{NO-BREAK SPACE}": "~"}
+)
+
+
+def markdown_report(outcome: Outcome) -> str:
+    """The text of report.md."""
+    study = outcome.study
+    lines = [f"# {study.title}", "", f"**{headline(outcome)}**", ""]
+    for name in study.challengers:
+        lines += [f"* **{name}**: {sentence(outcome, name)} {cost_sentence(outcome, name)}".rstrip()]
+    remarks = notes(outcome)
+    if remarks:
+        lines += ["", "## To be read with it", "", *(f"* {note}" for note in remarks)]
+    for table in (result_table, label_table, metric_table, rank_table, cost_table):
+        made = table(outcome)
+        if made.rows:
+            lines += ["", f"## {made.title}", "", *_table(made)]
+    lines += ["", "## How it was computed", "", *(f"* {text}" for text in methods(outcome))]
+    lines += ["", "## For a paper", "", "```latex", *latex_table(result_table(outcome)), "```", ""]
+    return "\n".join(lines)
+
+
+def _table(table: Table) -> list[str]:
+    escaped = [[cell.replace("|", r"\|") for cell in row] for row in [table.heads, *table.rows]]
+    lines = [f"| {' | '.join(row)} |" for row in escaped]
+    rule = "".join("---|" if column in table.words else "--:|" for column in range(len(table.heads)))
+    return [lines[0], f"|{rule}", *lines[1:]]
+
+
+def latex_table(table: Table) -> list[str]:
+    """A table for LaTeX's booktabs."""
+    heads, *rows = ([cell.translate(_LATEX) for cell in row] for row in [table.heads, *table.rows])
+    return [
+        rf"\begin{{tabular}}{{{''.join('l' if i in table.words else 'r' for i in range(len(heads)))}}}",
+        r"\toprule",
+        rf"{' & '.join(heads)} \\",
+        r"\midrule",
+        *(rf"{' & '.join(row)} \\" for row in rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]

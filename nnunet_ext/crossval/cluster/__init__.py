@@ -1,0 +1,1 @@
+"""Cross-validation as jobs of a cluster."""

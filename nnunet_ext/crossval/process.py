@@ -1,0 +1,108 @@
+"""A node's command as a running process."""
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from nnunet_ext.crossval.completion import State
+from nnunet_ext.crossval.graph import Node
+from nnunet_ext.utils.subprocesses import (
+    ask_to_stop,
+    console_script,
+    is_running,
+    signal_group,
+    start_command,
+    stop_command,
+    tail,
+)
+
+CHECKPOINT_SIGNAL = getattr(signal, "SIGUSR1", None)  # Windows has none
+
+
+class Child:
+    """Starts a node's command, in a group of processes of its own.
+
+    Args:
+        node: What to run.
+        environment: Of the command.
+        log: File that its output is added to; None: it goes where this process writes.
+        pid_file: Holds host and number of the process while it runs.
+    """
+
+    def __init__(self, node: Node, environment: Mapping[str, str], log: Path | None, pid_file: Path) -> None:
+        self.node, self.log, self._pid_file = node, log, pid_file
+        self.began = time.time()
+        node.before()
+        command = node.command()
+        executable = command[0] if os.path.isabs(command[0]) else console_script(command[0])
+        header = f"$ {shlex.join(command)}"
+        pid_file.parent.mkdir(parents=True, exist_ok=True)
+        if log is None:
+            print(header, flush=True)
+            self._process = _start([executable, *command[1:]], environment, None)
+        else:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("a") as output:
+                print(f"\n{header}", file=output, flush=True)
+                self._process = _start([executable, *command[1:]], environment, output)
+        pid_file.write_text(f"{socket.gethostname()} {self._process.pid}")
+
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def failure(self) -> str | None:
+        """After the end: None if the node is finished, else what went wrong."""
+        self._pid_file.unlink(missing_ok=True)
+        signal_group(self._process, getattr(signal, "SIGKILL", None))  # what it may have left running
+        code = self._process.returncode
+        if code != 0:
+            return f"{self.node.name} ended with exit code {code}"
+        try:
+            self.node.after()
+        except OSError as error:
+            return f"{self.node.name} ended, but {error}"
+        if self.node.state() is State.FINISHED:
+            return None
+        return f"{self.node.name} ended without an error, but what it should have written is not there"
+
+    def last_lines(self) -> str:
+        return tail(self.log) if self.log is not None else ""
+
+    def request_checkpoint(self) -> None:
+        """Asks a training of ours to write a checkpoint after the running epoch and to end; others do not hear it."""
+        signal_group(self._process, CHECKPOINT_SIGNAL)
+
+    def ask_to_stop(self) -> None:
+        ask_to_stop(self._process)
+
+    def stop(self) -> None:
+        stop_command(self._process, own_group=True)
+        self._pid_file.unlink(missing_ok=True)
+
+
+def check_not_running(pid_file: Path) -> None:
+    """Raises ValueError if the process of a pid file is at work on this machine."""
+    if not pid_file.is_file():
+        return
+    host, _, pid = pid_file.read_text().rpartition(" ")
+    if host == socket.gethostname() and pid.isdigit() and is_running(int(pid)):
+        raise ValueError(
+            f"process {pid} is still at work on {pid_file.stem}: wait for it or end it (or, if it is another program "
+            f"by now, remove {pid_file})"
+        )
+
+
+def _start(command: list[str], environment: Mapping[str, str], output) -> subprocess.Popen:
+    """The command ignores the checkpoint signal unless it listens to it; the default is to die of it."""
+    if CHECKPOINT_SIGNAL is None:
+        return start_command(command, environment, output, own_group=True)
+    previous = signal.signal(CHECKPOINT_SIGNAL, signal.SIG_IGN)
+    try:
+        return start_command(command, environment, output, own_group=True)
+    finally:
+        signal.signal(CHECKPOINT_SIGNAL, previous)

@@ -1,0 +1,315 @@
+"""SALSTM and LSTMSA: LSTM and self-attention over neighbouring slices, in 2D and 3D.
+
+Source: Ji, Ye, Ma, "Sparse Coding Inspired LSTM and Self-Attention Integration for Medical Image Segmentation", IEEE
+TIP 2024.
+
+Every slice is segmented from the features of itself and of its two neighbours: a ConvLSTM reads previous and current
+slice, another next and current one, the states of each pass a channel attention, and a 1x1 convolution gives the
+logits. Beyond the authors' code, which segments one slice at a time and runs its 2D network three times for it: whole
+volumes with each slice's features made once and half of the recurrent convolutions, the same values and gradients;
+any plan; deep supervision; activation checkpointing by chunks of slices.
+"""
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from nnunet_ext.blocks.dimension import spatial_dims
+from nnunet_ext.networks.checks import check_input, check_widths
+from nnunet_ext.networks.heads import check_heads, drop_unused_heads
+from nnunet_ext.networks.lstm_sa.conv_lstm import Memory, SliceLSTM
+from nnunet_ext.networks.lstm_sa.state_attention import StateAttention, project
+from nnunet_ext.networks.lstm_sa.unet import UNet2d
+from nnunet_ext.networks.mt_unet import MTUNet
+from nnunet_ext.networks.topology import PerStage, Topology
+
+_KEPT_VALUES = 40
+"""Values that a voxel of the head keeps for its gradient, in units of C: gates and states of both directions."""
+_MAX_BYTES, _CHUNK_BYTES = 4 << 30, 1 << 29
+"""Above the first, for a batch of two in float32, slices are checkpointed in chunks of about the second."""
+_CPU_GATE_BYTES = 16 << 20
+_HEAD_STD = 2.0
+"""Of the head's initial weights. What it reads is small: states h = o tanh(c) of a LSTM with its default weights are
+some tenths, and attention begins as their mean over channels. With a convolution's default, weights of 0.07, logits
+vary by 0.01 over an image (LSTMSA: 0.001), and Adam, which moves a weight by at most its rate, needs epochs to begin.
+"""
+MT_UNET = "mt_unet"
+_MT_UNET_CHANNELS = 64
+
+
+class _SliceNetwork(nn.Module):
+    """What SALSTM and LSTMSA share; they differ in their attention."""
+
+    gated: bool
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        patch_size: int | Sequence[int] | None,
+        n_stages: int = 2,
+        features_per_stage: int | Sequence[int] = 64,
+        conv_op: type[nn.Module] = nn.Conv2d,
+        kernel_sizes: PerStage = 3,
+        strides: PerStage = 2,
+        backbone: nn.Module | str | None = None,
+        attention_size: int | None = None,
+        checkpoint_slices: int | None = None,
+        deep_supervision: bool = False,
+    ) -> None:
+        super().__init__()
+        check_widths(input_channels, num_classes)
+        self.input_channels = input_channels
+        self.slices = spatial_dims(conv_op) == 3
+        topology = None
+        if patch_size is not None:
+            topology = _in_plane(conv_op, patch_size, n_stages, features_per_stage, kernel_sizes, strides)
+        self.patch_size = None if topology is None else topology.patch_size
+        self.backbone, widths = _backbone(backbone, input_channels, features_per_stage, topology)
+        if attention_size is None and self.patch_size is not None:
+            attention_size = prod(self.patch_size[-2:])
+        if attention_size is None or attention_size < 1:
+            raise ValueError(
+                f"`attention_size`={attention_size} must be a positive number, the voxels of a slice; it can be left "
+                "out where `patch_size` is given"
+            )
+        if checkpoint_slices is None:
+            checkpoint_slices = _needed_chunk(widths[0], self.patch_size) if self.slices and self.patch_size else 0
+        if checkpoint_slices < 0:
+            raise ValueError(f"`checkpoint_slices`={checkpoint_slices} must be positive, or 0 for no checkpointing")
+        self.checkpoint_slices, self.attention_size = checkpoint_slices, attention_size
+        self.decoder = _Decoder(widths, num_classes, attention_size, self.gated, deep_supervision)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        if self.patch_size is not None:
+            check_input(x, self.input_channels, self.patch_size)
+        stack = x.movedim(2, 1) if self.slices else x[:, None]  # (B, D, M, H, W)
+        outputs = [y.movedim(1, 2) if self.slices else y[:, 0] for y in self._segment(stack)]
+        return outputs if self.decoder.deep_supervision else outputs[0]
+
+    def forward_slices(self, previous: Tensor, current: Tensor, following: Tensor) -> Tensor:
+        """Logits of slices from themselves and their neighbours, as the authors have it.
+
+        Shape:
+            (B, M, H, W) each -> (B, K, H, W)
+        """
+        finest, *_ = self._features(torch.stack((previous, current, following), 1))
+        before, own, after = finest.split(1, 1)
+        return self.decoder.head_of_slice(own, (before, after)).movedim(-1, 2)[:, 0]
+
+    @classmethod
+    def adapt_topology(
+        cls,
+        patch_size: int | Sequence[int],
+        n_stages: int,
+        features_per_stage: int | Sequence[int],
+        conv_op: type[nn.Module],
+        kernel_sizes: PerStage,
+        strides: PerStage,
+    ) -> dict[str, Any]:
+        """The in-plane part of a plan: kernels and strides are 1 along the axis of the slices."""
+        topology = _in_plane(conv_op, patch_size, n_stages, features_per_stage, kernel_sizes, strides)
+        return {
+            "patch_size": topology.patch_size,
+            "n_stages": n_stages,
+            "features_per_stage": topology.features,
+            "conv_op": conv_op,
+            "kernel_sizes": topology.kernel_sizes,
+            "strides": topology.strides,
+        }
+
+    def _segment(self, stack: Tensor) -> list[Tensor]:
+        """(B, D, M, H, W) -> outputs (B, D, K, H_l, W_l)."""
+        if torch.is_grad_enabled():
+            step, run = self.checkpoint_slices or stack.shape[1], _checkpointed if self.checkpoint_slices else _directly
+        else:
+            step, run = _chunk(stack, self.decoder.channels), _directly
+        # Unless the backbone takes statistics over all slices.
+        split = not any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.backbone.modules())
+        parts = [run(self._features, part) for part in stack.split(step, 1)] if split else [self._features(stack)]
+        maps = [torch.cat(level, 1) if len(level) > 1 else level[0] for level in zip(*parts, strict=True)]
+        return self.decoder(maps, step, run)
+
+    def _features(self, stack: Tensor) -> list[Tensor]:
+        """(B, n, M, H, W) -> the backbone's maps (B, n, H_l, W_l, C_l), full resolution first."""
+        maps = self.backbone(stack.flatten(0, 1))
+        maps = list(maps) if isinstance(maps, (list, tuple)) else [maps]
+        needed = maps if self.decoder.deep_supervision else maps[:1]
+        return [m.movedim(1, -1).unflatten(0, stack.shape[:2]) for m in needed]
+
+
+class SALSTM(_SliceNetwork):
+    """SALSTM: attention whose query, key and value are the states of ConvLSTMs over neighbouring slices.
+
+    For the features f of a slice: states of LSTM(f_prev, f) and LSTM'(f_next, f), each through
+    softmax((c + f)/2 ((g + h)/2)^T / sqrt(s)) h, concatenated, 1x1 convolution to the logits. Slices beyond the patch
+    repeat the border slice; in 2D a slice is its own neighbour.
+
+    With nnU-Net's constructor vocabulary. Slices run along the first axis of a 3D patch; kernels and strides along it
+    are not used.
+
+    Args:
+        input_channels: M, the number of modalities.
+        num_classes: K, the number of logits.
+        patch_size: P in voxels, divisible in-plane by the product of the strides; None: any size, for a backbone
+            that is given.
+        n_stages: Levels of the plan's U-Net, at least 2.
+        features_per_stage: Channels per level; the first is C, the width of the LSTMs.
+        conv_op: ``torch.nn.Conv2d`` or ``torch.nn.Conv3d``.
+        kernel_sizes: Odd kernel sizes, per level and axis.
+        strides: Strides into each level, per level and axis; all 1 for the first.
+        backbone: What makes the features of slices (N, M, H, W): None: the plan's U-Net; ``"mt_unet"``: MT-UNet with
+            64 channels; or a module that returns (N, C, H, W), or a list of such maps, full resolution first, whose
+            channels are then `features_per_stage`.
+        attention_size: s; None: the voxels of a slice. The authors' checkpoints have 7744.
+        checkpoint_slices: Slices at a time whose activations are made again in the backward pass; 0: none are; None:
+            where a batch of two would keep more than 4 GB.
+        deep_supervision: Whether to build and return 1x1 heads on the backbone's lower levels.
+
+    Shape:
+        (B, M, *P) -> (B, K, *P); with deep supervision a list, full resolution first, with the sizes of the levels
+        in-plane and all slices.
+
+    Raises:
+        ValueError: for sizes that do not fit together; see `Topology.create`.
+    """
+
+    gated = False
+
+
+class LSTMSA(_SliceNetwork):
+    """LSTMSA: attention whose query, key and value are learnt projections gated by the states of ConvLSTMs.
+
+    As `SALSTM`, with (c + f)/2 * W_q h, (g + h)/2 * W_k h and h * W_v h (element-wise) for query, key and value.
+
+    Args, Shape, Raises: as `SALSTM`.
+    """
+
+    gated = True
+
+
+class _Decoder(nn.Module):
+    """From features to logits; `seg_layers` are listed from full resolution down."""
+
+    def __init__(
+        self, widths: Sequence[int], num_classes: int, attention_size: int, gated: bool, deep_supervision: bool
+    ) -> None:
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        self.outputs = len(widths)
+        self.channels = channels = widths[0]
+        self.lstms = nn.ModuleList(SliceLSTM(channels, reverse=reverse) for reverse in (False, True))
+        self.attentions = nn.ModuleList(StateAttention(channels, attention_size, gated) for _ in range(2))
+        lower = widths[1:] if deep_supervision else ()
+        self.seg_layers = nn.ModuleList(nn.Conv2d(c, num_classes, kernel_size=1) for c in (2 * channels, *lower))
+        nn.init.normal_(cast(Tensor, self.seg_layers[0].weight), std=_HEAD_STD)
+        self.register_load_state_dict_pre_hook(drop_unused_heads)
+
+    def forward(self, maps: list[Tensor], step: int, run: Callable) -> list[Tensor]:
+        """Maps (B, D, H_l, W_l, C_l) -> logits (B, D, K, H_l, W_l); `run` calls what works on `step` slices."""
+        finest, *lower = maps
+        if self.deep_supervision:
+            check_heads(self.seg_layers, self.outputs)
+        logits = [self.head(finest, step, run)]
+        logits += [_pointwise(layer, level) for layer, level in zip(list(self.seg_layers)[1:], lower, strict=False)]
+        return [y.movedim(-1, 2) for y in logits]
+
+    def head(self, features: Tensor, step: int, run: Callable) -> Tensor:
+        """(B, D, H, W, C) -> (B, D, H, W, K)."""
+        stacks = features.split(step, 1)
+        logits = []
+        for direction, lstm in enumerate(self.lstms):
+            outputs, memory = [], None
+            # In the order of reading, so that each stack gets the memory of the one before.
+            for i, stack in enumerate(stacks[::-1] if lstm.reverse else stacks, start=1):
+                out, memory = run(self._read, direction, stack, memory, i == len(stacks))
+                outputs.append(out)
+            logits.append(torch.cat(outputs[::-1] if lstm.reverse else outputs, 1))
+        return logits[0] + logits[1]
+
+    def head_of_slice(self, features: Tensor, neighbours: Sequence[Tensor]) -> Tensor:
+        """As `head` of one slice, from it and its neighbours, (B, 1, H, W, C) each."""
+        logits = []
+        for direction, (lstm, neighbour) in enumerate(zip(self.lstms, neighbours, strict=True)):
+            _, memory = lstm(neighbour, None, False)
+            logits.append(self._read(direction, features, memory, True)[0])
+        return logits[0] + logits[1]
+
+    def _read(self, direction: int, stack: Tensor, memory: Memory | None, last: bool) -> tuple[Tensor, Memory | None]:
+        """One direction's part in the logits of a stack, and the memory of the slice read last."""
+        states, memory = self.lstms[direction](stack, memory, last)
+        layer = self.seg_layers[0]
+        projection = cast(Tensor, layer.weight).flatten(1).chunk(2, 1)[direction]  # of the concatenated directions
+        values, attention = self.attentions[direction](states)
+        part = project(values, attention, projection).unflatten(2, stack.shape[2:4])
+        return (part + cast(Tensor, layer.bias) if direction == 0 else part), memory
+
+
+def _directly(function: Callable, *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def _checkpointed(function: Callable, *arguments: Any) -> Any:
+    return checkpoint(function, *arguments, use_reentrant=False)
+
+
+def _chunk(stack: Tensor, channels: int) -> int:
+    """Slices at a time where nothing is kept: few enough for their gates to stay in a cache or in little memory."""
+    gates = 4 * channels * stack[:, 0, 0].numel() * stack.element_size()
+    return max(1, (_CPU_GATE_BYTES if stack.device.type == "cpu" else _CHUNK_BYTES) // gates)
+
+
+def _pointwise(layer: nn.Module, maps: Tensor) -> Tensor:
+    return F.linear(maps, cast(Tensor, layer.weight).flatten(1), cast(Tensor, layer.bias))
+
+
+def _backbone(
+    backbone: nn.Module | str | None, input_channels: int, widths: int | Sequence[int], topology: Topology | None
+) -> tuple[nn.Module, tuple[int, ...]]:
+    """The module, and the channels of the maps that it gives."""
+    if isinstance(backbone, nn.Module):
+        return backbone, (widths,) if isinstance(widths, int) else tuple(widths)
+    if backbone not in (None, MT_UNET):
+        raise ValueError(f"unknown `backbone` {backbone!r}; known: None (the plan's U-Net), {MT_UNET!r}, or a module")
+    if topology is None:
+        raise ValueError("`patch_size` must be given, except for a backbone that is a module")
+    if backbone == MT_UNET:
+        return MTUNet(input_channels, _MT_UNET_CHANNELS, topology.patch_size[-2:]), (_MT_UNET_CHANNELS,)
+    kernels, strides = ([per_axis[-2:] for per_axis in values] for values in (topology.kernel_sizes, topology.strides))
+    if max(topology.sizes[-1][-2:]) == 1:
+        raise ValueError(
+            f"`patch_size`={topology.patch_size} leaves one voxel at the lowest level, where instance norm has no "
+            "variance; use fewer stages or a larger patch"
+        )
+    return UNet2d(input_channels, topology.features, kernels, strides), topology.features[:-1]
+
+
+def _in_plane(
+    conv_op: type[nn.Module],
+    patch_size: int | Sequence[int],
+    n_stages: int,
+    features_per_stage: int | Sequence[int],
+    kernel_sizes: PerStage,
+    strides: PerStage,
+) -> Topology:
+    """The topology with kernels and strides of 1 along the slices' axis."""
+    if spatial_dims(conv_op) == 3:
+        kernels = [kernel_sizes] * n_stages if isinstance(kernel_sizes, int) else kernel_sizes
+        steps = [1] + [strides] * (n_stages - 1) if isinstance(strides, int) else strides
+        kernel_sizes, strides = ([_flat(value) for value in values] for values in (kernels, steps))
+    return Topology.create(conv_op, patch_size, n_stages, features_per_stage, kernel_sizes, strides)
+
+
+def _flat(value: int | Sequence[int]) -> tuple[int, ...]:
+    return (1, value, value) if isinstance(value, int) else (1, *value[1:])
+
+
+def _needed_chunk(channels: int, patch_size: tuple[int, ...]) -> int:
+    """Slices to checkpoint at a time; 0 where the memory without checkpointing is small."""
+    per_slice = 2 * 4 * _KEPT_VALUES * channels * prod(patch_size[-2:])
+    return 0 if per_slice * patch_size[0] <= _MAX_BYTES else max(1, _CHUNK_BYTES // per_slice)

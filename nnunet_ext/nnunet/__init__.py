@@ -1,0 +1,1 @@
+"""Everything the package knows about the files that nnU-Net reads and writes."""

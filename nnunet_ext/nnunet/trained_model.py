@@ -1,0 +1,91 @@
+"""Trained models in nnU-Net's results folder: TRAINER__PLANS__CONFIGURATION, with a folder for each fold."""
+
+import json
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+from nnunet_ext.nnunet.checkpoints import differences, read_checkpoint, uncompiled
+from nnunet_ext.nnunet.models import fold_names
+from nnunet_ext.nnunet.trainers import register_trainers
+
+DEFAULT_CHECKPOINT = "checkpoint_final.pth"
+
+
+def trained_folds(folder: Path, wanted: Sequence[int | str] | None, checkpoint: str = DEFAULT_CHECKPOINT) -> list[str]:
+    """The folds to load: those wanted, else all of a cross-validation, else the one on all cases.
+
+    Raises:
+        FileNotFoundError: unless the folder holds a trained model with them.
+    """
+    for name in ("plans.json", "dataset.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder} is no folder of a trained model (TRAINER__PLANS__CONFIGURATION): no {name}"
+            )
+    trained = [fold for fold in fold_names(folder) if (folder / f"fold_{fold}" / checkpoint).is_file()]
+    # nnU-Net: the folds of a cross-validation, not also the model of all cases.
+    folds = [str(fold) for fold in wanted] if wanted else [fold for fold in trained if fold != "all"] or trained
+    missing = [fold for fold in folds if fold not in trained]
+    if missing or not folds:
+        raise FileNotFoundError(
+            f"{folder} has no {checkpoint} of fold {missing[0] if missing else '0, 1, ..'}; "
+            f"it has {', '.join(trained) or 'none'}"
+        )
+    return folds
+
+
+def load_predictor(
+    folder: str | Path,
+    device: str,
+    folds: Sequence[int | str] | None = None,
+    checkpoint: str = DEFAULT_CHECKPOINT,
+    **options: Any,
+) -> nnUNetPredictor:
+    """nnU-Net's predictor with a trained model.
+
+    Args:
+        folder: ``TRAINER__PLANS__CONFIGURATION`` of nnU-Net's results, or an installed model.
+        device: Of torch.
+        folds: None: all that are trained.
+        checkpoint: File in the folders of the folds.
+        **options: Of nnUNetPredictor.
+
+    Raises:
+        FileNotFoundError: if the folder is no trained model.
+        ValueError: for a damaged or foreign checkpoint, or one of another plan; it names the file and what differs.
+    """
+    folder = Path(folder)
+    found = trained_folds(folder, folds, checkpoint)
+    files = [folder / f"fold_{fold}" / checkpoint for fold in found]
+    # Here rather than by nnU-Net's loader, whose errors do not name the file.
+    inits = [read_checkpoint(file)["init_args"] for file in files]
+    register_trainers()
+    with redirect_stdout(StringIO()):
+        predictor = nnUNetPredictor(device=torch.device(device), **options)
+        try:
+            predictor.initialize_from_trained_model_folder(str(folder), found, checkpoint)
+        except (ValueError, RuntimeError) as error:
+            raise _misfit(folder, files[0], inits[0], error) from error
+    network = uncompiled(predictor.network)
+    for file, init, weights in list(zip(files, inits, predictor.list_of_parameters, strict=True))[1:]:
+        try:
+            network.load_state_dict(weights)
+        except (ValueError, RuntimeError) as error:
+            raise _misfit(folder, file, init, error) from error
+    return predictor
+
+
+def _misfit(folder: Path, file: Path, init: dict[str, Any], error: Exception) -> ValueError:
+    plans, dataset = (json.loads((folder / name).read_text()) for name in ("plans.json", "dataset.json"))
+    try:
+        ours = {"plans": plans, "dataset_json": dataset, "configuration": init["configuration"]}
+        others = f": {'; '.join(differences(init, ours))}"
+    except (KeyError, ValueError, RuntimeError):  # plans.json has no such configuration, for instance
+        others = ""
+    return ValueError(f"{file} does not fit plans.json and dataset.json of its model's folder{others} ({error})")

@@ -1,0 +1,109 @@
+"""Parameters and multiply-adds of networks, without running them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from nnunet_ext.networks import NETWORKS
+from nnunet_ext.networks.from_plan import network_from_plan
+
+
+def multiply_adds(network: nn.Module, input_channels: int, patch_size: tuple[int, ...]) -> int:
+    """Multiply-adds of the convolutions and matrix products of one forward pass, batch 1.
+
+    Counted on fake tensors, which take no memory; Fourier transforms and element-wise work are not counted.
+
+    Args:
+        network: A network built under the `FakeTensorMode` that is active.
+        input_channels: Channels of the input.
+        patch_size: Spatial size in voxels.
+    """
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        network(torch.empty(1, input_channels, *patch_size))
+    return counter.get_total_flops() // 2
+
+
+def trainer_network_size(trainer: Any, plans: Any, configuration: str, dataset_json: dict) -> dict[str, Any]:
+    """parameters, multiply_adds and patch_size of the network that a trainer builds from a plan, for prediction.
+
+    Args:
+        trainer: The class.
+        plans: nnU-Net's ``PlansManager``.
+        configuration: Of the plan.
+        dataset_json: The dataset's.
+    """
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+
+    chosen = plans.get_configuration(configuration)
+    channels = determine_num_input_channels(plans, chosen, dataset_json)
+    heads = plans.get_label_manager(dataset_json).num_segmentation_heads
+    patch = tuple(int(size) for size in chosen.patch_size)
+    with FakeTensorMode():
+        network = trainer.build_network_architecture(plans, chosen, channels, heads, False).eval()
+        return {
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "multiply_adds": multiply_adds(network, channels, patch),
+            "patch_size": patch,
+        }
+
+
+def network_costs(plans: Path | None, configuration: str) -> list[dict[str, Any]]:
+    """One row a network: name, trainers, variants, sizes, parameters, multiply-adds.
+
+    Args:
+        plans: nnU-Net's plans file, with dataset.json in the same folder; None: every paper's own setting.
+        configuration: Configuration of the plan.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: for an unknown configuration (lists the known ones).
+    """
+    rows = []
+    for info in NETWORKS.values():
+        with FakeTensorMode():
+            if plans is None:
+                channels, classes = info.paper["input_channels"], info.paper["num_classes"]
+                patch = tuple(info.paper["patch_size"])
+                network = info.network(**info.paper)
+            else:
+                manager, channels, classes = read_plan(plans, configuration)
+                patch = tuple(manager.patch_size)
+                network = network_from_plan(info.network, manager, channels, classes, deep_supervision=False)
+            rows.append(
+                {
+                    "name": info.name,
+                    "network": info.network.__name__,
+                    "trainers": list(info.trainers),
+                    "variants": list(info.variants),
+                    "patch_size": list(patch),
+                    "input_channels": channels,
+                    "num_classes": classes,
+                    "parameters": sum(p.numel() for p in network.parameters()),
+                    "multiply_adds": multiply_adds(network.eval(), channels, patch),
+                }
+            )
+    return rows
+
+
+def read_plan(plans: Path, configuration: str) -> tuple[Any, int, int]:
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    dataset_file = plans.parent / "dataset.json"
+    for path in (plans, dataset_file):
+        if not path.is_file():
+            raise FileNotFoundError(f"no such file: {path}")
+    manager = PlansManager(str(plans))
+    if configuration not in manager.plans["configurations"]:
+        known = ", ".join(manager.plans["configurations"])
+        raise ValueError(f"unknown configuration {configuration!r} in {plans}; known: {known}")
+    dataset = json.loads(dataset_file.read_text())
+    chosen = manager.get_configuration(configuration)
+    channels = determine_num_input_channels(manager, chosen, dataset)
+    return chosen, channels, manager.get_label_manager(dataset).num_segmentation_heads

@@ -1,0 +1,43 @@
+"""Tensors without content, on the CPU or on a GPU that need not be there."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+_GRAPH_TASK = 1
+
+
+@contextmanager
+def without_content(device: str) -> Iterator[None]:
+    """Within: new tensors are on `device` and take no memory; operators compute their sizes, types and strides only.
+
+    Networks and autocast behave as on that device: on ``"cuda"`` with CUDA's operators, whether there is a GPU or
+    not. Backward passes are those of `nnunet_ext.profiling.backward`, checkpointed regions included.
+    """
+    with (
+        FakeTensorMode(),
+        torch.device(device),
+        # Autocast is switched off where there is no GPU, and checkpoints tell backward passes apart by the engine's.
+        mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
+        mock.patch("torch._C._current_graph_task_id", return_value=_GRAPH_TASK),
+    ):
+        yield
+
+
+def twin_without_content(network: nn.Module) -> nn.Module:
+    """A copy of a network whose parameters and buffers are made within `without_content`; shared ones stay shared."""
+    tensors: dict[int, Tensor] = {}
+    for parameter in network.parameters():
+        tensors[id(parameter)] = nn.Parameter(_empty_like(parameter), parameter.requires_grad)
+    for buffer in network.buffers():
+        tensors[id(buffer)] = _empty_like(buffer)
+    return copy.deepcopy(network, dict(tensors))
+
+
+def _empty_like(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)

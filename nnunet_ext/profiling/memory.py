@@ -1,0 +1,153 @@
+"""Memory of a training step, followed through every operator of it on tensors without content."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from nnunet_ext.profiling.backward import run_backward
+from nnunet_ext.profiling.fake_tensors import twin_without_content, without_content
+from nnunet_ext.profiling.live_memory import LiveMemory, storage_bytes
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes of a training step; total = parameters + optimiser_state + max(saved, gradients) + transient.
+
+    Attributes:
+        parameters: Parameters and buffers.
+        gradients: Gradients of all parameters, as they stand before the optimiser's step.
+        optimiser_state: What the optimiser keeps from step to step.
+        saved: What the forward pass and the loss leave behind: tensors saved for the backward pass, each storage once,
+            the batch and the outputs.
+        transient: What the peak needs beyond the larger of the two moments of rest, after the loss and before the
+            optimiser's step: temporary tensors and gradients on their way.
+    """
+
+    parameters: int
+    gradients: int
+    optimiser_state: int
+    saved: int
+    transient: int
+
+    @property
+    def total(self) -> int:
+        """Peak of the step."""
+        return self.parameters + self.optimiser_state + max(self.saved, self.gradients) + self.transient
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step to be traced.
+
+    Attributes:
+        network: The network.
+        optimiser: Over its parameters.
+        batch: What the step holds from its start.
+        loss: Gets the batch; gives the scalar loss and whatever else the step holds until its end.
+    """
+
+    network: nn.Module
+    optimiser: torch.optim.Optimizer
+    batch: Sequence[Tensor]
+    loss: Callable[..., tuple[Tensor, Any]]
+
+
+def trace_step(
+    make: Callable[[], Step], device: str = "cuda", autocast: bool = True, limit: int | None = None
+) -> TrainingMemory:
+    """Memory of a training step: forward, loss, backward, optimiser.
+
+    Every operator runs, on tensors without content: custom operators by their implementation for such tensors,
+    checkpointed regions a second time in the backward pass. What kernels take for themselves is not in it, such as
+    the workspaces of cuDNN.
+
+    Args:
+        make: Builds the step; called within `without_content`.
+        device: Whose operators run: ``"cuda"``, which needs no GPU, or ``"cpu"``.
+        autocast: Whether forward and loss run under autocast to float16, as nnU-Net trains on CUDA.
+        limit: Bytes; the trace ends as soon as the step takes more.
+
+    Raises:
+        LimitExceeded: if it does.
+    """
+    with without_content(device):
+        step = make()
+        live = LiveMemory(limit)
+        parameters = live.add([*step.network.parameters(), *step.network.buffers()])
+        optimiser_state = live.add(_optimiser_state(step))
+        at_rest = parameters + optimiser_state
+        live.add(step.batch)
+        with live:
+            with torch.autocast(device, torch.float16) if autocast else nullcontext():
+                loss, held = step.loss(*step.batch)
+            held = [leaf.detach() for leaf in tree_leaves(held) if isinstance(leaf, Tensor)]
+            saved = live.now - at_rest
+            run_backward(loss)
+            del loss, held
+            gradients = live.now - at_rest
+            step.optimiser.step()
+    gradients -= storage_bytes(step.batch)
+    transient = live.peak - at_rest - max(saved, gradients)
+    return TrainingMemory(parameters, gradients, optimiser_state, saved, transient)
+
+
+def trace_network(
+    network: nn.Module,
+    input_channels: int,
+    patch_size: Sequence[int],
+    batch_size: int,
+    optimiser: Callable[..., torch.optim.Optimizer] | None = None,
+    device: str = "cuda",
+    autocast: bool = True,
+    limit: int | None = None,
+) -> TrainingMemory:
+    """As `trace_step` for any network, with the mean of its outputs for a loss.
+
+    Args:
+        network: Stays as it is; its weights are not read.
+        input_channels: Channels of the input.
+        patch_size: Spatial size in voxels.
+        batch_size: Samples in a batch.
+        optimiser: From parameters; None: nnU-Net's SGD with momentum.
+        device: As in `trace_step`.
+        autocast: As in `trace_step`.
+        limit: As in `trace_step`.
+
+    Raises:
+        LimitExceeded: if the step takes more bytes than `limit`.
+    """
+
+    def make() -> Step:
+        twin = twin_without_content(network)
+        parameters = list(twin.parameters())
+        batch = torch.empty(batch_size, input_channels, *patch_size)
+        return Step(twin, (optimiser or _sgd)(parameters), (batch,), lambda x: _mean(twin(x)))
+
+    return trace_step(make, device, autocast, limit)
+
+
+def _sgd(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, 0.01, momentum=0.99, nesterov=True)
+
+
+def _mean(outputs: Any) -> tuple[Tensor, Any]:
+    tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    return torch.stack([tensor.float().mean() for tensor in tensors]).sum(), outputs
+
+
+def _optimiser_state(step: Step) -> list[Tensor]:
+    """What the optimiser has after a first step."""
+    for group in step.optimiser.param_groups:
+        # On a GPU it works on all parameters at once; tensors without content would have it do so one by one.
+        group["foreach"] = next(step.network.parameters()).device.type == "cuda"
+    for parameter in step.network.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    step.optimiser.step()
+    step.optimiser.zero_grad(set_to_none=True)
+    return [leaf for leaf in tree_leaves(dict(step.optimiser.state)) if isinstance(leaf, Tensor)]

@@ -1,0 +1,6 @@
+"""What few-shot segmentation needs beside the network."""
+
+from nnunet_ext.supervoxels.supervoxel_cache import cached_supervoxels
+from nnunet_ext.supervoxels.supervoxels import SupervoxelParameters, default_min_size, supervoxels
+
+__all__ = ["SupervoxelParameters", "cached_supervoxels", "default_min_size", "supervoxels"]

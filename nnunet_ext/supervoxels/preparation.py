@@ -1,0 +1,64 @@
+"""Supervoxels of all cases of a preprocessed dataset."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nnunet_ext.supervoxels.supervoxel_cache import cached_supervoxels
+from nnunet_ext.supervoxels.supervoxels import SupervoxelParameters
+from nnunet_ext.utils.files import remove_left_overs
+
+
+def make_supervoxels(
+    dataset: Any,
+    cases: Sequence[str],
+    folder: str | Path,
+    spacing: Callable[[dict], Sequence[float]],
+    parameters: SupervoxelParameters,
+    masked: bool,
+    threads: int = 1,
+) -> None:
+    """Makes the supervoxels that `cached_supervoxels` does not find in the folder.
+
+    Args:
+        dataset: nnU-Net's dataset of preprocessed cases.
+        cases: Identifiers.
+        folder: For the files.
+        spacing: Of the axes D, H and W in mm, from the properties that the dataset holds of a case.
+        parameters: Of the supervoxels.
+        masked: Whether images were normalised within their nonzero voxels only. The rest is 0 then, which is no dark
+            value any more, and is background here.
+        threads: The compiled segmentation and NumPy let others run meanwhile.
+
+    Raises:
+        ValueError: for an image of which there can be none, NaN in it for instance; it names the case.
+        OSError: if a file cannot be written.
+    """
+    remove_left_overs(Path(folder))
+    make = partial(_make, dataset, folder, spacing, parameters, masked)
+    with ThreadPoolExecutor(threads) as pool:
+        list(tqdm(pool.map(make, cases), "Supervoxels", total=len(cases), disable=None))
+
+
+def _make(
+    dataset: Any,
+    folder: str | Path,
+    spacing: Callable[[dict], Sequence[float]],
+    parameters: SupervoxelParameters,
+    masked: bool,
+    case: str,
+) -> None:
+    data, segmentation, _, properties = dataset.load_case(case)
+    image = np.asarray(data)
+    if masked:
+        # nnU-Net's preprocessing marks what it found empty in the segmentation, with -1; labels play no part.
+        image = np.where(np.asarray(segmentation) < 0, image.min((1, 2, 3), keepdims=True), image)
+    try:
+        cached_supervoxels(image, spacing(properties), folder, case, parameters)
+    except ValueError as error:
+        raise ValueError(f"the preprocessed case {case}: {error}") from error

@@ -1,0 +1,1 @@
+"""Files, processes and devices; nothing here depends on the rest of the package."""

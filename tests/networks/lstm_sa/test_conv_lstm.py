@@ -1,0 +1,69 @@
+"""The C extension's step of a ConvLSTM against PyTorch's functions; `test_lstm_sa` has the networks."""
+
+import sys
+
+import pytest
+import torch
+
+from nnunet_ext.networks.lstm_sa.conv_lstm import SliceLSTM
+from nnunet_ext.ops import lstm_cell
+from nnunet_ext.ops.native import INSTRUCTION_SETS
+from tests.helpers.libraries import library_for
+
+
+def run(lstm, x, lengths):
+    """All states of slices that are read in parts, and the gradients of the input and of every weight."""
+    parts, states, memory = x.split(lengths, 1), [], None
+    for i, part in enumerate(parts[::-1] if lstm.reverse else parts, start=1):
+        out, memory = lstm(part, memory, i == len(parts))
+        states.append(out)
+    joined = [torch.cat(level, 1) for level in zip(*states, strict=True)]
+    loss = sum((k + 1) * (y * torch.linspace(-1, 2, y.numel()).view(y.shape)).sum() for k, y in enumerate(joined))
+    return *joined, *torch.autograd.grad(loss, (x, *lstm.parameters()))
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTION_SETS)
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("lengths", [(1,), (2,), (5,), (1, 1, 1), (2, 3), (3, 1, 2)])
+@pytest.mark.parametrize("channels", [1, 5, 16, 21])
+def test_equals_pytorch_with_every_gradient(instructions, reverse, lengths, channels, monkeypatch, assert_close):
+    library = library_for(instructions)
+    torch.manual_seed(1)
+    lstm = SliceLSTM(channels, kernel_size=3, reverse=reverse)
+    x = torch.randn(2, sum(lengths), 4, 3, channels, requires_grad=True)
+    found = []
+    for chosen in (library, None):
+        monkeypatch.setattr(sys.modules["nnunet_ext.ops.lstm_cell"], "native_library", lambda chosen=chosen: chosen)
+        assert lstm_cell.native_cell(x) is chosen
+        found.append(run(lstm, x, lengths))
+    for a, b in zip(*found, strict=True):
+        assert_close(a, b, 2e-6)
+
+
+def test_saturated_gates(assert_close):
+    """Beyond where exponentials overflow, and at 0."""
+    library = lstm_cell.native_cell(torch.zeros(1))
+    if library is None:
+        pytest.skip("the C extension was not built")
+    values = torch.tensor([-1e4, -100, -10, -1, -1e-3, 0, 1e-3, 1, 10, 100, 1e4])
+    gates = values.repeat_interleave(4).repeat(1, 1, 4)
+    states = torch.empty_like(gates)
+    lstm_cell.forward(library, values.numel() * 4, gates=gates, c=torch.zeros(1, 1, 44), states=states)
+    i, f, o, g = states.chunk(4, -1)
+    for gate in (i, f, o):
+        torch.testing.assert_close(gate, torch.sigmoid(gates[..., :44]), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(g, torch.tanh(gates[..., :44]), rtol=1e-6, atol=0)
+
+
+def test_strides_of_channels():
+    """Of one channel any is right; of several only 1."""
+    library = lstm_cell.native_cell(torch.zeros(1))
+    if library is None:
+        pytest.skip("the C extension was not built")
+    gates, h = torch.randn(2, 3, 4), torch.zeros(2, 1, 3).transpose(1, 2)
+    assert h.stride(-1) == 3
+    lstm_cell.forward(library, 1, gates=gates, h=h)
+    i, _, o, g = gates.chunk(4, -1)
+    torch.testing.assert_close(h, torch.sigmoid(o) * torch.tanh(torch.sigmoid(i) * torch.tanh(g)))
+    with pytest.raises(ValueError, match=r"beside each other, strides are \(6, 1, 3\)"):
+        lstm_cell.forward(library, 1, gates=gates, h=torch.zeros(2, 2, 3).transpose(1, 2))

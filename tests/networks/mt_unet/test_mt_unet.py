@@ -1,0 +1,418 @@
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nnunet_ext.cli.main import main
+from nnunet_ext.networks import MTUNet
+from nnunet_ext.networks.mt_unet.authors_weights import authors_names, ea_names, gather
+from nnunet_ext.networks.mt_unet.double_conv import DoubleConv
+from nnunet_ext.networks.mt_unet.gaussian_attention import (
+    GaussianAxialAttention,
+    gaussian_attention,
+    gaussian_attention_reference,
+)
+from nnunet_ext.networks.mt_unet.mixed_attention import EAModule, ExternalAttention, MixedAttention
+from nnunet_ext.networks.mt_unet.window_attention import (
+    WindowAttention,
+    WindowPool,
+    from_windows,
+    pad_to_windows,
+    to_windows,
+)
+from nnunet_ext.weights import from_authors
+from tests.helpers.small_networks import MT_UNET as SMALL
+
+FROZEN = ("axial.bias", "axial.out.weight", "axial.out.bias")
+
+
+def randomise(module):
+    for p in module.parameters():
+        nn.init.normal_(p, std=0.5)
+    return module.double()
+
+
+def learning(module):
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def gradients(y, leaves):
+    weight = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
+    return torch.autograd.grad((y * weight).sum(), leaves)
+
+
+@pytest.mark.parametrize("name", ["mt_unet_ea", "mt_unet_ea_padded"])
+def test_ea_module_agrees_with_the_authors(name, golden, assert_close):
+    file = golden(name)
+    module = EAModule(file.meta["dim"], file.meta["head"], file.meta["win_size"])
+    module.load_state_dict(gather(file.state_dict, ea_names("", ""), module.state_dict()))
+    x = file["x"].double().unflatten(1, file.meta["tokens"]).movedim(-1, 1)
+    assert_close(module.double()(x).movedim(1, -1).flatten(1, 2), file["y"].double(), 1e-6)
+
+
+def test_network_agrees_with_the_authors(golden, assert_close):
+    file = golden("mt_unet")
+    network = from_authors("mt_unet", file.state_dict)
+    assert (network.patch_size, network.input_channels) == ((96, 96), 1)
+    with torch.no_grad():
+        assert_close(network(file["x"]), file["y"], 1e-5)
+        assert_close(network.double()(file["x"].double()), file["y"].double(), 1e-5)
+
+
+def test_parameter_count_of_the_authors():
+    """Theirs is 80,718,392 with SALSTM's head on it: two 5x5 convolutions from 128 to 256 channels, and 1x1 to 4."""
+    with torch.device("meta"):
+        counted = sum(p.numel() for p in MTUNet(1, 64, 224).parameters())
+    assert counted == 80_718_392 - 2 * (128 * 256 * 25 + 256) - (128 * 4 + 4)
+
+
+@pytest.mark.parametrize("size", [(7, 7), (3, 8), (5, 1), (1, 4), (1, 1), (6, 10)])
+def test_gaussian_attention_equals_the_loop_with_every_gradient(size, assert_close):
+    q, k, v = (torch.randn(2, *size, 6, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    shift = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
+    bias = torch.tensor([-0.7], dtype=torch.float64, requires_grad=True)
+    fast, plain = gaussian_attention(q, k, v, shift), gaussian_attention_reference(q, k, v, shift, bias)
+    assert_close(fast, plain, 1e-12)
+    *expected, of_bias = gradients(plain, (q, k, v, shift, bias))
+    for a, b in zip(gradients(fast, (q, k, v, shift)), expected, strict=True):
+        assert (a - b).abs().max() <= 1e-11 * max(1, b.abs().max())
+    assert of_bias.abs() < 1e-9
+
+
+def test_gaussian_attention_looks_along_the_cross_and_near():
+    attention = randomise(GaussianAxialAttention(4))
+    x = torch.randn(1, 5, 6, 4, dtype=torch.float64, requires_grad=True)
+    attention(x)[0, 2, 3].sum().backward()
+    seen = x.grad[0].abs().sum(-1) > 0
+    cross = torch.zeros(5, 6, dtype=torch.bool)
+    cross[2], cross[:, 3] = True, True
+    assert torch.equal(seen, cross)
+    nn.init.constant_(attention.shift, 1e4)
+    v = F.linear(x, attention.qkv.weight, attention.qkv.bias).chunk(3, -1)[2]
+    assert torch.allclose(attention(x), 2 * v)
+
+
+def test_gaussian_attention_starts_as_the_authors_and_freezes_what_they_do_not_use():
+    attentions = [GaussianAxialAttention(4) for _ in range(200)]
+    assert all(a.shift.item() >= 0 >= a.bias.item() for a in attentions)
+    # The mean of |N(0, 1)|.
+    assert torch.cat([a.shift - a.bias for a in attentions]).mean().item() == pytest.approx(2 * 0.798, abs=0.2)
+    assert set(learning(attentions[0])) == {"qkv.weight", "qkv.bias", "shift"}
+    frozen = {k for k, p in MTUNet(**SMALL).named_parameters() if not p.requires_grad}
+    assert len(frozen) == 10 * len(FROZEN)
+    assert all(k.endswith(FROZEN) for k in frozen)
+
+
+@pytest.mark.parametrize("size", [(8, 12), (6, 6), (6, 8), (7, 5), (2, 3), (1, 3)])
+def test_windows_are_taken_apart_and_put_together(size):
+    x = torch.randn(2, *size, 3)
+    height, width = size
+    padded = pad_to_windows(x, 4)
+    below, right = -height % 4, -width % 4
+    assert padded.shape == (2, height + below, width + right, 3)
+    assert torch.equal(padded[:, :height, :width], x)
+    assert (padded[:, height:, :width] == 0).all()
+    assert (padded[:, :height, width:] == 0).all()
+    for i in range(below):
+        for j in range(right):
+            row, column = max(0, height - below + i), max(0, width - right + j)
+            assert torch.equal(padded[:, height + i, width + j], x[:, row, column])
+    windows = to_windows(padded, 4)
+    assert torch.equal(windows[1, -1, 0, 6], padded[1, -4 + 1, 2])
+    assert torch.equal(from_windows(windows, 4), padded)
+
+
+def test_window_attention_is_multi_head_attention_within_a_window(assert_close):
+    attention = randomise(WindowAttention(6, 2))
+    windows = torch.randn(2, 3, 1, 4, 6, dtype=torch.float64)
+    q, k, v = attention.qkv(windows).chunk(3, -1)
+    heads = [
+        ((q[..., part] @ k[..., part].transpose(-1, -2)) * 3**-0.5).softmax(-1) @ v[..., part]
+        for part in (slice(0, 3), slice(3, 6))
+    ]
+    assert_close(attention(windows), attention.out(torch.cat(heads, -1)), 1e-12)
+    pool = randomise(WindowPool(6, 4))
+    weights = pool.weigh(windows.mean(3)).softmax(-1)
+    assert_close(pool(windows), (weights[..., None] * windows).sum(3), 1e-12)
+
+
+def direct_mixed(module, x):
+    """The page's order: upsampling, then the 1x1 convolution on [global, window] of the padded map, then cropping."""
+    padded = pad_to_windows(x, module.window)
+    windows = module.windows(to_windows(padded, module.window))
+    near = from_windows(windows, module.window).movedim(-1, 1)
+    pooled = module.pool(windows)
+    q, k, v = module.axial.qkv(pooled).chunk(3, -1)
+    far = gaussian_attention_reference(q, k, v, module.axial.shift, module.axial.bias).movedim(-1, 1)
+    far = F.interpolate(far, scale_factor=module.window, mode="bilinear", align_corners=True)
+    mixed = F.conv2d(torch.cat((far, near), 1), module.squeeze.weight[..., None, None], module.squeeze.bias)
+    return mixed[:, :, : x.shape[1], : x.shape[2]].movedim(1, -1)
+
+
+@pytest.mark.parametrize("size", [(8, 12), (7, 6), (9, 4), (2, 1)])
+@pytest.mark.parametrize("window", [4, 2])
+def test_mixed_attention_is_the_pages_formula_with_every_gradient(size, window, assert_close):
+    module = randomise(MixedAttention(6, 3, window))
+    x = torch.randn(2, *size, 6, dtype=torch.float64, requires_grad=True)
+    fast, plain = module(x), direct_mixed(module, x)
+    assert_close(fast, plain, 1e-11)
+    leaves = [x, *learning(module).values()]
+    for a, b in zip(*(gradients(y, leaves) for y in (fast, plain)), strict=True):
+        assert (a - b).abs().max() <= 1e-9 * max(1, b.abs().max())
+
+
+def test_external_attention_is_the_pages_formula(assert_close):
+    module = randomise(ExternalAttention(6, 2))
+    tokens = torch.randn(2, 5, 6, dtype=torch.float64)
+    heads = []
+    for q in module.query(tokens).split(3, -1):
+        attention = module.keys(q).softmax(1)
+        heads.append(module.values(attention / (1e-9 + attention.sum(2, keepdim=True))))
+    assert len(heads) == 8
+    assert_close(module(tokens), module.out(torch.cat(heads, -1)), 1e-12)
+
+
+def test_double_conv_is_the_pages_formula(assert_close):
+    block = randomise(DoubleConv(2, 4))
+    assert [k for k in block.state_dict() if k.endswith("conv.bias")] == ["shortcut.conv.bias"]
+    x = torch.randn(2, 2, 6, 5, dtype=torch.float64)
+
+    def norm(module, x):
+        return F.batch_norm(x, None, None, module.weight, module.bias, training=True)
+
+    h = F.relu(norm(block.conv1.norm, F.conv2d(x, block.conv1.conv.weight, padding=1)))
+    h = norm(block.conv2.norm, F.conv2d(h, block.conv2.conv.weight, padding=1))
+    residual = norm(block.shortcut.norm, F.conv2d(h, block.shortcut.conv.weight, block.shortcut.conv.bias))
+    assert_close(block(x), F.relu(h + residual), 1e-12)
+
+
+@pytest.mark.parametrize("patch_size", [(32, 32), (32, 64), (96, 64), (64, 160)])
+@pytest.mark.parametrize("input_channels", [1, 2, 3])
+def test_any_size_and_channels(patch_size, input_channels):
+    network = MTUNet(**(SMALL | {"patch_size": patch_size, "input_channels": input_channels}))
+    y = network(torch.randn(2, input_channels, *patch_size))
+    assert y.shape == (2, 3, *patch_size)
+    assert y.isfinite().all()
+    (y * torch.randn_like(y)).sum().backward()
+    assert [k for k, p in learning(network).items() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+def test_every_parameter_moves_the_output_where_there_are_several_windows():
+    """At 224 pixels the lowest level has 2 x 2 windows; so has this, with smaller ones."""
+    network = MTUNet(**(SMALL | {"patch_size": (96, 128), "window": 2}))
+    y = network(torch.randn(2, 1, 96, 128))
+    (y * torch.randn_like(y)).sum().backward()
+    idle = [k for k, p in learning(network).items() if p.grad is None or (p.grad == 0).all()]
+    assert [k for k in idle if not k.endswith("conv.bias")] == []  # those before a batch norm
+    assert all(p.grad is None for k, p in network.named_parameters() if k.endswith(FROZEN))
+
+
+def test_one_channel_is_three_equal_ones(assert_close):
+    network, colour = (MTUNet(**(SMALL | {"input_channels": n})).eval() for n in (1, 3))
+    colour.load_state_dict(network.state_dict())
+    x = torch.randn(2, 1, 96, 64)
+    assert_close(network(x), colour(x.repeat(1, 3, 1, 1)), 1e-6)
+
+
+def test_samples_and_memory_layouts_do_not_matter(assert_close):
+    network = MTUNet(**(SMALL | {"input_channels": 2})).eval()
+    x = torch.randn(3, 2, 96, 64)
+    with torch.no_grad():
+        together = network(x)
+        assert_close(torch.cat([network(sample[None]) for sample in x]), together, 1e-5)
+        assert_close(network(x.to(memory_format=torch.channels_last)), together, 1e-5)
+        assert_close(network.to(memory_format=torch.channels_last)(x), together, 1e-5)
+
+
+def test_deep_supervision_is_a_list_of_the_one_output(assert_close):
+    network = MTUNet(**SMALL, deep_supervision=True).eval()
+    x = torch.randn(1, 1, 96, 64)
+    (listed,) = network(x)
+    network.decoder.deep_supervision = False
+    assert_close(network(x), listed, 1e-6)
+
+
+def test_the_number_of_classes_shows_under_seg_layers_only():
+    shapes = [{k: v.shape for k, v in MTUNet(**(SMALL | {"num_classes": n})).state_dict().items()} for n in (2, 5)]
+    assert {k for k in shapes[0] if shapes[0][k] != shapes[1][k]} == {
+        f"decoder.seg_layers.0.{kind}" for kind in ("weight", "bias")
+    }
+
+
+def test_a_plans_arguments_are_taken():
+    network = MTUNet(
+        input_channels=2,
+        num_classes=4,
+        patch_size=[64, 96],
+        n_stages=6,
+        features_per_stage=[4, 4, 4, 4, 4, 4],
+        conv_op=nn.Conv2d,
+        kernel_sizes=[[3, 3]] * 6,
+        strides=[[1, 1]] + [[2, 2]] * 5,
+        heads=1,
+    )
+    assert network(torch.randn(2, 2, 64, 96)).shape == (2, 4, 64, 96)
+    assert MTUNet(**(SMALL | {"strides": 2})).patch_size == (96, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"patch_size": (96, 80)}, r"`patch_size\[1\]`=80 must be divisible by 32; nearest: 64 and 96"),
+        ({"patch_size": 16}, r"`patch_size\[0\]`=16 must be divisible by 32; nearest: 32"),
+        ({"conv_op": nn.Conv3d}, r"MT-UNet is 2D only \(LSTM-SA applies it slice by slice"),
+        ({"n_stages": 5}, r"`n_stages`=5 must be 6"),
+        ({"features_per_stage": (4, 6, 8)}, r"`features_per_stage` must have 6 entries"),
+        ({"kernel_sizes": 5}, r"`kernel_sizes`=.* must be 3 throughout"),
+        ({"kernel_sizes": [3, 3, 3, 3, 3, (1, 3)]}, r"`kernel_sizes`=.* must be 3 throughout"),
+        ({"strides": (1, 2, 2, 2, 2, 1)}, r"`strides`=.* must be \(1, 2, 2, 2, 2, 2\) on both axes"),
+        ({"heads": 3}, r"`heads`=3 must divide the width 8; its divisors: \[1, 2, 4, 8\]"),
+        ({"heads": 0}, r"`heads`=0 must divide the width 8"),
+        ({"window": 0}, r"`window`=0 must be at least 1"),
+        ({"num_classes": 0}, r"`num_classes`=0 must be at least 1"),
+        ({"input_channels": 0}, r"`input_channels`=0 must be at least 1"),
+    ],
+)
+def test_what_does_not_fit_is_an_error(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MTUNet(**(SMALL | arguments))
+
+
+def test_another_size_is_an_error_that_names_both():
+    network = MTUNet(**SMALL)
+    with pytest.raises(ValueError, match=r"\(B, 1, 96, 64\), got \(1, 1, 64, 96\)"):
+        network(torch.randn(1, 1, 64, 96))
+    with pytest.raises(ValueError, match=r"\(B, 1, 96, 64\), got \(1, 3, 96, 64\)"):
+        network(torch.randn(1, 3, 96, 64))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("magnitude", [1, 100])
+@pytest.mark.parametrize("training", [True, False])
+def test_low_precision_stays_finite(dtype, magnitude, training):
+    network = MTUNet(**SMALL).train(training)
+    with torch.autocast("cpu", dtype=dtype):
+        y = network(magnitude * torch.randn(2, 1, 96, 64))
+    assert y.isfinite().all()
+    y.float().square().mean().backward()
+    assert [k for k, p in learning(network).items() if not p.grad.isfinite().all()] == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_does_not_reach_scores_and_softmaxes(dtype, assert_close):
+    """Unscaled scores beyond float16's range, and softmaxes that must add up to 1."""
+    attention = GaussianAxialAttention(4)
+    nn.init.eye_(attention.qkv.weight[:4].detach())
+    nn.init.eye_(attention.qkv.weight[4:8].detach())
+    x = 256 * torch.ones(1, 3, 2, 4)  # exact in both precisions; scores are 2^18
+    with torch.autocast("cpu", dtype=dtype):
+        y = attention(x)
+    assert y.dtype == torch.float32
+    assert y.isfinite().all()
+    external = ExternalAttention(4, 1)
+    sums = []
+    external.values.register_forward_pre_hook(lambda _, inputs: sums.append(inputs[0].sum(-1)))
+    with torch.autocast("cpu", dtype=dtype):
+        external(torch.randn(1, 999, 4))
+    assert_close(sums[0], torch.ones(1, 999, 4), 1e-4)
+
+
+def as_authors(network):
+    """Weights under the authors' names and in their shapes, with a counter that their batch norms have."""
+    state, out = network.state_dict(), {}
+    for ours, theirs in authors_names().items():
+        for key, value in zip(theirs, state[ours].chunk(len(theirs)), strict=True):
+            out[key] = value[..., None, None] if key.endswith("queeze.weight") else value
+    return out | {"stem.model.res1.conv.0.bn.num_batches_tracked": torch.tensor(7)}
+
+
+@pytest.mark.parametrize("settings", [{}, {"heads": 4, "window": 2, "input_channels": 2}])
+def test_sizes_are_read_off_the_tensors(settings, assert_close):
+    network = MTUNet(**(SMALL | {"patch_size": 64} | settings))
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    imported = from_authors("mt_unet", as_authors(network))
+    x = torch.randn(1, network.input_channels, 64, 64)
+    assert_close(imported(x), network.eval()(x), 1e-6)
+
+
+def test_a_patch_that_is_not_square_needs_its_size(assert_close):
+    state = as_authors(MTUNet(**SMALL))
+    with pytest.raises(ValueError, match=r"96 tokens are no square: `patch_size` must be given"):
+        from_authors("mt_unet", state)
+    assert from_authors("mt_unet", state, patch_size=(96, 64)).patch_size == (96, 64)
+    with pytest.raises(ValueError, match=r"downsampling\.3\.2\.pos \(1, 96, 8\) instead of \(1, 64, 8\)"):
+        from_authors("mt_unet", state, patch_size=64)
+
+
+def test_missing_extra_and_misshapen_tensors_are_listed(golden):
+    file = golden("mt_unet")
+    state = dict(file.state_dict)
+    state["stray.weight"] = state.pop("bottleneck.1.CSAttention.gaussiantrans.shift")
+    with pytest.raises(ValueError, match=r"MT-UNet weights: keys 1 missing: bottleneck\.1\.CSA.*shift; 1 extra: stray"):
+        from_authors("mt_unet", state)
+    state = file.state_dict | {"SegmentationHead.bias": torch.zeros(7)}
+    with pytest.raises(ValueError, match=r"wrong shape: decoder\.seg_layers\.0\.bias \(7,\) instead of \(5,\)"):
+        from_authors("mt_unet", state)
+    key = "bottleneck.0.CSAttention.global_atten.key_layer.weight"
+    with pytest.raises(ValueError, match=r"different shapes: .*key_layer\.weight \(32, 31\)"):
+        from_authors("mt_unet", file.state_dict | {key: torch.zeros(32, 31)})
+    with pytest.raises(ValueError, match=r"missing: SegmentationHead\.bias"):
+        from_authors("mt_unet", {})
+    with pytest.raises(ValueError, match=r"mt_unet has no setting heads; its settings: patch_size"):
+        from_authors("mt_unet", {}, heads=4)
+
+
+def test_names_map_every_tensor_once_under_any_prefix():
+    network = MTUNet(**SMALL)
+    names = authors_names("backbone.", "encoder.")
+    stored = [k for k in network.state_dict() if not k.endswith("num_batches_tracked")]
+    assert sorted(names) == sorted(f"backbone.{k}" for k in stored)
+    theirs = sorted(k for keys in names.values() for k in keys)
+    assert all(a != b for a, b in pairwise(theirs))
+    assert all(k.startswith("encoder.") for k in theirs)
+
+
+def test_import_weights_knows_it(tmp_path, capsys):
+    network = MTUNet(**SMALL)
+    torch.save(as_authors(network), tmp_path / "authors.pth")
+    command = ["import-weights", "mt_unet", str(tmp_path / "authors.pth"), str(tmp_path / "ours.pth")]
+    assert main([*command, "--patch-size", "96", "64"]) == 0
+    assert "MTUNet" in capsys.readouterr().out
+    network.load_state_dict(torch.load(tmp_path / "ours.pth", weights_only=True)["network_weights"])
+
+
+def test_training_lowers_the_loss():
+    network = MTUNet(**(SMALL | {"patch_size": 32}))
+    optimiser = torch.optim.Adam(network.parameters(), 1e-2)
+    target = torch.zeros(4, 32, 32, dtype=torch.long)
+    target[:, 8:20, 8:24] = 1
+    target[:, 16:20, 8:24] = 2
+    x = target[:, None].float() + 0.1 * torch.randn(4, 1, 32, 32)
+    losses = []
+    for _ in range(40):
+        optimiser.zero_grad()
+        loss = F.cross_entropy(network(x), target)
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_cuda_equals_cpu_and_low_precision_trains(dtype, monkeypatch, assert_close):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    network = MTUNet(**SMALL).eval()
+    x = torch.randn(2, 1, 96, 64)
+    expected = network(x)
+    network.cuda()
+    assert_close(network(x.cuda()).cpu(), expected, 1e-3)
+    network.train()
+    with torch.autocast("cuda", dtype=dtype):
+        y = network(x.cuda())
+    y.float().square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in learning(network).values())

@@ -1,0 +1,119 @@
+"""torch.compile, which nnU-Net uses on CUDA by default: networks equal eager ones and are compiled no more often than
+their use changes.
+"""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.backends.registry import lookup_backend
+
+from tests.helpers.small_networks import EVERY, build, images_for
+
+
+def loss_of(outputs):
+    return sum(o.square().mean() for o in outputs)
+
+
+@pytest.fixture
+def compiler():
+    """Compiles a network to one graph with a backend; the list gets an entry for every compilation."""
+    compilations = []
+
+    def compile_network(network, backend):
+        chosen = lookup_backend(backend)
+
+        def counted(graph, inputs):
+            compilations.append(graph)
+            return chosen(graph, inputs)
+
+        for module in network.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.p = 0.0  # each run would drop other channels
+        torch._dynamo.reset()
+        return torch.compile(network, fullgraph=True, backend=counted), compilations
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch's own tracer and generator
+        yield compile_network
+    torch._dynamo.reset()
+
+
+def results(network, run, x):
+    network.zero_grad()
+    outputs = run(x)
+    loss_of(outputs).backward()
+    return [*outputs, torch.cat([p.grad.flatten() for p in network.parameters() if p.requires_grad])]
+
+
+def check(network, backend, compiler, assert_close, within_epochs=True):
+    """Steps of training, nnU-Net's validation within an epoch, its prediction of scans, and training again."""
+    run, compilations = compiler(network, backend)
+    optimiser = torch.optim.SGD(network.parameters(), 1e-3)
+    for _ in range(2):
+        x = images_for(network, 2)
+        for actual, expected in zip(*(results(network, f, x) for f in (run, network)), strict=True):
+            assert_close(actual, expected, 1e-4)
+        optimiser.step()
+        assert len(compilations) == 1
+    expected = 1
+    network.eval()
+    if within_epochs:
+        expected += 1
+        for _ in range(2):
+            with torch.no_grad():
+                assert_close(run(x)[0], network(x)[0], 1e-4)
+        assert len(compilations) == expected
+    network.decoder.deep_supervision = False
+    expected += 1
+    for _ in range(2):
+        with torch.no_grad():
+            assert_close(run(x[:1]), network(x[:1]), 1e-4)
+    assert len(compilations) <= expected
+    network.decoder.deep_supervision = True
+    results(network.train(), run, x)
+    assert len(compilations) <= expected
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "mt_unet" else name for name in EVERY]
+)
+def test_compiles_to_one_graph_for_training_and_one_for_prediction(name, compiler, assert_close):
+    """Here without a code generator, which takes minutes."""
+    network = build(name, "2d", input_channels=2, deep_supervision=True, n_stages=3)
+    check(network, "aot_eager", compiler, assert_close, within_epochs=False)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("name", EVERY)
+def test_compiled_with_a_code_generator_it_equals_eager(name, compiler, assert_close):
+    """PyTorch's own generator, for this CPU."""
+    check(build(name, "2d", input_channels=2, deep_supervision=True, n_stages=3), "inductor", compiler, assert_close)
+
+
+def test_faf_net_without_a_support_compiles_and_predicts_nothing(compiler):
+    network = build("faf_net", "2d")
+    network.decoder.seg_layers.prototype_valid.fill_(False)
+    run, _ = compiler(network, "aot_eager")
+    assert run(images_for(network)).isnan().all()
+
+
+def test_an_episode_of_faf_net_compiles_to_one_graph(compiler, assert_close):
+    network = build("faf_net", "2d", n_stages=3)
+    network.slices_per_chunk = 3
+    run, compilations = compiler(network, "aot_eager")
+    for _ in range(2):
+        support, queries = images_for(network, 2)[None], images_for(network, 4)[None]
+        masks = [(x > 0).float().expand(-1, -1, 2, -1, -1) for x in (support, queries)]
+        arguments = (queries, support, *masks)
+        logits, gradients = [], []
+        for episode in (network(*arguments), run(*arguments)):
+            logits.append(episode.logits)
+            network.zero_grad()
+            sum(episode[2:]).backward()
+            gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
+        assert_close(*logits, 1e-4)
+        assert_close(*gradients, 1e-3)
+        assert len(compilations) == 1

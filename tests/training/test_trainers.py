@@ -1,0 +1,370 @@
+"""Trainers as nnU-Net finds and builds them, in this process; whole runs are in test_console.py."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_ext.networks import NETWORKS, EMNet
+from nnunet_ext.networks.em_net.efl import EFL
+from nnunet_ext.nnunet.trainers import known_trainers
+from nnunet_ext.training import Budget
+from nnunet_ext.weights import from_authors, write_pretrained
+
+SIZES = {"2d_tiny": (24, 16), "3d_fullres_tiny": (16, 24, 16)}
+
+
+def batch(trainer, channels=1):
+    """A batch as nnU-Net's loaders give it: a target for every output."""
+    size = tuple(trainer.configuration_manager.patch_size)
+    labels = trainer.label_manager
+    target = torch.zeros(2, 1, *size, dtype=torch.int16)
+    target[..., 4:12] = 1
+    target[..., 8:12] = 2
+    if labels.ignore_label is not None:
+        target[..., -1] = labels.ignore_label
+    if labels.has_regions:
+        regions = [target == 1, target >= 1] if labels.ignore_label is None else [target == 1, target >= 1, target == 3]
+        target = torch.cat(regions, 1)
+    data = torch.randn(2, channels, *size)
+    scales = trainer._get_deep_supervision_scales()
+    if scales is None:
+        return {"data": data, "target": target}
+    targets = [
+        target[(slice(None), slice(None), *(slice(None, None, round(1 / s)) for s in scale))] for scale in scales
+    ]
+    return {"data": data, "target": targets}
+
+
+def run_steps(trainer, count=2):
+    trainer.on_train_epoch_start()
+    losses = [trainer.train_step(batch(trainer))["loss"] for _ in range(count)]
+    trainer.on_train_epoch_end([{"loss": np.array(loss)} for loss in losses])
+    return losses
+
+
+def test_every_trainer_is_found_by_nnunet(nnunet_environment):
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    names = known_trainers()
+    assert {"SASANTrainer", "SASANTrainerDiceCE", "StockTrainer"} <= set(names)
+    assert {trainer for info in NETWORKS.values() for trainer in info.trainers} <= set(names)
+    for name in names:
+        found = recursive_find_trainer_class_by_name(name)
+        assert found.__name__ == name
+
+
+@pytest.mark.parametrize("configuration", list(SIZES))
+@pytest.mark.parametrize("name", [name for name in known_trainers() if "MTUNet" not in name and "FAFNet" not in name])
+def test_trainers_take_the_plans_topology_and_step(make_trainer, name, configuration):
+    trainer = make_trainer(name, configuration)
+    for info in NETWORKS.values():
+        if name in info.trainers:
+            assert type(trainer.network) is info.network
+            assert trainer.network.patch_size == SIZES[configuration]
+    with torch.no_grad():
+        outputs = trainer.network(batch(trainer)["data"])
+    assert [o.shape[2:] for o in outputs] == [t.shape[2:] for t in batch(trainer)["target"]]
+    assert np.isfinite(run_steps(trainer)).all()
+
+
+@pytest.mark.parametrize("name", ["SALSTMMTUNetTrainer", "LSTMSAMTUNetTrainer"])
+def test_trainers_on_mt_unet_need_patches_that_32_divides(make_trainer, nnunet, name):
+    with pytest.raises(ValueError, match=r"`patch_size\[0\]`=24 must be divisible by 32; nearest: 32"):
+        make_trainer(name, "2d_tiny")
+    plans = nnunet.plans
+    plans["configurations"]["2d_tiny"]["patch_size"] = [32, 64]
+    trainer = make_trainer(name, "2d_tiny", plans)
+    assert type(trainer.network.backbone).__name__ == "MTUNet"
+    before = [p.clone() for p in trainer.network.parameters()]
+    losses = run_steps(trainer)
+    assert np.isfinite(losses).all()
+    assert min(losses) > 0
+    changed = [not torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True)]
+    trained = [p.requires_grad for p in trainer.network.parameters()]
+    assert sum(changed) > 0.95 * sum(trained)
+
+
+@pytest.mark.parametrize("configuration", list(SIZES))
+@pytest.mark.parametrize("name", ["SALSTMTrainer", "LSTMSATrainer"])
+def test_lstm_sa_is_optimised_as_by_its_authors_at_a_higher_rate(make_trainer, name, configuration):
+    trainer = make_trainer(name, configuration)
+    assert type(trainer.optimizer) is torch.optim.Adam
+    (group,) = trainer.optimizer.param_groups
+    trainer.lr_scheduler.step(trainer.num_epochs // 2)
+    assert group["lr"] == pytest.approx(3e-4 * 0.5**0.9)
+    assert group["weight_decay"] == 1e-4
+    assert (trainer.loss.loss.weight_dice, trainer.loss.loss.weight_ce) == (0.5, 0.5)
+    if configuration.startswith("3d"):
+        assert {scale[0] for scale in trainer._get_deep_supervision_scales()} == {1.0}
+
+
+LABELS = {
+    "labels": {"background": 0, "Anterior": 1, "Posterior": 2},
+    "ignore": {"background": 0, "Anterior": 1, "Posterior": 2, "ignore": 3},
+    "regions": {"background": 0, "whole": [1, 2], "Posterior": [2]},
+    "regions and ignore": {"background": 0, "whole": [1, 2], "Posterior": [2], "ignore": 3},
+}
+
+
+@pytest.mark.parametrize("kind", list(LABELS))
+def test_regions_and_ignore_label(make_trainer, nnunet, kind):
+    dataset = nnunet.dataset_json | {"labels": LABELS[kind]}
+    if "regions" in kind:
+        dataset["regions_class_order"] = [1, 2]
+    trainer = make_trainer(dataset=dataset)
+    assert trainer.loss.regions == ("regions" in kind)
+    assert (trainer.loss.ignore_label is not None) == ("ignore" in kind)
+    before = [p.clone() for p in trainer.network.parameters()]
+    assert np.isfinite(run_steps(trainer)).all()
+    assert any(not torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True))
+    trainer.on_validation_epoch_start()
+    with torch.no_grad():
+        result = trainer.validation_step(batch(trainer))
+    assert np.isfinite(result["loss"])
+
+
+def test_two_modalities(make_trainer, nnunet):
+    dataset = nnunet.dataset_json | {"channel_names": {"0": "T1", "1": "T2"}}
+    plans = nnunet.plans
+    chosen = plans["configurations"]["3d_fullres_tiny"]
+    for key in ("normalization_schemes", "use_mask_for_norm"):
+        chosen[key] = chosen[key] * 2
+    trainer = make_trainer(plans=plans, dataset=dataset)
+    trainer.on_train_epoch_start()
+    assert np.isfinite(trainer.train_step(batch(trainer, channels=2))["loss"])
+
+
+def test_checkpoint_round_trip_with_the_loss_weights(make_trainer, tmp_path):
+    trainer = make_trainer()
+    run_steps(trainer)
+    trainer.loss.raw_weights.copy_(torch.tensor([1.1, 1.2, 1.3]))
+    file = str(tmp_path / "checkpoint.pth")
+    trainer.save_checkpoint(file)
+    assert [path.name for path in tmp_path.glob("checkpoint*")] == ["checkpoint.pth"]
+
+    restored = make_trainer()
+    restored.load_checkpoint(file)
+    assert restored.loss.raw_weights.tolist() == pytest.approx([1.1, 1.2, 1.3])
+    assert restored.loss_history == trainer.loss_history
+    for (name, a), b in zip(trainer.network.state_dict().items(), restored.network.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    same = batch(trainer)
+    # Training goes on identically: optimiser, loss weights and network are all back.
+    restored.loss.train()
+    trainer.loss.train()
+    for t in (trainer, restored):
+        t._term_sums = torch.zeros(3)
+    assert trainer.train_step(same)["loss"] == restored.train_step(same)["loss"]
+
+
+def test_validation_leaves_the_loss_weights_alone(make_trainer):
+    trainer = make_trainer()
+    trainer.loss.thresholds = (10.0, 10.0, 10.0)
+    run_steps(trainer, count=1)
+    after_training = trainer.loss.raw_weights.clone()
+    assert after_training.tolist() != [1, 1, 1]
+    trainer.on_validation_epoch_start()
+    with torch.no_grad():
+        trainer.validation_step(batch(trainer))
+    assert torch.equal(trainer.loss.raw_weights, after_training)
+
+
+def test_a_stock_checkpoint_is_noted(make_trainer, tmp_path, capsys):
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    trainer = make_trainer("StockTrainer")
+    nnUNetTrainer.save_checkpoint(trainer, str(tmp_path / "stock.pth"))
+    make_trainer("StockTrainer").load_checkpoint(str(tmp_path / "stock.pth"))
+    assert "was not written by a trainer of nnunet_ext" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "trainer"), [("SASAN", "SASANTrainer"), ("EMNet", "EMNetTrainer"), ("LSTMSA", "LSTMSATrainer")]
+)
+def test_stock_trainer_builds_a_network_from_a_plan_that_names_it(make_trainer, nnunet, name_network, name, trainer):
+    plans = nnunet.plans
+    name_network(name, plans["configurations"]["3d_fullres_tiny"])
+    stock = make_trainer("nnUNetTrainer", plans=plans)
+    assert type(stock.network).__name__ == name
+    with torch.no_grad():
+        outputs = stock.network(batch(stock)["data"])
+    assert [o.shape[2:] for o in outputs] == [t.shape[2:] for t in batch(stock)["target"]]
+    ours = make_trainer(f"{name}Trainer", plans=plans)
+    assert ours.network.state_dict().keys() == stock.network.state_dict().keys()
+    assert ours._get_deep_supervision_scales() == stock._get_deep_supervision_scales()
+
+
+def test_a_stale_patch_in_a_plan_is_refused(make_trainer, nnunet, name_network):
+    plans = nnunet.plans
+    name_network("SASAN", plans["configurations"]["3d_fullres_tiny"])
+    plans["configurations"]["3d_fullres_tiny"]["patch_size"] = [16, 32, 16]
+    with pytest.raises(ValueError, match=r"`patch_size`=\[16, 32, 16\] and `arch_kwargs` `patch_size`=\[16, 24, 16\]"):
+        make_trainer(plans=plans)
+
+
+EM_NET_VARIANTS = {
+    "EMNetTrainer": ("EM-Net", "spatial"),
+    "EMNetAuthorsTrainer": ("EM-Net", "authors"),
+    "EMNetSGDTrainer": ("EM-Net", "spatial"),
+    "EMNetATrainer": ("A", "spatial"),
+    "EMNetBTrainer": ("B", "spatial"),
+    "EMNetCTrainer": ("C", "spatial"),
+    "EMNetNoMambaTrainer": ("no_mamba", "spatial"),
+}
+
+
+@pytest.mark.parametrize("name", list(EM_NET_VARIANTS))
+def test_em_net_trainers_build_their_variant(make_trainer, name):
+    network = make_trainer(name).network
+    variant, layout = EM_NET_VARIANTS[name]
+    planned = EMNet.adapt_topology((16, 24, 16), 4, 8, torch.nn.Conv3d, 3, 2)
+    expected = EMNet(1, 3, **planned, variant=variant, efl_layout=layout, deep_supervision=True)
+    assert {k: v.shape for k, v in network.state_dict().items()} == {
+        k: v.shape for k, v in expected.state_dict().items()
+    }
+    layouts = {m.spatial for m in network.modules() if isinstance(m, EFL)}
+    assert layouts == (set() if variant == "A" else {layout == "spatial"})
+    assert any("mamba" in k for k in network.state_dict()) == (variant != "no_mamba")
+
+
+def test_trainers_train_what_their_name_says_on_the_plan_of_another_variant(make_trainer, nnunet, name_network):
+    plans = nnunet.plans
+    changed = {
+        "3d_fullres_tiny": ("EMNet", {"variant": "A", "efl_layout": "authors"}),
+        "2d_tiny": ("LSTMSA", {"backbone": "mt_unet"}),
+    }
+    for name, (network, settings) in changed.items():
+        name_network(network, plans["configurations"][name])
+        plans["configurations"][name]["architecture"]["arch_kwargs"] |= settings
+    network = make_trainer("EMNetTrainer", plans=plans).network
+    assert (network.variant, network.efl_layout) == ("EM-Net", "spatial")
+    network = make_trainer("EMNetBTrainer", plans=plans).network
+    assert (network.variant, network.efl_layout) == ("B", "spatial")
+    trainer = make_trainer("LSTMSATrainer", "2d_tiny", plans)
+    assert type(trainer.network.backbone).__name__ != "MTUNet"
+    assert len(trainer.network(batch(trainer)["data"])) == len(batch(trainer)["target"])
+
+
+def test_losses_of_a_single_output_are_finite(make_trainer, nnunet):
+    """nnU-Net would weigh the lowest output, here the only one, by 0 / 0."""
+    plans = nnunet.plans
+    arguments = plans["configurations"]["2d_tiny"]["architecture"]["arch_kwargs"]
+    for key in ("features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage"):
+        arguments[key] = arguments[key][:2]
+    arguments |= {"n_stages": 2, "n_conv_per_stage_decoder": [2]}
+    for name in ("StockTrainer", "SASANTrainerDiceCE", "SALSTMTrainer"):
+        assert np.isfinite(run_steps(make_trainer(name, "2d_tiny", plans))).all()
+
+
+def test_the_state_of_the_loss_is_saved_off_the_device(make_trainer):
+    assert {v.device.type for v in make_trainer("SASANTrainer").extra_state()["loss"].values()} == {"cpu"}
+
+
+def test_em_net_is_optimised_by_adamw_with_the_authors_schedule(make_trainer, monkeypatch):
+    monkeypatch.setenv("NNUNET_EXT_EPOCHS", "400")
+    trainer = make_trainer("EMNetTrainer")
+    (group,) = trainer.optimizer.param_groups
+    assert type(trainer.optimizer) is torch.optim.AdamW
+    assert group["weight_decay"] == 1e-2
+    rates = []
+    for epoch in range(400):
+        trainer.lr_scheduler.step(epoch)
+        rates.append(group["lr"])
+    # 10 of 1000 epochs of warm-up, here 4 of 400, then half a cosine.
+    assert rates[:5] == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3])
+    assert rates[202] == pytest.approx(5e-4)
+    assert rates[399] < 1e-7
+    assert all(a >= b for a, b in pairwise(rates[4:]))
+    trainer.lr_scheduler.step(202)  # as a resumed training starts
+    assert group["lr"] == pytest.approx(5e-4)
+
+
+def test_em_net_is_optimised_as_by_its_authors(make_trainer):
+    trainer = make_trainer("EMNetSGDTrainer")
+    (group,) = trainer.optimizer.param_groups
+    assert type(trainer.optimizer) is torch.optim.SGD
+    assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.99, True, 3e-5)
+    trainer.lr_scheduler.step(10)
+    assert group["lr"] == 0.01
+
+
+@pytest.mark.parametrize(("epochs", "warm_up"), [(1, 1), (30, 1), (200, 2), (1000, 10), (4000, 10)])
+def test_a_shorter_training_warms_up_for_less(make_trainer, monkeypatch, epochs, warm_up):
+    monkeypatch.setenv("NNUNET_EXT_EPOCHS", str(epochs))
+    assert make_trainer("EMNetTrainer", "2d_tiny").lr_scheduler.warm_up == warm_up
+
+
+@pytest.mark.parametrize(
+    ("strides", "expected"),
+    [
+        ([2] * 2, [1, 2, 2]),
+        ([2] * 3, [1, 4, 2]),
+        ([2] * 5, [1, 4, 2, 2, 2]),
+        ([2] * 6, [1, 4, 2, 2, 2]),
+        ([(1, 2, 2)] * 2 + [2] * 3, [1, (1, 4, 4), 2, 2, 2]),
+        ([(1, 2, 2), 2, (2, 2, 1)], [1, (2, 4, 4), (2, 2, 1)]),
+    ],
+)
+def test_em_net_takes_the_poolings_of_any_plan(strides, expected):
+    def per_axis(values):
+        return [(v,) * 3 if isinstance(v, int) else v for v in values]
+
+    planned = EMNet.adapt_topology((64, 128, 128), len(strides) + 1, 32, torch.nn.Conv3d, 3, [1, *strides])
+    assert planned["strides"] == per_axis(expected)
+    assert planned["features_per_stage"] == (48, 48, 96, 192, 384)[: len(expected)]
+    assert planned["n_stages"] == len(expected)
+
+
+def test_em_net_needs_two_poolings():
+    with pytest.raises(ValueError, match=r"needs at least 2 poolings, the plan has 1: `strides`="):
+        EMNet.adapt_topology((32, 32), 2, 32, torch.nn.Conv2d, 3, 2)
+
+
+def test_no_label_besides_background_is_refused(make_trainer, nnunet):
+    with pytest.raises(ValueError, match="no label besides background"):
+        make_trainer(dataset=nnunet.dataset_json | {"labels": {"background": 0}})
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_imported_weights_are_taken_over_by_nnunet(make_trainer, nnunet, golden, tmp_path, authors_plan, classes):
+    """By its own function, whatever the number of classes."""
+    from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+    imported = from_authors("sasan", golden("sasan").state_dict)
+    write_pretrained(imported, tmp_path / "ours.pth")
+    labels = {"background": 0, "Anterior": 1, "Posterior": 2}
+    dataset = nnunet.dataset_json | {"labels": {k: v for k, v in labels.items() if v < classes}}
+    trainer = make_trainer("SASANTrainer", "authors", authors_plan(nnunet.plans), dataset)
+    load_pretrained_weights(trainer.network, str(tmp_path / "ours.pth"))
+    for ours, theirs in zip(trainer.network.encoder.parameters(), imported.encoder.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_plan_without_topology_is_refused(make_trainer, nnunet):
+    plans = nnunet.plans
+    del plans["configurations"]["3d_fullres_tiny"]["architecture"]["arch_kwargs"]["features_per_stage"]
+    with pytest.raises(ValueError, match=r"PlainConvUNet has no features_per_stage: SASAN cannot take its topology"):
+        make_trainer(plans=plans)
+
+
+def test_budget_variables_bound_the_training(make_trainer, monkeypatch, tmp_path):
+    for name, value in Budget(7, 3, 2).environment().items():
+        monkeypatch.setenv(name, value)
+    trainer = make_trainer("StockTrainer")
+    assert trainer.budget == Budget(7, 3, 2)
+    trainer.save_checkpoint(str(tmp_path / "c.pth"))
+    state = torch.load(tmp_path / "c.pth", weights_only=False)["nnunet_ext"]
+    assert state["budget"] == {"epochs": 7, "iterations": 3, "val_iterations": 2}
+
+
+def test_without_budget_variables_nnunets_values_stay(make_trainer):
+    assert make_trainer("StockTrainer").budget == Budget(1000, 250, 50)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", "", " 3", "²"])
+@pytest.mark.parametrize("name", ["NNUNET_EXT_EPOCHS", "NNUNET_EXT_ITERATIONS", "NNUNET_EXT_VAL_ITERATIONS"])
+def test_budgets_that_are_no_positive_integers_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value!r} must be a positive integer"):
+        Budget.from_environment({name: value})
