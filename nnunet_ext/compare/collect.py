@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.compare.labels import LabelSet, check_same_labels, label_set, read_dataset_json, read_json
-from nnunet_ext.compare.study import Case, Entrant, Study, check_entrants, some_of
-from nnunet_ext.nnunet.models import fold_names, pair_plans
+from nnunet_ext.compare.labels import LabelSet, check_same_labels, label_set, read_dataset_json
+from nnunet_ext.compare.study import Case, Entrant, Study, check_entrants
+from nnunet_ext.nnunet.json_files import read_json
+from nnunet_ext.nnunet.trained_model import fold_names, model_name, pair_plans
+from nnunet_ext.utils.messages import some_of
 
 STOCK_TRAINER = "nnUNetTrainer"
 _TRAIN = "nnUNetv2_train {dataset} {configuration} {fold} -tr {trainer} -p {plans}"
@@ -64,7 +66,7 @@ def collect_cross_validation(
             more = _fold_cases(model / f"fold_{fold}", fold, labels, truths, raw, splits, command)
             if twice := cases.keys() & more.keys():
                 raise ValueError(
-                    f"{name} validated {some_of(list(twice))} in several folds: choose folds that share none"
+                    f"{name} validated {some_of(sorted(twice))} in several folds: choose folds that share none"
                 )
             cases |= more
         entrants.append(Entrant(name, dict(sorted(cases.items())), trainer, model))
@@ -93,7 +95,7 @@ def _folders(dataset: str) -> tuple[Path, Path, Path]:
 def _names(pairs: Sequence[tuple[str, str]]) -> list[str]:
     """Trainers' names, with the plans where these differ."""
     same = len({plan for _, plan in pairs}) == 1
-    return [trainer if same else f"{trainer}__{plan}" for trainer, plan in pairs]
+    return [trainer if same else model_name(trainer, plan) for trainer, plan in pairs]
 
 
 def _baseline(wanted: str | None, pairs: Sequence[tuple[str, str]], names: Sequence[str]) -> str:
@@ -108,7 +110,7 @@ def _baseline(wanted: str | None, pairs: Sequence[tuple[str, str]], names: Seque
 
 
 def _model(results: Path, trainer: str, plan: str, configuration: str) -> Path:
-    model = results / f"{trainer}__{plan}__{configuration}"
+    model = results / model_name(trainer, plan, configuration)
     if not model.is_dir():
         known = sorted(path.name for path in results.glob("*__*__*") if path.is_dir())
         raise ValueError(f"no trained model {model.name} in {results}; known: {', '.join(known) or 'none'}")
@@ -202,10 +204,10 @@ def _check_sets(expected: set[str], found: set[str], where: str, source: str, co
     if missing:
         raise ValueError(
             f"{where} is unfinished or of another split: {len(missing)} of the {len(expected)} cases of {source} are "
-            f"missing ({some_of(list(missing))}); run `{command} --val`"
+            f"missing ({some_of(sorted(missing))}); run `{command} --val`"
         )
     if extra:
-        raise ValueError(f"{where} has cases that {source} does not have: {some_of(list(extra))}")
+        raise ValueError(f"{where} has cases that {source} does not have: {some_of(sorted(extra))}")
 
 
 def _check_same_cases(entrants: Sequence[Entrant]) -> None:
@@ -217,7 +219,7 @@ def _check_same_cases(entrants: Sequence[Entrant]) -> None:
         if other:
             raise ValueError(
                 f"{first.name} and {entrant.name} were validated on other cases or splits; they differ in "
-                f"{some_of(list(other))}"
+                f"{some_of(sorted(other))}"
             )
 
 

@@ -80,7 +80,7 @@ def network_size(model: Path, trainer: str, configuration: str) -> dict[str, Any
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunet_ext.nnunet.find_trainer import find_trainer
+    from nnunet_ext.nnunet.trainers import find_trainer
     from nnunet_ext.profiling.counts import trainer_network_size
 
     with warnings.catch_warnings():

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nnunet_ext.compare.labels import check_same_labels, label_set, read_dataset_json
-from nnunet_ext.compare.study import Case, Entrant, Study, check_entrants, some_of
+from nnunet_ext.compare.study import Case, Entrant, Study, check_entrants
+from nnunet_ext.utils.messages import some_of
 
 TEST_FOLD = "test"
 
@@ -59,7 +60,7 @@ def _cases(name: str, folder: Path, truths: Mapping[str, Path], ending: str, ima
     found = {path.name.removesuffix(ending): path for path in folder.glob(f"*{ending}")}
     for text, cases in (("has no prediction of", truths.keys() - found), ("has no label for", found.keys() - truths)):
         if cases:
-            raise ValueError(f"the cases differ: {name} ({folder}) {text} {some_of(list(cases))}")
+            raise ValueError(f"the cases differ: {name} ({folder}) {text} {some_of(sorted(cases))}")
     result = {}
     for case, truth in truths.items():
         image = images / f"{case}_0000{ending}" if images else None

@@ -1,12 +1,12 @@
 """The labels of a dataset as nnU-Net evaluates them: labels or regions, and the ignore label."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nnunet_ext.compare.metrics import Label
+from nnunet_ext.nnunet.json_files import read_json
 
 
 @dataclass(frozen=True)
@@ -24,21 +24,6 @@ class LabelSet:
     ignore_label: int | None
     file_ending: str
     reader: str
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file that nnU-Net wrote; it writes in place, so that a kill leaves half of one.
-
-    Raises:
-        FileNotFoundError: if it is missing.
-        ValueError: if it is damaged.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is cut off or no JSON ({error}): run what writes it again") from error
 
 
 def read_dataset_json(path: Path) -> dict[str, Any]:

@@ -85,10 +85,3 @@ def check_entrants(names: Sequence[str], baseline: str) -> None:
         raise ValueError(f"{names[0]} alone cannot be compared: name at least two, the baseline among them")
     if baseline not in names:
         raise ValueError(f"the baseline {baseline!r} is not among those compared; known: {', '.join(names)}")
-
-
-def some_of(names: Sequence[str], limit: int = 5) -> str:
-    """The first names of a list, for a message."""
-    names = sorted(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -3,16 +3,15 @@
 nnU-Net writes most files in place, so that a kill leaves half of one: a file counts if it can be read to its end.
 """
 
-import json
 import os
 import zipfile
 from collections.abc import Iterable, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
-_FINAL = "checkpoint_final.pth"
-CHECKPOINTS = (_FINAL, "checkpoint_latest.pth", "checkpoint_best.pth")  # as nnUNetv2_train --c looks for them
+from nnunet_ext.nnunet.checkpoints import CHECKPOINTS, FINAL_CHECKPOINT
+from nnunet_ext.nnunet.json_files import read_json_if_whole
+from nnunet_ext.nnunet.trained_model import split_model_name
 
 
 class State(Enum):
@@ -21,16 +20,8 @@ class State(Enum):
     NOT_STARTED = "not started"
 
 
-def read_json(path: Path) -> Any:
-    """Content of a JSON file; None if there is none or only part of it."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
 def json_state(path: Path) -> State:
-    return State.NOT_STARTED if read_json(path) is None else State.FINISHED
+    return State.NOT_STARTED if read_json_if_whole(path) is None else State.FINISHED
 
 
 def is_newer(product: Path, sources: Iterable[Path]) -> bool:
@@ -43,12 +34,13 @@ def is_newer(product: Path, sources: Iterable[Path]) -> bool:
 
 def file_ending(raw: Path, preprocessed: Path) -> str:
     """That of the dataset's images, for example .nii.gz."""
-    return (read_json(raw / "dataset.json") or read_json(preprocessed / "dataset.json") or {}).get("file_ending", "")
+    contents = (read_json_if_whole(folder / "dataset.json") for folder in (raw, preprocessed))
+    return str(next((content for content in contents if content), dict[str, str]()).get("file_ending", ""))
 
 
 def training_cases(raw: Path, preprocessed: Path) -> list[str]:
     """Names of the training cases; where the raw data are no longer kept, of those with a true label."""
-    dataset = read_json(raw / "dataset.json")
+    dataset = read_json_if_whole(raw / "dataset.json")
     if dataset is None:
         truth, ending = preprocessed / "gt_segmentations", file_ending(raw, preprocessed)
         return sorted(file.name.removesuffix(ending) for file in truth.iterdir()) if truth.is_dir() else []
@@ -68,7 +60,7 @@ def data_identifier(plans_file: Path, configuration: str) -> str | None:
     Raises:
         ValueError: for a configuration that the plan does not have.
     """
-    plans = read_json(plans_file)
+    plans = read_json_if_whole(plans_file)
     if plans is None:
         return None
     if configuration not in plans["configurations"]:
@@ -102,7 +94,7 @@ def unpacking_state(folder: Path, splits: Path) -> State:
     whole = all(_is_whole_array(file.with_suffix(".npy")) for file in packed) and all(
         _is_whole_array(file.with_name(f"{file.stem}_seg.npy")) for file in packed
     )
-    return State.FINISHED if whole and read_json(splits) else State.NOT_STARTED
+    return State.FINISHED if whole and read_json_if_whole(splits) else State.NOT_STARTED
 
 
 def _is_whole_array(path: Path) -> bool:
@@ -121,13 +113,13 @@ def _is_whole_checkpoint(path: Path) -> bool:
 
 def training_state(fold: Path, probabilities: bool = False) -> State:
     """Of a fold's training and validation; with `probabilities`, the validation's must be there too."""
-    if _is_whole_checkpoint(fold / _FINAL):
+    if _is_whole_checkpoint(fold / FINAL_CHECKPOINT):
         return State.FINISHED if _is_validated(fold / "validation", probabilities) else State.RESUMABLE
     return State.NOT_STARTED if resume_point(fold) is None else State.RESUMABLE
 
 
 def _is_validated(folder: Path, probabilities: bool) -> bool:
-    summary = read_json(folder / "summary.json")
+    summary = read_json_if_whole(folder / "summary.json")
     if summary is None:
         return False
     whole = sum(zipfile.is_zipfile(file) for file in folder.glob("*.npz")) if probabilities else 0
@@ -144,12 +136,12 @@ def resume_options(fold: Path) -> list[str]:
     point = resume_point(fold)
     if point is None:
         return []
-    return ["--val"] if point.name == _FINAL else ["--c"]
+    return ["--val"] if point.name == FINAL_CHECKPOINT else ["--c"]
 
 
 def set_aside_broken(path: Path) -> None:
     """Renames a JSON file or a checkpoint of which a kill left half, so that nnU-Net does not trip over it."""
-    whole = _is_whole_checkpoint(path) if path.suffix == ".pth" else read_json(path) is not None
+    whole = _is_whole_checkpoint(path) if path.suffix == ".pth" else read_json_if_whole(path) is not None
     if path.is_file() and not whole:
         os.replace(path, path.with_name(f"{path.name}.broken"))
 
@@ -158,18 +150,18 @@ def pooling_state(pooled: Path, folds: Iterable[Path]) -> State:
     """Whether the folds' validations were pooled since the last of them was written."""
     summary = pooled / "summary.json"
     newer = is_newer(summary, (fold / "validation" / "summary.json" for fold in folds))
-    return State.FINISHED if newer and read_json(summary) is not None else State.NOT_STARTED
+    return State.FINISHED if newer and read_json_if_whole(summary) is not None else State.NOT_STARTED
 
 
 def report_state(
     report: Path, names: Sequence[str], folds: Sequence[str], pooled: Iterable[Path], baseline: str | None = None
 ) -> State:
     """Whether a report of just these, on a baseline if one is named, was written after their results were pooled."""
-    summary = read_json(report / "summary.json")
+    summary = read_json_if_whole(report / "summary.json")
     if summary is None or set(summary["entrants"]) != set(names) or set(summary["folds"]) != set(folds):
         return State.NOT_STARTED
     # The report's names have the plans where these differ, the option's need not.
-    if baseline is not None and baseline not in (summary["baseline"], summary["baseline"].partition("__")[0]):
+    if baseline is not None and baseline not in (summary["baseline"], split_model_name(summary["baseline"])[0]):
         return State.NOT_STARTED
     newer = is_newer(report / "report.html", [folder / "summary.json" for folder in pooled])
     return State.FINISHED if newer else State.NOT_STARTED

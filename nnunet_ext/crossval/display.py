@@ -9,7 +9,8 @@ from rich.live import Live
 from rich.table import Table
 
 from nnunet_ext.crossval.runner import Row, Status
-from nnunet_ext.nnunet.progress import Progress, duration, read_progress
+from nnunet_ext.nnunet.trained_model import split_model_name
+from nnunet_ext.nnunet.training_log import Progress, duration, read_progress
 
 _STYLES = {Status.RUNNING: "bold", Status.FINISHED: "green", Status.FAILED: "bold red", Status.BLOCKED: "red"}
 _ORDER = [Status.FAILED, Status.RUNNING, Status.STOPPED, Status.WAITING, Status.BLOCKED, Status.FINISHED]
@@ -86,7 +87,7 @@ def _cells(row: Row) -> list[str]:
     if row.node.fold_folder is None or row.status not in (Status.RUNNING, Status.FINISHED):
         return cells
     since = row.child.began if row.child is not None else 0.0
-    trainer = row.node.fold_folder.parent.name.split("__")[0]
+    trainer = split_model_name(row.node.fold_folder.parent.name)[0]
     epoch, dice, left = progress_cells(read_progress(row.node.fold_folder, trainer, since))
     return [*cells[:3], epoch, dice, left] if row.status is Status.RUNNING else [*cells[:4], dice, ""]
 

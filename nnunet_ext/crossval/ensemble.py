@@ -6,8 +6,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunet_ext.crossval.completion import State, is_newer, read_json
+from nnunet_ext.crossval.completion import State, is_newer
 from nnunet_ext.crossval.experiment import Experiment, Model
+from nnunet_ext.nnunet.json_files import read_json_if_whole
+from nnunet_ext.nnunet.trained_model import split_model_name
 
 
 def best_two(experiment: Experiment) -> list[Model] | None:
@@ -40,7 +42,7 @@ def _ensemble_folder(experiment: Experiment, best: Sequence[Model]) -> Path:
 
 def _dice(folder: Path) -> float | None:
     """Mean foreground Dice of a folder that nnU-Net evaluated; 0 where there was no foreground at all."""
-    summary = read_json(folder / "summary.json")
+    summary = read_json_if_whole(folder / "summary.json")
     if summary is None:
         return None
     dice = summary["foreground_mean"]["Dice"]
@@ -58,7 +60,7 @@ def main() -> None:
 
     from nnunet_ext.crossval.experiment import make_experiment
 
-    trainers, plans = zip(*(name.split("__") for name in arguments.models), strict=True)
+    trainers, plans = zip(*(split_model_name(name) for name in arguments.models), strict=True)
     experiment = make_experiment(
         arguments.dataset, arguments.configuration, trainers, plans, arguments.folds, device="cpu"
     )

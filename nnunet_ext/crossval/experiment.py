@@ -8,7 +8,7 @@ from importlib import util
 from pathlib import Path
 
 from nnunet_ext.crossval.completion import file_ending, image_cases
-from nnunet_ext.nnunet.models import pair_plans
+from nnunet_ext.nnunet.trained_model import model_name, pair_plans
 from nnunet_ext.nnunet.trainers import TRAINERS_VARIABLE, external_trainers, known_trainers
 
 # nnU-Net's planners whose plans name is not the planner's option.
@@ -29,7 +29,7 @@ class Model:
 
     @property
     def name(self) -> str:
-        return f"{self.trainer}__{self.plans}"
+        return model_name(self.trainer, self.plans)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Experiment:
         return self.preprocessed / f"{plans}.json"
 
     def model_folder(self, model: Model) -> Path:
-        return self.results / f"{model.name}__{self.configuration}"
+        return self.results / model_name(model.trainer, model.plans, self.configuration)
 
     def fold_folder(self, model: Model, fold: int) -> Path:
         return self.model_folder(model) / f"fold_{fold}"

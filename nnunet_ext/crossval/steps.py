@@ -11,6 +11,8 @@ from nnunet_ext.crossval.completion import State
 from nnunet_ext.crossval.ensemble import best_two, ensemble_state
 from nnunet_ext.crossval.experiment import STOCK_PLANNERS, Experiment, Model
 from nnunet_ext.crossval.graph import PREPARE, Graph, Node
+from nnunet_ext.nnunet.checkpoints import CHECKPOINTS, FINAL_CHECKPOINT
+from nnunet_ext.nnunet.json_files import read_json_if_whole
 from nnunet_ext.nnunet.trainers import known_trainers
 
 
@@ -63,7 +65,7 @@ def _plan(e: Experiment, plans: str) -> Node:
         command = ["nnUNetv2_plan_experiment", "-d", e.dataset_id, "-pl", STOCK_PLANNERS[plans]]
     elif trainer in known_trainers():
         command = ["nnunet_ext", "plan", "-d", e.dataset_id, "-tr", trainer, "--plans-name", plans]
-    elif completion.read_json(file) is not None:
+    elif read_json_if_whole(file) is not None:
         command = []  # a plan of the user's own, always finished
     else:
         write = f"nnunet_ext plan -d {e.dataset_id} -tr {trainer} --plans-name {plans}"
@@ -85,7 +87,7 @@ def _plan(e: Experiment, plans: str) -> Node:
 def _check_plan(e: Experiment, plans: str) -> None:
     file = e.plans_file(plans)
     completion.data_identifier(file, e.configuration)  # complains of an unknown configuration
-    plan = completion.read_json(file) or {"plans_name": plans, "configurations": {}}
+    plan = read_json_if_whole(file) or {"plans_name": plans, "configurations": {}}
     if plan["plans_name"] != plans:  # nnU-Net would train into the other's folder
         raise ValueError(f"plans_name in {file} is {plan['plans_name']!r}; it must be {plans!r}, as the file's name")
     if e.configuration == "3d_cascade_fullres" or "previous_stage" in plan["configurations"].get(e.configuration, {}):
@@ -152,7 +154,7 @@ def _train(e: Experiment, model: Model, fold: int, prepared: tuple[str, ...]) ->
         return ["nnUNetv2_train", e.dataset_id, e.configuration, str(fold), *options]
 
     def before() -> None:
-        for name in completion.CHECKPOINTS:
+        for name in CHECKPOINTS:
             completion.set_aside_broken(folder / name)
 
     return Node(
@@ -211,7 +213,7 @@ def _predict(e: Experiment, model: Model) -> Node:
     command += ["-f", *map(str, e.folds), "-device", e.device]
     if e.ensemble:
         command.append("--save_probabilities")
-    checkpoints = [e.fold_folder(model, fold) / "checkpoint_final.pth" for fold in e.folds]
+    checkpoints = [e.fold_folder(model, fold) / FINAL_CHECKPOINT for fold in e.folds]
     trainings = tuple(f"train_{model.name}_{fold}" for fold in e.folds)
     return _predicting(e, model.name, trainings, lambda: command, lambda: checkpoints, on_gpu=True)
 

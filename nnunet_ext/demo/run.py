@@ -9,9 +9,8 @@ from pathlib import Path
 
 from nnunet_ext.demo.progress import CommandFailed, count_lines, run_command
 from nnunet_ext.demo.workspace import CONFIGURATION, DATASET_ID, Settings, Workspace, check_trainers
+from nnunet_ext.nnunet.checkpoints import CHECKPOINTS
 from nnunet_ext.utils.devices import choose_device
-
-_CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 
 
 def run_demo(folder: str | Path, trainers: Sequence[str], iterations: int, device: str = "auto") -> int:
@@ -80,7 +79,7 @@ def _train(space: Workspace, trainer: str) -> None:
     model = space.model(trainer)
     if (model / "validation" / "summary.json").is_file():
         return
-    resume = ["--c"] if any((model / name).is_file() for name in _CHECKPOINTS) else []
+    resume = ["--c"] if any((model / name).is_file() for name in CHECKPOINTS) else []
     log = space.log(f"train_{trainer}")
     epochs, validated = space.settings.budget.epochs or 0, _validation_cases(space)
     done_before = _finished_epochs(model) if resume else 0
@@ -133,7 +132,7 @@ def _validation_cases(space: Workspace) -> int:
 def _finished_epochs(model: Path) -> int:
     from nnunet_ext.nnunet.checkpoints import read_checkpoint
 
-    for name in _CHECKPOINTS:
+    for name in CHECKPOINTS:
         if (model / name).is_file():
             return read_checkpoint(model / name)["current_epoch"]
     return 0

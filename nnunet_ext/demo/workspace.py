@@ -11,6 +11,7 @@ from math import ceil
 from pathlib import Path
 
 from nnunet_ext import __version__
+from nnunet_ext.nnunet.trained_model import model_name
 from nnunet_ext.nnunet.trainers import known_trainers, trainers_folder
 from nnunet_ext.training.budget import Budget
 from nnunet_ext.utils.files import replacing
@@ -90,7 +91,7 @@ class Workspace:
         return self.root / "logs" / f"{step}.txt"
 
     def model(self, trainer: str) -> Path:
-        return self.root / "nnUNet_results" / DATASET / f"{trainer}__nnUNetPlans__{CONFIGURATION}" / "fold_0"
+        return self.root / "nnUNet_results" / DATASET / model_name(trainer, "nnUNetPlans", CONFIGURATION) / "fold_0"
 
     def predictions(self, trainer: str) -> Path:
         return self.root / "predictions" / trainer

@@ -8,6 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
+from nnunet_ext.utils.messages import some_of
+
+FINAL_CHECKPOINT = "checkpoint_final.pth"
+LATEST_CHECKPOINT = "checkpoint_latest.pth"
+CHECKPOINTS = (FINAL_CHECKPOINT, LATEST_CHECKPOINT, "checkpoint_best.pth")
+"""Names of checkpoints, in the order in which `nnUNetv2_train --c` looks for them."""
+
 _NEEDED = ("network_weights", "optimizer_state", "current_epoch", "init_args", "trainer_name", "logging")
 _SHOWN = 4
 
@@ -31,7 +38,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         state = "is empty" if path.stat().st_size == 0 else "cannot be read: it is cut off, or no file of torch's"
         raise ValueError(
             f"the checkpoint {path} {state} ({_first_line(error)}). Move it away: nnU-Net then takes the next of "
-            "checkpoint_final, checkpoint_latest and checkpoint_best"
+            f"{', '.join(name.removesuffix('.pth') for name in CHECKPOINTS)}"
         ) from error
     missing = [key for key in _NEEDED if not isinstance(content, Mapping) or key not in content]
     if missing:
@@ -75,8 +82,8 @@ def refuse_misfits(network: nn.Module, weights: Mapping[str, Tensor], prefix: st
         built = f" for patch size {tuple(patch)}" if patch is not None else ""
         raise ValueError(
             f"these weights are not of this plan: {type(network).__name__} was built{built}, but in the checkpoint "
-            f"{some_of(found)}. Other patch size, labels, features or trainer? plans.json and dataset.json of the "
-            "model's folder must be those it was trained with"
+            f"{some_of(found, _SHOWN)}. Other patch size, labels, features or trainer? plans.json and dataset.json of "
+            "the model's folder must be those it was trained with"
         )
 
 
@@ -96,12 +103,6 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]
         for name, value in _facts(ours).items()
         if before[name] != value
     ]
-
-
-def some_of(found: list[str]) -> str:
-    """The first few of a list, and how many more there are."""
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return ", ".join(found[:_SHOWN]) + more
 
 
 def _facts(init: Mapping[str, Any]) -> dict[str, Any]:

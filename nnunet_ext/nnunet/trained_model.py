@@ -1,20 +1,54 @@
 """Trained models in nnU-Net's results folder: TRAINER__PLANS__CONFIGURATION, with a folder for each fold."""
 
-import json
+import re
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-from nnunet_ext.nnunet.checkpoints import differences, read_checkpoint, uncompiled
-from nnunet_ext.nnunet.models import fold_names
+from nnunet_ext.nnunet.checkpoints import FINAL_CHECKPOINT, differences, read_checkpoint, uncompiled
+from nnunet_ext.nnunet.json_files import read_json
 from nnunet_ext.nnunet.trainers import register_trainers
 
-DEFAULT_CHECKPOINT = "checkpoint_final.pth"
+if TYPE_CHECKING:
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+DEFAULT_CHECKPOINT = FINAL_CHECKPOINT
+_SEPARATOR = "__"
+_FOLD = re.compile(r"fold_(\d+|all)")
+
+
+def model_name(*parts: str) -> str:
+    """Joins trainer, plans and configuration as nnU-Net names the folder of a model."""
+    return _SEPARATOR.join(parts)
+
+
+def split_model_name(name: str) -> list[str]:
+    """Splits the name of a model's folder into trainer, plans and configuration, as far as it has them."""
+    return name.split(_SEPARATOR)
+
+
+def fold_names(model: Path) -> list[str]:
+    """Folds of a model's folder: 0, 1, ... or all. A folder of another name is a fold that somebody has put aside."""
+    found = (_FOLD.fullmatch(path.name) for path in model.glob("fold_*"))
+    return sorted((match[1] for match in found if match), key=lambda name: (len(name), name))
+
+
+def pair_plans(trainers: Sequence[str], plans: Sequence[str]) -> list[tuple[str, str]]:
+    """Trainers with their plans.
+
+    Args:
+        trainers: Names.
+        plans: One name for all trainers, or one for each.
+
+    Raises:
+        ValueError: for another number of plans.
+    """
+    if len(plans) not in (1, len(trainers)):
+        raise ValueError(f"-p has {len(plans)} names for {len(trainers)} trainers; give one for all or one for each")
+    several = list(plans) if len(plans) > 1 else [plans[0]] * len(trainers)
+    return list(zip(trainers, several, strict=True))
 
 
 def trained_folds(folder: Path, wanted: Sequence[int | str] | None, checkpoint: str = DEFAULT_CHECKPOINT) -> list[str]:
@@ -46,7 +80,7 @@ def load_predictor(
     folds: Sequence[int | str] | None = None,
     checkpoint: str = DEFAULT_CHECKPOINT,
     **options: Any,
-) -> nnUNetPredictor:
+) -> "nnUNetPredictor":
     """nnU-Net's predictor with a trained model.
 
     Args:
@@ -60,6 +94,9 @@ def load_predictor(
         FileNotFoundError: if the folder is no trained model.
         ValueError: for a damaged or foreign checkpoint, or one of another plan; it names the file and what differs.
     """
+    import torch
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
     folder = Path(folder)
     found = trained_folds(folder, folds, checkpoint)
     files = [folder / f"fold_{fold}" / checkpoint for fold in found]
@@ -82,7 +119,7 @@ def load_predictor(
 
 
 def _misfit(folder: Path, file: Path, init: dict[str, Any], error: Exception) -> ValueError:
-    plans, dataset = (json.loads((folder / name).read_text()) for name in ("plans.json", "dataset.json"))
+    plans, dataset = (read_json(folder / name) for name in ("plans.json", "dataset.json"))
     try:
         ours = {"plans": plans, "dataset_json": dataset, "configuration": init["configuration"]}
         others = f": {'; '.join(differences(init, ours))}"

@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from nnunet_ext.networks.from_plan import planned_arguments
-from nnunet_ext.nnunet.find_trainer import find_trainer
+from nnunet_ext.nnunet.trainers import find_trainer
 from nnunet_ext.planning.architecture import describe
 from nnunet_ext.planning.data_identifiers import shared_identifiers
 from nnunet_ext.planning.fitting import Fitting

@@ -9,7 +9,7 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerp
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id, maybe_convert_to_dataset_name
 
-from nnunet_ext.nnunet.find_trainer import find_trainer
+from nnunet_ext.nnunet.trainers import find_trainer
 from nnunet_ext.planning.data_identifiers import is_preprocessed
 from nnunet_ext.planning.planner import CONFIGURATIONS, GIGABYTE, MARGIN, TracedPlanner
 from nnunet_ext.planning.report import cost_table, plan_costs

@@ -16,11 +16,19 @@ from torch import Tensor, nn
 
 from nnunet_ext import __version__
 from nnunet_ext.networks.from_plan import network_from_plan, output_scales
-from nnunet_ext.nnunet.checkpoints import differences, misfits, read_checkpoint, refuse_misfits, some_of, uncompiled
+from nnunet_ext.nnunet.checkpoints import (
+    LATEST_CHECKPOINT,
+    differences,
+    misfits,
+    read_checkpoint,
+    refuse_misfits,
+    uncompiled,
+)
 from nnunet_ext.training.budget import Budget
 from nnunet_ext.training.checkpoint_request import CheckpointRequest
 from nnunet_ext.training.finite import StepGuard, bad_cases, not_finite
 from nnunet_ext.utils.files import check_writable, named_errors, remove, replacing
+from nnunet_ext.utils.messages import some_of
 from nnunet_ext.utils.subprocesses import RESUMABLE_EXIT
 
 _CHECKPOINT_KEY = "nnunet_ext"
@@ -174,7 +182,7 @@ class PluginTrainer(nnUNetTrainer):
     def _end_with_checkpoint(self) -> None:
         """Writes what nnUNetv2_train --c goes on from and ends the process."""
         self.current_epoch -= 1  # nnU-Net saves the number of the epoch after the current one
-        self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
+        self.save_checkpoint(os.path.join(self.output_folder, LATEST_CHECKPOINT))
         self.print_to_log_file(f"Ended on request after epoch {self.current_epoch}; nnUNetv2_train --c goes on.")
         if self.is_ddp:
             dist.barrier()  # the process that started all ranks ends those that still write when one has ended
@@ -270,8 +278,8 @@ class PluginTrainer(nnUNetTrainer):
             others.insert(0, f"trainer {trainer} in the checkpoint, {type(self).__name__} here")
         raise ValueError(
             f"the checkpoint {filename} does not fit this training: {'; '.join(others) or 'other code'} "
-            f"({some_of(found)}). Go on with the plan and the labels that it was trained with, or move the folder of "
-            "this fold away and train anew without --c"
+            f"({some_of(found, 4)}). Go on with the plan and the labels that it was trained with, or move the folder "
+            "of this fold away and train anew without --c"
         )
 
 

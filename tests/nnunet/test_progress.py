@@ -6,7 +6,7 @@ import os
 import pytest
 
 from nnunet_ext.crossval.display import progress_cells
-from nnunet_ext.nnunet.progress import Progress, duration, read_progress
+from nnunet_ext.nnunet.training_log import Progress, duration, read_progress
 
 EPOCH = """2026-01-01 10:00:00.000002: Epoch {epoch}
 2026-01-01 10:00:00.000003: Current learning rate: 0.01
@@ -51,7 +51,9 @@ def test_a_long_log_is_read_at_its_ends(log):
 
 def test_validation_and_end(log):
     text = (
-        OURS + EPOCH.format(epoch=19, seconds=5) + "10:00: Training done.\n10:00: predicting a\n10:01: predicting b\n"
+        OURS
+        + EPOCH.format(epoch=19, seconds=5)
+        + "2026-11-01 10:00:00.000000: Training done.\n2026-11-01 10:00:00.000000: predicting a\n2026-11-01 10:01:00.000000: predicting b\n"
     )
     folder = log(text)
     assert progress_cells(read_progress(folder, "X")) == ["validation, case 2", "0.250", ""]

@@ -13,8 +13,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext.cli.main import main
-from nnunet_ext.nnunet.find_trainer import find_trainer
-from nnunet_ext.nnunet.trainers import known_trainers
+from nnunet_ext.nnunet.trainers import find_trainer, known_trainers
 from nnunet_ext.planning.planner import GIGABYTE, MARGIN, default_plans_name
 from nnunet_ext.plans import PLANNERS, EMNetPlanner, StockPlanner, planner_for
 from nnunet_ext.profiling.memory import trace_step
