@@ -53,7 +53,8 @@ def test_validation_and_end(log):
     text = (
         OURS
         + EPOCH.format(epoch=19, seconds=5)
-        + "2026-11-01 10:00:00.000000: Training done.\n2026-11-01 10:00:00.000000: predicting a\n2026-11-01 10:01:00.000000: predicting b\n"
+        + "2026-11-01 10:00:00.000000: Training done.\n2026-11-01 10:00:00.000000: predicting a\n"
+        + "2026-11-01 10:01:00.000000: predicting b\n"
     )
     folder = log(text)
     assert progress_cells(read_progress(folder, "X")) == ["validation, case 2", "0.250", ""]
