@@ -131,6 +131,7 @@ setup(
             "selenium>=4.11",  # finds the browser by itself; drives Chromium through the report
             "ruff>=0.6",
             "mypy>=1.11",
+            "import-linter>=2.0",  # the layers
         ],
     },
     classifiers=[

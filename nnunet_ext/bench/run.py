@@ -15,7 +15,8 @@ from nnunet_ext.utils.devices import choose_device
 _PATCH, _BATCH = (40, 56, 40), 2
 
 
-def measure(
+def run(
+    *,
     what: Sequence[str],
     networks: Sequence[str] | None,
     plan: tuple[Path, str] | None,
@@ -32,29 +33,30 @@ def measure(
     label: str = "",
     clock: str = "wall",
 ) -> list[Path]:
-    """Measures and writes OUTPUT/NAME_DEVICE.csv, `networks_cpu.csv` for instance; returns the files.
+    """Runs measurements and writes OUTPUT/NAME_DEVICE.csv, for instance `networks_cpu.csv`; returns the files.
 
     Args:
         what: Names of measurements: networks, operators, scaling, tiles.
         networks: Names of networks; None: all that fit the setting.
-        plan: A plans file and its configuration, instead of the next two.
+        plan: A plans file and its configuration, instead of `patch_size` and `batch_size`.
         patch_size: P in voxels, planned as isotropic; None: 40 x 56 x 40.
-        batch_size: Of training steps; None: 2.
-        sizes: Sides of the patches of "scaling", with as many axes as the setting has; the smallest one's topology.
-        tiles: Numbers of tiles of "tiles".
-        precisions: Of "networks".
-        modes: Of "networks".
+        batch_size: Samples in a batch of a training step; None: 2.
+        sizes: Edge lengths of the patches of "scaling", with as many axes as the setting has and the smallest patch's
+            topology.
+        tiles: Numbers of tiles for "tiles".
+        precisions: Precisions for "networks".
+        modes: Modes for "networks".
         device: auto, or a type of device.
-        threads: Of the CPU; None: as torch has it.
-        repeats: Turns that count.
-        output: Folder.
-        label: In the files' names: `networks_LABEL_cpu.csv`.
-        clock: Of `nnunet_ext.bench.measure.CLOCKS`.
+        threads: Threads of the CPU; None: torch's default.
+        repeats: Timed repetitions.
+        output: Folder of the files.
+        label: Part of the files' names: `networks_LABEL_cpu.csv`.
+        clock: One of `nnunet_ext.bench.measure.CLOCKS`.
 
     Raises:
         ValueError: for a network that is unknown or does not fit the setting, a patch that nnU-Net would not plan or
-            that is given beside a plan, a number that is not positive, fewer than two numbers of tiles, a device that
-            there is not, the processor's clock of anything but one thread.
+            that is given together with a plan, a number that is not positive, fewer than two numbers of tiles, an
+            unavailable device, or the processor's clock with more than one thread.
         FileNotFoundError: if the plan is missing.
     """
     for name, values in (
@@ -74,10 +76,12 @@ def measure(
     setting = _setting(plan, patch_size, batch_size)
     names = _fitting(networks, setting)
     measurements = {
-        "networks": lambda: network_rows(names, setting, chosen, precisions, modes, repeats, clock),
-        "operators": lambda: operator_rows(names, setting, chosen, repeats, clock),
-        "scaling": lambda: scaling_rows(names, _cubes(setting, sizes), chosen, repeats, clock),
-        "tiles": lambda: tile_rows(names, setting, sorted(set(tiles)), chosen, repeats, clock),
+        "networks": lambda: network_rows(
+            names, setting, chosen, precisions=precisions, modes=modes, repeats=repeats, clock=clock
+        ),
+        "operators": lambda: operator_rows(names, setting, chosen, repeats=repeats, clock=clock),
+        "scaling": lambda: scaling_rows(names, _cubes(setting, sizes), chosen, repeats=repeats, clock=clock),
+        "tiles": lambda: tile_rows(names, setting, chosen, tiles=sorted(set(tiles)), repeats=repeats, clock=clock),
     }
     if clock == "processor" and chosen != "cpu":
         raise ValueError(f"--clock processor measures the CPU, not {chosen}")

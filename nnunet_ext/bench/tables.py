@@ -23,6 +23,7 @@ def network_rows(
     names: Sequence[str],
     setting: Setting,
     device: str,
+    *,
     precisions: Sequence[str],
     modes: Sequence[str],
     repeats: int,
@@ -41,7 +42,7 @@ def network_rows(
     """
     sizes = {name: _sizes(name, setting) for name in names}
     for what, precision, mode in ((w, p, m) for w in WHATS for p in precisions for m in modes):
-        calls = {name: Job(name, setting, what, device, precision, mode).prepare() for name in names}
+        calls = {name: Job(name, setting, what, device, precision=precision, mode=mode).prepare() for name in names}
         times = interleaved_seconds(calls, repeats, clock=clock)
         for name in names:
             memory = added_gigabytes(calls[name], device)
@@ -115,7 +116,7 @@ def scaling_rows(
 
 
 def tile_rows(
-    names: Sequence[str], setting: Setting, tiles: Sequence[int], device: str, repeats: int, clock: str = "wall"
+    names: Sequence[str], setting: Setting, device: str, *, tiles: Sequence[int], repeats: int, clock: str = "wall"
 ) -> Iterator[Row]:
     """Time of nnU-Net's sliding-window prediction of a scan against its number of tiles.
 

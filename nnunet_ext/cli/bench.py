@@ -40,23 +40,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from nnunet_ext.bench.run import measure
+    from nnunet_ext.bench import run as bench
 
-    measure(
-        arguments.what,
-        arguments.networks,
-        (Path(arguments.plans), arguments.configuration) if arguments.plans else None,
-        tuple(arguments.patch) if arguments.patch else None,
-        arguments.batch_size,
-        arguments.sizes,
-        arguments.tiles,
-        arguments.precisions,
-        arguments.modes,
-        arguments.device,
-        arguments.threads,
-        arguments.repeats,
-        Path(arguments.output),
-        arguments.label,
-        arguments.clock,
+    bench.run(
+        what=arguments.what,
+        networks=arguments.networks,
+        plan=(Path(arguments.plans), arguments.configuration) if arguments.plans else None,
+        patch_size=tuple(arguments.patch) if arguments.patch else None,
+        batch_size=arguments.batch_size,
+        sizes=arguments.sizes,
+        tiles=arguments.tiles,
+        precisions=arguments.precisions,
+        modes=arguments.modes,
+        device=arguments.device,
+        threads=arguments.threads,
+        repeats=arguments.repeats,
+        output=Path(arguments.output),
+        label=arguments.label,
+        clock=arguments.clock,
     )
     return 0

@@ -7,36 +7,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", "--dataset", required=True, help="number or name of nnU-Net's dataset")
     parser.add_argument("-tr", "--trainer", required=True, help="one of ours, of nnU-Net's, or your own")
     parser.add_argument(
-        "--gpu-memory", type=float, default=24, metavar="GB", help="of which 10%% are left free (default: %(default)s)"
+        "--gpu-memory",
+        type=float,
+        default=24,
+        metavar="GB",
+        help="GPU memory; 10%% of it is left free (default: %(default)s)",
     )
-    parser.add_argument("--plans-name", help="default: after the trainer, as in nnUNetSASANPlans")
+    parser.add_argument(
+        "--plans-name", help="name of the plans (default: derived from the trainer, as in nnUNetSASANPlans)"
+    )
     parser.add_argument(
         "--overwrite-target-spacing",
         type=float,
         nargs=3,
         metavar="MM",
-        help="of 3d_fullres, in the order in which nnU-Net reads the axes (default: nnU-Net's choice)",
+        help="target spacing of 3d_fullres, in the order in which nnU-Net reads the axes (default: nnU-Net's choice)",
     )
     parser.add_argument(
-        "-c", "--configurations", nargs="+", metavar="C", help="of 2d, 3d_fullres, 3d_lowres (default: all)"
+        "-c", "--configurations", nargs="+", metavar="C", help="any of 2d, 3d_fullres, 3d_lowres (default: all)"
     )
     parser.add_argument(
-        "--preset", choices=["paper"], help="plan the paper's own setting, whatever memory it takes, instead"
+        "--preset", choices=["paper"], help="plan the paper's own setting instead, however much memory it needs"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the decisions, write no plans file")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from nnunet_ext.planning.run import plan
+    from nnunet_ext.planning import run as planning
+    from nnunet_ext.plans import planner_for
 
-    plan(
+    planning.run(
         arguments.dataset,
         arguments.trainer,
-        arguments.gpu_memory,
-        arguments.plans_name,
-        arguments.overwrite_target_spacing,
-        arguments.configurations,
-        arguments.preset is not None,
-        arguments.dry_run,
+        planner_for,
+        gpu_memory=arguments.gpu_memory,
+        plans_name=arguments.plans_name,
+        spacing=arguments.overwrite_target_spacing,
+        configurations=arguments.configurations,
+        preset=arguments.preset is not None,
+        dry_run=arguments.dry_run,
     )
     return 0

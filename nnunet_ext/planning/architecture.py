@@ -10,14 +10,14 @@ from nnunet_ext.networks.topology import Topology
 
 
 def describe(network: type[nn.Module], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """`architecture` of a plan: the class and its arguments, with kernels and strides per stage and axis.
+    """Returns the `architecture` of a plan: class and arguments, with kernels and strides per stage and axis.
 
     Args:
         network: A class of `nnunet_ext.networks`.
-        arguments: Its arguments but for the channels, which nnU-Net gives.
+        arguments: The constructor's arguments except for the channels, which nnU-Net supplies.
 
     Raises:
-        ValueError: for sizes that do not fit together; see `Topology.create`.
+        ValueError: for inconsistent sizes; see `Topology.create`.
     """
     topology = Topology.create(
         **{
@@ -41,5 +41,5 @@ def describe(network: type[nn.Module], arguments: Mapping[str, Any]) -> dict[str
 
 
 def _plain(values: Any) -> Any:
-    """Lists of Python's numbers, as JSON has them."""
+    """Converts tuples of numbers into lists of Python integers, as JSON has them."""
     return [_plain(value) for value in values] if isinstance(values, tuple) else int(values)

@@ -1,4 +1,4 @@
-"""Which preprocessed data a configuration uses: those of an existing plan where preprocessing is the same."""
+"""Chooses the preprocessed data of a configuration: an existing plan's where the preprocessing is the same."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -19,19 +19,19 @@ _OF_PLANS = ("image_reader_writer", "transpose_forward", "foreground_intensity_p
 
 
 def shared_identifiers(plans: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """Data identifier for every configuration of `plans` that is preprocessed itself.
+    """Returns the data identifier of every configuration of `plans` that has preprocessed data of its own.
 
-    That of another plan in `folder` whose preprocessing is the same, nnU-Net's default plan first; else the
-    configuration's own, with a number where a plan has that name for other data.
+    It is that of another plan in `folder` with the same preprocessing, nnU-Net's default plan first; otherwise the
+    configuration's own, with a number appended where another plan uses that name for other data.
 
     Args:
-        plans: nnU-Net's plans, not yet in the folder or there in an older form.
-        folder: The dataset's folder of preprocessed data, where plans are.
+        plans: nnU-Net's plans, not yet in the folder or in an older version.
+        folder: The dataset's folder of preprocessed data, which holds the plans.
     """
     others = [found for found in _plans_in(folder) if found["plans_name"] != plans["plans_name"]]
     identifiers = {}
     for name, configuration in plans["configurations"].items():
-        if "data_identifier" not in configuration:  # it inherits its data
+        if "data_identifier" not in configuration:  # its data are inherited
             continue
         wanted = preprocessing(plans, configuration)
         used = {(c["data_identifier"], preprocessing(p, c)) for p, c in _preprocessed(others)}
@@ -44,13 +44,13 @@ def shared_identifiers(plans: Mapping[str, Any], folder: Path) -> dict[str, str]
 
 
 def is_preprocessed(plans: Mapping[str, Any], name: str, folder: Path, cases: int) -> bool:
-    """Whether the data of a configuration are there, by a plan in `folder` that preprocesses as this one.
+    """Whether a configuration's data exist, made under a plan in `folder` with the same preprocessing.
 
     Args:
         plans: nnU-Net's plans.
-        name: Configuration.
+        name: Name of the configuration.
         folder: The dataset's folder of preprocessed data.
-        cases: Training cases of the dataset.
+        cases: Number of training cases of the dataset.
     """
     configuration = plans["configurations"][name]
     identifier, wanted = configuration["data_identifier"], preprocessing(plans, configuration)
@@ -59,7 +59,7 @@ def is_preprocessed(plans: Mapping[str, Any], name: str, folder: Path, cases: in
 
 
 def preprocessing(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> str:
-    """All that nnU-Net's preprocessing of a configuration depends on, as comparable text."""
+    """Everything that nnU-Net's preprocessing of a configuration depends on, as comparable text."""
     parts = [configuration.get(key) for key in _OF_CONFIGURATION] + [plans.get(key) for key in _OF_PLANS]
     return json.dumps(parts, sort_keys=True)
 
@@ -69,7 +69,7 @@ def _matching(plans: Mapping[str, Any], configuration: Mapping[str, Any], wanted
 
 
 def _plans_in(folder: Path) -> list[dict[str, Any]]:
-    """Plans of a folder, nnU-Net's default one first; other files, and plans of nnU-Net's older forms, are left out."""
+    """Plans of a folder, nnU-Net's default first; other files and plans in nnU-Net's older formats are left out."""
     found = []
     for file in sorted(folder.glob("*.json"), key=lambda f: (f.stem != "nnUNetPlans", f.name)):
         content = json.loads(file.read_text())
@@ -79,7 +79,7 @@ def _plans_in(folder: Path) -> list[dict[str, Any]]:
 
 
 def _preprocessed(found: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Plans with each of their configurations that are preprocessed themselves."""
+    """Pairs of plans and each of their configurations that has preprocessed data of its own."""
     for plans in found:
         for configuration in plans["configurations"].values():
             if "data_identifier" in configuration:

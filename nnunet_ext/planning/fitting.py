@@ -1,5 +1,6 @@
-"""Which batches of a patch fit a memory, by traces of a trainer's step."""
+"""Fits patches and batches into a memory by traces of a trainer's step."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 from nnunet_ext.profiling.live_memory import LimitExceeded
@@ -7,28 +8,45 @@ from nnunet_ext.profiling.memory import TrainingMemory, trace_step
 from nnunet_ext.profiling.trainer_step import trainer_step
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A network on a patch, as a configuration of a plan would train it.
+
+    Attributes:
+        architecture: `architecture` of the plan.
+        patch_size: Voxels per axis.
+        cascaded: Whether the step is a second stage's, whose input includes the first stage's segmentation.
+    """
+
+    architecture: dict[str, Any]
+    patch_size: tuple[int, ...]
+    cascaded: bool = False
+
+
 class Fitting:
-    """Traces a trainer's steps against a limit; each only once.
+    """Traces a trainer's steps against a limit, each only once.
 
     Args:
-        trainer: The trainer.
-        dataset_json: The dataset's.
+        trainer: The trainer's class.
+        dataset_json: Content of the dataset's dataset.json.
         limit: Bytes that a training step may take.
     """
 
     def __init__(self, trainer: type, dataset_json: dict, limit: int) -> None:
         self.trainer, self.dataset_json, self.limit = trainer, dataset_json, limit
-        self.cascaded = False
-        """Whether steps are those of a second stage, whose input has the first one's segmentation too."""
         self._known: dict[str, TrainingMemory | None] = {}
 
-    def trace(
-        self, architecture: dict[str, Any], patch_size: tuple[int, ...], batch_size: int, unlimited: bool = False
-    ) -> TrainingMemory | None:
-        """Memory of a step; None if it takes more than the limit."""
-        key = repr((architecture, patch_size, batch_size, unlimited, self.cascaded))
+    def trace(self, candidate: Candidate, batch_size: int, unlimited: bool = False) -> TrainingMemory | None:
+        """Returns the memory of a step, or None if it exceeds the limit.
+
+        Args:
+            candidate: Network and patch.
+            batch_size: Samples in a batch.
+            unlimited: Whether to trace beyond the limit; there is always a result then.
+        """
+        key = repr((candidate, batch_size, unlimited))
         if key not in self._known:
-            plans = _plans_of(architecture, patch_size, batch_size, self.cascaded)
+            plans = _plans_of(candidate, batch_size)
             (name,) = plans["configurations"]
             step = trainer_step(self.trainer, plans, name, self.dataset_json, batch_size)
             try:
@@ -37,16 +55,16 @@ class Fitting:
                 self._known[key] = None
         return self._known[key]
 
-    def largest_batch(self, architecture: dict[str, Any], patch_size: tuple[int, ...], least: int, most: int) -> int:
-        """The largest batch size from `least`, which is known to fit, to `most`."""
+    def largest_batch(self, candidate: Candidate, least: int, most: int) -> int:
+        """Returns the largest batch size from `least`, which is known to fit, to `most`."""
 
         def fits(batch_size: int) -> bool:
-            return self.trace(architecture, patch_size, batch_size) is not None
+            return self.trace(candidate, batch_size) is not None
 
         if most <= least or fits(most):
             return max(least, most)
         fitting, exceeding = least, most
-        for probe in self._probes(architecture, patch_size, least):
+        for probe in self._probes(candidate, least):
             if fitting < probe < exceeding:
                 fitting, exceeding = (probe, exceeding) if fits(probe) else (fitting, probe)
         while exceeding - fitting > 1:
@@ -54,27 +72,40 @@ class Fitting:
             fitting, exceeding = (middle, exceeding) if fits(middle) else (fitting, middle)
         return fitting
 
-    def _probes(self, architecture: dict[str, Any], patch_size: tuple[int, ...], least: int) -> list[int]:
-        """Where the limit is if memory grows by the same for every sample, which it nearly does."""
-        first, second = (self.trace(architecture, patch_size, batch_size) for batch_size in (least, least + 1))
+    def _probes(self, candidate: Candidate, least: int) -> list[int]:
+        """Batch sizes around the limit if memory grows by the same for every sample, which it nearly does."""
+        first, second = (self.trace(candidate, batch_size) for batch_size in (least, least + 1))
         if first is None or second is None:
             return [least + 1]
         guess = least + (self.limit - first.total) // max(1, second.total - first.total)
         return [guess, guess + 1]
 
 
-def _plans_of(
-    architecture: dict[str, Any], patch_size: tuple[int, ...], batch_size: int, cascaded: bool
-) -> dict[str, Any]:
-    """As much of nnU-Net's plans as a trainer reads before it trains."""
+@dataclass
+class Search:
+    """The search for the patch of one configuration.
+
+    Attributes:
+        name: The configuration.
+        cascaded: As `Candidate.cascaded`.
+        too_large: Candidates that exceeded the limit, the largest first.
+    """
+
+    name: str
+    cascaded: bool = False
+    too_large: list[Candidate] = field(default_factory=list)
+
+
+def _plans_of(candidate: Candidate, batch_size: int) -> dict[str, Any]:
+    """The parts of nnU-Net's plans that a trainer reads before it trains."""
     configuration = {
         "data_identifier": "traced",
         "batch_size": batch_size,
         "batch_dice": True,
-        "patch_size": list(patch_size),
-        "architecture": architecture,
+        "patch_size": list(candidate.patch_size),
+        "architecture": candidate.architecture,
     }
-    if cascaded:
+    if candidate.cascaded:
         configuration["previous_stage"] = "3d_lowres"
     return {
         "dataset_name": "traced",

@@ -1,9 +1,9 @@
-"""nnU-Net's experiment planner with traced memory in the place of its estimate for U-Nets."""
+"""nnU-Net's experiment planner with traced memory instead of its estimate for U-Nets."""
 
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from io import StringIO
-from math import ceil
+from math import ceil, inf, prod
 from pathlib import Path
 from typing import Any
 
@@ -18,48 +18,48 @@ from nnunet_ext.networks.from_plan import planned_arguments
 from nnunet_ext.nnunet.trainers import find_trainer
 from nnunet_ext.planning.architecture import describe
 from nnunet_ext.planning.data_identifiers import shared_identifiers
-from nnunet_ext.planning.fitting import Fitting
+from nnunet_ext.planning.fitting import Candidate, Fitting, Search
 from nnunet_ext.planning.preset import Preset
 
 GIGABYTE = 10**9
 MARGIN = 0.1
-"""Of the GPU's memory: for the CUDA context, cuDNN's workspaces and gaps between tensors, which no trace sees."""
+"""Fraction of the GPU's memory left free for the CUDA context, cuDNN's workspaces and fragmentation, which no trace
+sees."""
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 _CASCADE = "3d_cascade_fullres"
-_FITS, _TOO_LARGE, _REFERENCE = 1.0, float("inf"), 1e9
-"""What nnU-Net's planner gets for an estimate, and compares with. A patch that fits leaves the batch size to its other
-rule: at most 5% of the training voxels."""
 
 
 class TracedPlanner(ExperimentPlanner):
-    """Plans for the training that a trainer does, by its traced memory.
+    """Plans a trainer's training by its traced memory.
 
-    Spacing, normalisation, resampling, the fingerprint, the order in which a patch shrinks (the axis that is largest
-    relative to the median shape first) and the largest batch are nnU-Net's own code. Subclasses say what their
-    network needs: `network`, `trainer_name`, `poolings`, `preset`.
+    Spacing, normalisation, resampling, the fingerprint and the order in which a patch shrinks (the axis that is largest
+    relative to the median shape first) are determined by nnU-Net's own code. Subclasses declare what their network
+    needs: `network`, `trainer_name`, `poolings`, `preset`.
 
     Args:
         dataset_name_or_id: nnU-Net's dataset.
-        gpu_memory_target_in_gb: Memory of the GPU in GB (10^9 bytes); plans stay below it by `MARGIN`.
+        gpu_memory_target_in_gb: Memory of the GPU in GB (10^9 bytes); plans leave the fraction `MARGIN` of it free.
         preprocessor_name: As for nnU-Net's planner.
-        plans_name: Name of the plans; None: after the trainer, as in nnUNetSASANPlans.
-        overwrite_target_spacing: Of 3d_fullres, in mm, in the order of array axes; None: nnU-Net's, or the preset's.
+        plans_name: Name of the plans; None: derived from the trainer, as in nnUNetSASANPlans.
+        overwrite_target_spacing: Target spacing of 3d_fullres in mm, in the order of array axes; None: nnU-Net's, or
+            the preset's.
         suppress_transpose: As for nnU-Net's planner.
-        trainer: The trainer; None: that of `trainer_name`.
-        configurations: Which of `CONFIGURATIONS`; None: all that the dataset allows.
+        trainer: The trainer's class; None: the class named by `trainer_name`.
+        configurations: A selection of `CONFIGURATIONS`; None: all that the dataset allows.
         use_preset: Whether to plan the paper's own setting instead of one that fits the memory.
 
     Raises:
-        ValueError: for a preset that there is not, or not for this trainer.
-        RuntimeError: nnU-Net's, if the dataset or its fingerprint is missing.
+        ValueError: if the paper's preset is asked for and there is none, or it belongs to another trainer.
+        RuntimeError: nnU-Net's own, if the dataset or its fingerprint is missing.
     """
 
     network: type[nn.Module] | None = None
-    """None: the U-Net of nnU-Net's plan."""
+    """Class of the network; None: the U-Net of nnU-Net's plan."""
     trainer_name = "StockTrainer"
     poolings = 0
-    """The least that the network works with."""
+    """Smallest number of poolings that the network works with."""
     preset: Preset | None = None
+    """The paper's own setting."""
 
     def __init__(
         self,
@@ -69,6 +69,7 @@ class TracedPlanner(ExperimentPlanner):
         plans_name: str | None = None,
         overwrite_target_spacing: Sequence[float] | None = None,
         suppress_transpose: bool = False,
+        *,
         trainer: type | None = None,
         configurations: Sequence[str] | None = None,
         use_preset: bool = False,
@@ -91,38 +92,40 @@ class TracedPlanner(ExperimentPlanner):
         self.configurations = tuple(configurations or CONFIGURATIONS)
         self.target = round(gpu_memory_target_in_gb * (1 - MARGIN) * GIGABYTE)
         self.fitting = Fitting(self.trainer, self.dataset_json, self.target)
-        self.UNet_reference_val_2d = self.UNet_reference_val_3d = _REFERENCE
+        # nnU-Net compares its estimate with these: ours is the bytes of a step with the smallest batch.
+        self.UNet_reference_val_2d = self.UNet_reference_val_3d = self.target
         self.UNet_reference_val_corresp_GB = gpu_memory_target_in_gb
+        self.UNet_reference_val_corresp_bs_2d = self.UNet_reference_val_corresp_bs_3d = self.UNet_min_batch_size
         self.reasons: dict[str, str] = {}
         """Why a configuration has its patch and batch size."""
-        self._name = ""
         self._fullres_patch: list[int] | None = None
-        self._second_stage = False
-        self._too_large: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {}
+        self._has_cascade = False
+        self._searches: dict[str, Search] = {}
+        self._search: Search | None = None
 
     @property
     def folder(self) -> Path:
-        """Of the dataset's plans and preprocessed data."""
+        """Folder of the dataset's plans and preprocessed data."""
         return Path(nnUNet_preprocessed) / self.dataset_name
 
     def plan_experiment(self) -> dict[str, Any]:
-        """The plans; `write` writes them.
+        """Returns the plans; `write` writes them.
 
         Raises:
             ValueError: if not even the smallest patch that the network works with fits.
         """
-        with redirect_stdout(StringIO()):  # nnU-Net prints its plans whole
+        with redirect_stdout(StringIO()):  # nnU-Net prints its complete plans
             plans = super().plan_experiment()
             if _CASCADE in plans["configurations"]:
-                # Its input has the first stage's segmentation too; 3d_fullres must fit with that as well.
-                self._second_stage = True
+                # The cascade's input includes the first stage's segmentation; 3d_fullres must fit with that as well.
+                self._has_cascade = True
                 plans = super().plan_experiment()
         for name, identifier in shared_identifiers(plans, self.folder).items():
             plans["configurations"][name]["data_identifier"] = identifier
         return plans
 
     def save_plans(self, plans: dict[str, Any]) -> None:
-        """Keeps the wanted configurations; nnU-Net calls it at the end of planning."""
+        """Keeps the requested configurations and chooses their batch sizes; nnU-Net calls it at the end of planning."""
         found, wanted = plans["configurations"], set(self.configurations)
         if {"3d_fullres", "3d_lowres"} <= wanted:
             wanted.add(_CASCADE)
@@ -135,7 +138,7 @@ class TracedPlanner(ExperimentPlanner):
         recursive_fix_for_json_export(plans)
 
     def write(self, plans: dict[str, Any]) -> Path:
-        """Writes the plans file; other configurations of an older one stay in it, as with nnU-Net's planners."""
+        """Writes the plans file; other configurations in an existing file are kept, as by nnU-Net's planners."""
         with redirect_stdout(StringIO()):
             super().save_plans(plans)
         return self.folder / f"{self.plans_identifier}.json"
@@ -148,18 +151,20 @@ class TracedPlanner(ExperimentPlanner):
         approximate_n_voxels_dataset: float,
         _cache: dict,
     ) -> dict[str, Any]:
-        """nnU-Net's plan of a configuration, with architecture, patch and batch size for this network."""
+        """nnU-Net's plan of a configuration, with architecture, patch and largest batch size for this network."""
         name = data_identifier.removeprefix(f"{self.plans_identifier}_")
         if not self._is_needed(name):
-            # nnU-Net reads on only to see whether a lower resolution than that of 3d_fullres is worth while.
+            # nnU-Net uses it only to decide whether a resolution below that of 3d_fullres is worthwhile.
             return {"patch_size": self._fullres_patch or tuple(median_shape), "spacing": spacing}
-        self._look_at(name)
-        self._too_large[name] = []
+        self._searches[name] = Search(name, self._is_cascaded(name))
         shape = self._large_enough(spacing, median_shape[: len(spacing)])
-        with self._progress_bar():
+        with self._searching(name):
             plan = super().get_plans_for_configuration(
                 spacing, shape, data_identifier, approximate_n_voxels_dataset, {}
             )
+            # nnU-Net's rule against overfitting: a batch has at most 5% of the training voxels.
+            covering = round(approximate_n_voxels_dataset * self.max_dataset_covered / prod(plan["patch_size"]))
+            plan["batch_size"] = max(covering, self.UNet_min_batch_size)
             plan["median_image_size_in_voxels"] = median_shape
             patch = self.legal_patch(plan["patch_size"])
             plan.update(patch_size=list(patch), architecture=self.architecture(plan["architecture"], patch))
@@ -176,34 +181,40 @@ class TracedPlanner(ExperimentPlanner):
         arch_kwargs: dict,
         arch_kwargs_req_import: Sequence[str],
     ) -> float:
-        """Whether a patch fits, in the form in which nnU-Net's planner asks; it shrinks a patch that does not."""
+        """Bytes of a training step with the smallest batch, or infinity if they exceed the target.
+
+        nnU-Net's planner shrinks a patch whose estimate exceeds its reference value, which is the target here.
+        """
         if self.used_preset is not None:
-            return _FITS
+            return self.target  # a preset is planned whatever it takes
+        search = self._search
+        assert search is not None, "nnU-Net's planner asks within get_plans_for_configuration only"
         unet = {
             "network_class_name": arch_class_name,
             "arch_kwargs": dict(arch_kwargs),
             "_kw_requires_import": arch_kwargs_req_import,
         }
         patch = self.legal_patch(patch_size)
-        self._show(f"{self._name}: {_times(patch)}")
+        self._show(f"{search.name}: {_times(patch)}")
         try:
-            architecture = self.architecture(unet, patch)
-            fits = self.fitting.trace(architecture, patch, self.UNet_min_batch_size) is not None
+            candidate = Candidate(self.architecture(unet, patch), patch, search.cascaded)
+            memory = self.fitting.trace(candidate, self.UNet_min_batch_size)
         except ValueError as error:
-            raise self._nothing_fits(error) from error
-        if not fits:
-            self._too_large[self._name].append((architecture, patch))
-        return _FITS if fits else _TOO_LARGE
+            raise self._nothing_fits(search, error) from error
+        if memory is None:
+            search.too_large.append(candidate)
+            return inf
+        return memory.total
 
     def legal_patch(self, patch_size: Sequence[int]) -> tuple[int, ...]:
-        """The smallest patch, at least as large on every axis, that the network works with."""
+        """Returns the smallest patch that the network works with and that is at least as large on every axis."""
         return tuple(int(size) for size in (patch_size if self.used_preset is None else self.used_preset.patch_size))
 
     def architecture(self, unet: dict[str, Any], patch_size: Sequence[int]) -> dict[str, Any]:
-        """`architecture` of the plan, for this network, from that of nnU-Net's U-Net.
+        """Returns the plan's `architecture` for this network, derived from that of nnU-Net's U-Net.
 
         Raises:
-            ValueError: if the network does not work with its stages.
+            ValueError: if the network does not work with the U-Net's stages.
         """
         if self.used_preset is not None and self.network is not None:
             preset = self.used_preset
@@ -219,42 +230,45 @@ class TracedPlanner(ExperimentPlanner):
         return name in self.configurations or (name == "3d_fullres" and "3d_lowres" in self.configurations)
 
     def _large_enough(self, spacing: Sequence[float], shape: Sequence[int]) -> list[float]:
-        """The median shape, or as much more as nnU-Net's rules for pooling need for `poolings`."""
+        """The median shape, enlarged where nnU-Net's rules for pooling need it to allow `poolings`."""
         finest = [axis for axis, mm in enumerate(spacing) if mm < 2 * min(spacing)]
         # nnU-Net pools to an edge of 4, a single axis to one of 6.
         least = self.UNet_featuremap_min_edge_length * (1 if len(finest) > 1 else 1.5) * 2**self.poolings
         return [max(size, least) if axis in finest and self.poolings else size for axis, size in enumerate(shape)]
 
-    def _progress_bar(self) -> tqdm:
-        self._progress = tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=None)
-        return self._progress
+    def _is_cascaded(self, name: str) -> bool:
+        return self._has_cascade and name == "3d_fullres"
+
+    @contextmanager
+    def _searching(self, name: str) -> Iterator[Search]:
+        """The search that nnU-Net's calls of `static_estimate_VRAM_usage` belong to, with its progress shown."""
+        self._search = self._searches[name]
+        with tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=None) as self._progress:
+            try:
+                yield self._search
+            finally:
+                self._search = None
 
     def _show(self, text: str) -> None:
         self._progress.set_description_str(text)
-
-    def _look_at(self, name: str) -> None:
-        self._name = name
-        self.fitting.cascaded = self._second_stage and name == "3d_fullres"
 
     def _choose_batch_size(self, name: str, plan: dict[str, Any]) -> None:
         if self.used_preset is not None:
             plan["batch_size"] = self.used_preset.batch_size
             self.reasons[name] = f"preset: {self.used_preset.source}"
             return
-        self._look_at(name)
         most, least = int(plan["batch_size"]), self.UNet_min_batch_size
-        patch = tuple(plan["patch_size"])
-        with self._progress_bar():
-            self._show(f"{name}: {_times(patch)}, batch size")
-            batch_size = plan["batch_size"] = self.fitting.largest_batch(plan["architecture"], patch, least, most)
-        first = self._too_large[name][:1]
-        begun = f"from {_times(first[0][1])}" if first else "not"
+        candidate = Candidate(plan["architecture"], tuple(plan["patch_size"]), self._is_cascaded(name))
+        with self._searching(name) as search:
+            self._show(f"{name}: {_times(candidate.patch_size)}, batch size")
+            batch_size = plan["batch_size"] = self.fitting.largest_batch(candidate, least, most)
+        begun = f"from {_times(search.too_large[0].patch_size)}" if search.too_large else "not"
         limit = "5% of the training voxels" if batch_size == most else "what fits"
         self.reasons[name] = f"patch {begun} shrunk; batch: {limit if batch_size > least else 'the least'}"
 
     def _suitable_preset(self) -> Preset:
         if self.preset is None:
-            raise ValueError(f"there is no paper's preset for {self.trainer.__name__}: its network is the plan's own")
+            raise ValueError(f"{self.trainer.__name__} has no preset from a paper: its network is the plan's own")
         differing = {key: value for key, value in self.preset.settings.items() if self.settings.get(key) != value}
         if differing:
             raise ValueError(
@@ -263,15 +277,15 @@ class TracedPlanner(ExperimentPlanner):
             )
         return self.preset
 
-    def _nothing_fits(self, error: ValueError) -> ValueError:
-        if not self._too_large[self._name]:
-            return ValueError(f"{self._name}: {error}")
-        architecture, patch = self._too_large[self._name][-1]
-        needed = self.fitting.trace(architecture, patch, self.UNet_min_batch_size, unlimited=True)
+    def _nothing_fits(self, search: Search, error: ValueError) -> ValueError:
+        if not search.too_large:
+            return ValueError(f"{search.name}: {error}")
+        smallest = search.too_large[-1]
+        needed = self.fitting.trace(smallest, self.UNet_min_batch_size, unlimited=True)
         assert needed is not None  # for mypy: without a limit there is always a result
         gigabytes = needed.total / GIGABYTE
         return ValueError(
-            f"{self._name}: the smallest patch that the network works with here, {_times(patch)}, needs "
+            f"{search.name}: the smallest patch that the network works with here, {_times(smallest.patch_size)}, needs "
             f"{gigabytes:.3g} GB for a batch of {self.UNet_min_batch_size} in {self.trainer.__name__}, more than the "
             f"{self.target / GIGABYTE:.3g} GB that {self.UNet_vram_target_GB:g} GB of GPU memory leave; "
             f"give at least {ceil(100 * gigabytes / (1 - MARGIN)) / 100:.2f} GB (a smaller patch: {error})"
@@ -283,5 +297,5 @@ def _times(sizes: Sequence[int]) -> str:
 
 
 def default_plans_name(trainer: type) -> str:
-    """nnUNetSASANPlans for SASANTrainer and SASANTrainerDiceCE: they train one network, on one plan."""
+    """nnUNetSASANPlans for both SASANTrainer and SASANTrainerDiceCE, which train one network on one plan."""
     return f"nnUNet{trainer.__name__.split('Trainer')[0].removeprefix('nnUNet') or 'Traced'}Plans"

@@ -7,16 +7,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preset:
-    """What a paper trained with, in the place of what fits the memory.
+    """A paper's training setting, planned instead of one that fits the memory.
 
     Attributes:
-        configuration: The configuration of nnU-Net that it becomes.
+        configuration: Name of the nnU-Net configuration that it becomes.
         patch_size: Voxels per axis.
-        arguments: The network's other arguments: stages, features, kernels, strides and what else the paper has.
-        spacing: In mm, in the order of array axes; None: the paper names none, nnU-Net's is taken.
+        arguments: The network's other arguments: stages, features, kernels, strides and further ones of the paper.
+        spacing: Spacing in mm, in the order of array axes; None: the paper names none, so nnU-Net's is used.
         batch_size: Samples in a batch.
-        settings: Of the trainers that it is for; see `PluginTrainer.all_network_settings`.
-        source: Where it says so.
+        settings: Settings of the trainers that the preset is for; see `PluginTrainer.all_network_settings`.
+        source: Reference of the setting.
     """
 
     configuration: str
@@ -29,6 +29,6 @@ class Preset:
 
     @classmethod
     def of_paper(cls, paper: Mapping[str, Any], configuration: str, **others: Any) -> "Preset":
-        """From the constructor's arguments that `nnunet_ext.networks.NETWORKS` has of the paper."""
+        """Builds a preset from the paper's constructor arguments in `nnunet_ext.networks.NETWORKS`."""
         arguments = {k: v for k, v in paper.items() if k not in ("input_channels", "num_classes", "patch_size")}
         return cls(configuration, tuple(paper["patch_size"]), arguments, **others)

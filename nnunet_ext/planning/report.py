@@ -1,4 +1,4 @@
-"""What a plan costs and why it is as it is, as a table."""
+"""The cost of a plan as a table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,17 +14,18 @@ _GIGABYTE = 1e9
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a configuration of a plan costs.
+class PlanCost:
+    """The cost of training one configuration of a plan.
 
     Attributes:
-        name: The configuration.
-        patch_size: Voxels.
-        batch_size: Samples.
-        strides: Into every stage, per axis.
+        name: Name of the configuration.
+        patch_size: Patch size in voxels.
+        batch_size: Samples in a batch.
+        strides: Strides into every stage, per axis.
         memory: Traced memory of the training step.
-        multiply_adds: Of one forward pass of one patch; see `nnunet_ext.profiling.counts.multiply_adds`.
-        parameters: Number of them.
+        multiply_adds: Multiply-adds of one forward pass of one patch; see
+            `nnunet_ext.profiling.counts.multiply_adds`.
+        parameters: Number of parameters.
     """
 
     name: str
@@ -36,15 +37,15 @@ class Cost:
     parameters: int
 
 
-def plan_costs(trainer: Any, plans: dict[str, Any], dataset_json: dict) -> list[Cost]:
+def plan_costs(trainer: Any, plans: dict[str, Any], dataset_json: dict) -> list[PlanCost]:
     """Traces every configuration of a plan as a trainer would train it."""
     return [_cost(trainer, plans, name, dataset_json) for name in plans["configurations"]]
 
 
-def _cost(trainer: Any, plans: dict[str, Any], name: str, dataset_json: dict) -> Cost:
+def _cost(trainer: Any, plans: dict[str, Any], name: str, dataset_json: dict) -> PlanCost:
     manager = PlansManager(plans)
     configuration = manager.get_configuration(name)
-    return Cost(
+    return PlanCost(
         name=name,
         batch_size=configuration.batch_size,
         strides=tuple(tuple(stride) for stride in configuration.pool_op_kernel_sizes),
@@ -53,8 +54,8 @@ def _cost(trainer: Any, plans: dict[str, Any], name: str, dataset_json: dict) ->
     )
 
 
-def cost_table(costs: Sequence[Cost]) -> str:
-    """One column a configuration."""
+def cost_table(costs: Sequence[PlanCost]) -> str:
+    """Formats costs as text with one column per configuration."""
     rows = [("", [cost.name for cost in costs])]
     rows += [(title, [tell(cost) for cost in costs]) for title, tell in _ROWS.items()]
     widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(costs))]
@@ -69,8 +70,8 @@ def times(sizes: Sequence[int]) -> str:
     return " x ".join(map(str, sizes))
 
 
-def _strides(cost: Cost) -> str:
-    """Of every stage after the first: one number where the axes agree."""
+def _strides(cost: PlanCost) -> str:
+    """Strides of every stage after the first, as one number where the axes agree."""
     return " ".join(str(s[0]) if len(set(s)) == 1 else "x".join(map(str, s)) for s in cost.strides[1:])
 
 

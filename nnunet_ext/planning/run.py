@@ -1,6 +1,6 @@
 """`nnunet_ext plan`: from a dataset and a trainer to a plans file."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ from nnunet_ext.nnunet.trainers import find_trainer
 from nnunet_ext.planning.data_identifiers import is_preprocessed
 from nnunet_ext.planning.planner import CONFIGURATIONS, GIGABYTE, MARGIN, TracedPlanner
 from nnunet_ext.planning.report import cost_table, plan_costs
-from nnunet_ext.plans import planner_for
 
 
-def plan(
+def run(
     dataset: str,
     trainer_name: str,
+    planner_for: Callable[[type], type[TracedPlanner]],
+    *,
     gpu_memory: float = 24,
     plans_name: str | None = None,
     spacing: Sequence[float] | None = None,
@@ -26,25 +27,26 @@ def plan(
     preset: bool = False,
     dry_run: bool = False,
 ) -> Path | None:
-    """Plans for a trainer, prints what was decided and why, and writes the plans file.
+    """Plans a dataset for a trainer, prints the decisions with their reasons, and writes the plans file.
 
-    A missing fingerprint is extracted by nnU-Net, as nnUNetv2_plan_and_preprocess does.
+    A missing fingerprint is extracted by nnU-Net, as by nnUNetv2_plan_and_preprocess.
 
     Args:
         dataset: Number or name of nnU-Net's dataset.
         trainer_name: One of our trainers, of nnU-Net's, or of `nnUNet_extTrainer`.
-        gpu_memory: In GB.
-        plans_name: Name of the plans; None: after the trainer.
+        planner_for: Function from a trainer to its planner, `nnunet_ext.plans.planner_for`.
+        gpu_memory: Memory of the GPU in GB (10^9 bytes).
+        plans_name: Name of the plans; None: derived from the trainer.
         spacing: Target spacing of 3d_fullres in mm, in the order of array axes; None: nnU-Net's.
-        configurations: Which of 2d, 3d_fullres and 3d_lowres; None: all.
-        preset: Whether to plan the paper's own setting, whatever memory it takes.
+        configurations: A selection of 2d, 3d_fullres and 3d_lowres; None: all.
+        preset: Whether to plan the paper's own setting, however much memory it needs.
         dry_run: Whether to print only.
 
     Returns:
-        The file; None if nothing was written.
+        The plans file, or None if nothing was written.
 
     Raises:
-        ValueError: for an unknown dataset, trainer or configuration, or a memory into which nothing fits.
+        ValueError: if the dataset, the trainer or a configuration is unknown, or if nothing fits the memory.
     """
     _check(gpu_memory, spacing, configurations)
     trainer = find_trainer(trainer_name)
@@ -92,7 +94,7 @@ def _check(gpu_memory: float, spacing: Sequence[float] | None, configurations: S
 
 @contextmanager
 def _as_value_error() -> Iterator[None]:
-    """nnU-Net says with RuntimeError that a folder is not set or a dataset not there."""
+    """Turns nnU-Net's RuntimeError, for a missing folder or dataset, into ValueError."""
     try:
         yield
     except RuntimeError as error:
@@ -102,7 +104,7 @@ def _as_value_error() -> Iterator[None]:
 def _print_decisions(planner: TracedPlanner, plans: dict[str, Any]) -> None:
     gpu = f"{planner.UNet_vram_target_GB:g} GB of GPU memory less {MARGIN:.0%}"
     target = f"{planner.target / GIGABYTE:.2f} GB ({gpu})"
-    aim = f"whatever the memory; the target is {target}" if planner.used_preset else f"training in at most {target}"
+    aim = f"regardless of memory; the target is {target}" if planner.used_preset else f"training in at most {target}"
     print(f"{plans['plans_name']} for {planner.dataset_name}: {planner.trainer.__name__}, {aim}\n")
     print(cost_table(plan_costs(planner.trainer, plans, planner.dataset_json)))
     print("\nTotal: parameters + optimiser state + the larger of gradients and saved + transient.\n")
@@ -119,7 +121,7 @@ def _print_next(planner: TracedPlanner, plans: dict[str, Any], ready: dict[str, 
     if todo:
         print(f"  nnUNetv2_preprocess -d {number} -plans_name {name} -c {' '.join(todo)}")
     else:
-        print("  (nothing to preprocess: the data are there)")
+        print("  (nothing to preprocess: the data already exist)")
     example = "3d_fullres" if "3d_fullres" in plans["configurations"] else next(iter(plans["configurations"]))
     print(f"  nnUNetv2_train {number} {example} 0 -tr {planner.trainer.__name__} -p {name}")
 

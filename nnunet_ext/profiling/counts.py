@@ -1,6 +1,5 @@
 """Parameters and multiply-adds of networks, without running them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_ext.networks import NETWORKS
 from nnunet_ext.networks.from_plan import network_from_plan
+from nnunet_ext.nnunet.json_files import read_json
 
 
 def multiply_adds(network: nn.Module, input_channels: int, patch_size: tuple[int, ...]) -> int:
-    """Multiply-adds of the convolutions and matrix products of one forward pass, batch 1.
+    """Returns the multiply-adds of the convolutions and matrix products of one forward pass with batch size 1.
 
-    Counted on fake tensors, which take no memory; Fourier transforms and element-wise work are not counted.
+    They are counted on fake tensors, which take no memory; Fourier transforms and element-wise work are not counted.
 
     Args:
         network: A network built under the `FakeTensorMode` that is active.
@@ -30,13 +30,13 @@ def multiply_adds(network: nn.Module, input_channels: int, patch_size: tuple[int
 
 
 def trainer_network_size(trainer: Any, plans: Any, configuration: str, dataset_json: dict) -> dict[str, Any]:
-    """parameters, multiply_adds and patch_size of the network that a trainer builds from a plan, for prediction.
+    """Returns parameters, multiply_adds and patch_size of the network that a trainer builds from a plan to predict.
 
     Args:
-        trainer: The class.
+        trainer: Class of the trainer.
         plans: nnU-Net's ``PlansManager``.
-        configuration: Of the plan.
-        dataset_json: The dataset's.
+        configuration: Configuration of the plan.
+        dataset_json: Content of the dataset's dataset.json.
     """
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
@@ -54,10 +54,10 @@ def trainer_network_size(trainer: Any, plans: Any, configuration: str, dataset_j
 
 
 def network_costs(plans: Path | None, configuration: str) -> list[dict[str, Any]]:
-    """One row a network: name, trainers, variants, sizes, parameters, multiply-adds.
+    """Returns one row per network: name, trainers, variants, sizes, parameters, multiply-adds.
 
     Args:
-        plans: nnU-Net's plans file, with dataset.json in the same folder; None: every paper's own setting.
+        plans: nnU-Net's plans file, with dataset.json in the same folder; None: each paper's own setting.
         configuration: Configuration of the plan.
 
     Raises:
@@ -92,6 +92,16 @@ def network_costs(plans: Path | None, configuration: str) -> list[dict[str, Any]
 
 
 def read_plan(plans: Path, configuration: str) -> tuple[Any, int, int]:
+    """Returns nnU-Net's ``ConfigurationManager`` of a plan, and the numbers of input channels and of logits.
+
+    Args:
+        plans: nnU-Net's plans file, with dataset.json in the same folder.
+        configuration: Configuration of the plan.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: for an unknown configuration (lists the known ones).
+    """
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -103,7 +113,7 @@ def read_plan(plans: Path, configuration: str) -> tuple[Any, int, int]:
     if configuration not in manager.plans["configurations"]:
         known = ", ".join(manager.plans["configurations"])
         raise ValueError(f"unknown configuration {configuration!r} in {plans}; known: {known}")
-    dataset = json.loads(dataset_file.read_text())
+    dataset = read_json(dataset_file)
     chosen = manager.get_configuration(configuration)
     channels = determine_num_input_channels(manager, chosen, dataset)
     return chosen, channels, manager.get_label_manager(dataset).num_segmentation_heads

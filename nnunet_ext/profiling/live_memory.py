@@ -1,4 +1,4 @@
-"""Bytes of the tensors that are alive, and their peak, while operators run on tensors without content."""
+"""Bytes of live tensors, and their peak, while operators run on fake tensors."""
 
 import weakref
 from collections.abc import Iterable
@@ -10,13 +10,13 @@ from torch.utils._pytree import tree_leaves
 
 
 class LimitExceeded(RuntimeError):
-    """More bytes are alive than the limit of a `LiveMemory`."""
+    """Raised when live tensors exceed the limit of a `LiveMemory`."""
 
 
 class LiveMemory(TorchDispatchMode):
-    """Within: counts every storage once, from the operator that makes it until the last tensor on it is gone.
+    """Context that counts every storage once, from the operator that creates it until its last tensor is freed.
 
-    Operators see only their arguments and results: what a kernel takes for itself is not counted.
+    Only arguments and results of operators are seen; memory that a kernel allocates internally is not counted.
 
     Args:
         limit: Bytes above which operators raise `LimitExceeded`; None: no limit.
@@ -29,7 +29,7 @@ class LiveMemory(TorchDispatchMode):
         self._sizes: dict[int, int] = {}
 
     def add(self, tensors: Iterable[Tensor]) -> int:
-        """Counts tensors made elsewhere; returns the bytes of those that were not counted yet."""
+        """Counts tensors created elsewhere; returns the bytes of those that were not counted before."""
         return sum(self._count(tensor) for tensor in tensors)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:

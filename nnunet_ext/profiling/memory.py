@@ -1,4 +1,4 @@
-"""Memory of a training step, followed through every operator of it on tensors without content."""
+"""Memory of a training step, traced operator by operator on fake tensors."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -16,16 +16,16 @@ from nnunet_ext.profiling.live_memory import LiveMemory, storage_bytes
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes of a training step; total = parameters + optimiser_state + max(saved, gradients) + transient.
+    """Bytes of a training step: total = parameters + optimiser_state + max(saved, gradients) + transient.
 
     Attributes:
         parameters: Parameters and buffers.
-        gradients: Gradients of all parameters, as they stand before the optimiser's step.
-        optimiser_state: What the optimiser keeps from step to step.
-        saved: What the forward pass and the loss leave behind: tensors saved for the backward pass, each storage once,
-            the batch and the outputs.
-        transient: What the peak needs beyond the larger of the two moments of rest, after the loss and before the
-            optimiser's step: temporary tensors and gradients on their way.
+        gradients: Gradients of all parameters, before the optimiser's step.
+        optimiser_state: Tensors that the optimiser keeps from step to step.
+        saved: Tensors alive after the forward pass and the loss: those saved for the backward pass, each storage
+            counted once, the batch and the outputs.
+        transient: Excess of the peak over the larger of the two steady states, after the loss and before the
+            optimiser's step: temporary tensors and gradients in flight.
     """
 
     parameters: int
@@ -36,7 +36,7 @@ class TrainingMemory:
 
     @property
     def total(self) -> int:
-        """Peak of the step."""
+        """Peak memory of the step."""
         return self.parameters + self.optimiser_state + max(self.saved, self.gradients) + self.transient
 
 
@@ -46,9 +46,9 @@ class Step:
 
     Attributes:
         network: The network.
-        optimiser: Over its parameters.
-        batch: What the step holds from its start.
-        loss: Gets the batch; gives the scalar loss and whatever else the step holds until its end.
+        optimiser: Optimiser of the network's parameters.
+        batch: Tensors that the step holds from its start.
+        loss: Function of the batch that returns the scalar loss and whatever else the step holds until its end.
     """
 
     network: nn.Module
@@ -60,20 +60,20 @@ class Step:
 def trace_step(
     make: Callable[[], Step], device: str = "cuda", autocast: bool = True, limit: int | None = None
 ) -> TrainingMemory:
-    """Memory of a training step: forward, loss, backward, optimiser.
+    """Traces the memory of a training step: forward pass, loss, backward pass, optimiser.
 
-    Every operator runs, on tensors without content: custom operators by their implementation for such tensors,
-    checkpointed regions a second time in the backward pass. What kernels take for themselves is not in it, such as
-    the workspaces of cuDNN.
+    Every operator runs on fake tensors: custom operators by their fake implementation, checkpointed regions a second
+    time in the backward pass. Memory that kernels allocate internally is not included, such as the workspaces of
+    cuDNN.
 
     Args:
-        make: Builds the step; called within `without_content`.
-        device: Whose operators run: ``"cuda"``, which needs no GPU, or ``"cpu"``.
-        autocast: Whether forward and loss run under autocast to float16, as nnU-Net trains on CUDA.
-        limit: Bytes; the trace ends as soon as the step takes more.
+        make: Function that builds the step; called within `without_content`.
+        device: Device whose operators run: ``"cuda"``, which needs no GPU, or ``"cpu"``.
+        autocast: Whether forward pass and loss run under autocast to float16, as nnU-Net trains on CUDA.
+        limit: Bytes; the trace ends as soon as the step exceeds them.
 
     Raises:
-        LimitExceeded: if it does.
+        LimitExceeded: if the step exceeds `limit`.
     """
     with without_content(device):
         step = make()
@@ -102,24 +102,25 @@ def trace_network(
     patch_size: Sequence[int],
     batch_size: int,
     optimiser: Callable[..., torch.optim.Optimizer] | None = None,
+    *,
     device: str = "cuda",
     autocast: bool = True,
     limit: int | None = None,
 ) -> TrainingMemory:
-    """As `trace_step` for any network, with the mean of its outputs for a loss.
+    """Traces a step of any network as `trace_step` does, with the mean of its outputs as loss.
 
     Args:
-        network: Stays as it is; its weights are not read.
+        network: The network; it is not changed, and its weights are not read.
         input_channels: Channels of the input.
         patch_size: Spatial size in voxels.
         batch_size: Samples in a batch.
-        optimiser: From parameters; None: nnU-Net's SGD with momentum.
+        optimiser: Function from parameters to an optimiser; None: nnU-Net's SGD with momentum.
         device: As in `trace_step`.
         autocast: As in `trace_step`.
         limit: As in `trace_step`.
 
     Raises:
-        LimitExceeded: if the step takes more bytes than `limit`.
+        LimitExceeded: if the step exceeds `limit`.
     """
 
     def make() -> Step:
@@ -128,7 +129,7 @@ def trace_network(
         batch = torch.empty(batch_size, input_channels, *patch_size)
         return Step(twin, (optimiser or _sgd)(parameters), (batch,), lambda x: _mean(twin(x)))
 
-    return trace_step(make, device, autocast, limit)
+    return trace_step(make, device=device, autocast=autocast, limit=limit)
 
 
 def _sgd(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
@@ -141,9 +142,9 @@ def _mean(outputs: Any) -> tuple[Tensor, Any]:
 
 
 def _optimiser_state(step: Step) -> list[Tensor]:
-    """What the optimiser has after a first step."""
+    """The optimiser's state after a first step."""
     for group in step.optimiser.param_groups:
-        # On a GPU it works on all parameters at once; tensors without content would have it do so one by one.
+        # On a GPU the optimiser steps all parameters at once; for fake tensors it would step them one by one.
         group["foreach"] = next(step.network.parameters()).device.type == "cuda"
     for parameter in step.network.parameters():
         if parameter.requires_grad:

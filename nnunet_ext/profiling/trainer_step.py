@@ -10,24 +10,25 @@ from unittest import mock
 
 import torch
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from nnunet_ext.profiling.contract import NNUNetStep, TraceableTrainer
 from nnunet_ext.profiling.memory import Step
 
 
 def trainer_step(
-    trainer_class: type, plans: dict, configuration: str, dataset_json: dict, batch_size: int, device: str = "cuda"
+    trainer_class: type, plans: dict, configuration: str, dataset_json: dict, batch_size: int, *, device: str = "cuda"
 ) -> Callable[[], Step]:
-    """What builds the training step of a trainer: its own network, loss and optimiser on a batch without content.
+    """Returns a function that builds a trainer's training step: its network, loss and optimiser on a fake batch.
 
     Args:
-        trainer_class: nnU-Net's trainer or any subclass; one of ours may say itself what a step is (`batch_loss`).
+        trainer_class: nnU-Net's trainer or any subclass; a `TraceableTrainer` defines its step itself.
         plans: nnU-Net's plans.
         configuration: Configuration of the plans.
-        dataset_json: The dataset's; an ignore label is left out, as its loss branches on the labels it finds.
+        dataset_json: Content of the dataset's dataset.json. An ignore label is left out, because nnU-Net's loss then
+            branches on the labels that it finds, and a fake batch has none.
         batch_size: Samples in a batch.
-        device: Where the trainer believes to train.
+        device: Device that the trainer is told to train on.
     """
     labels = {name: value for name, value in dataset_json["labels"].items() if name != "ignore"}
     dataset_json = dataset_json | {"labels": labels}
@@ -35,7 +36,7 @@ def trainer_step(
     def make() -> Step:
         trainer = _construct(trainer_class, plans, configuration, dataset_json)
         trainer.device = torch.device(device)
-        # torch.compile does not run operators one by one; its programs keep less rather than more.
+        # A compiled program cannot be traced operator by operator; it needs less memory rather than more.
         trainer._do_i_compile = lambda: False
         managers = trainer.plans_manager, trainer.configuration_manager
         trainer.num_input_channels = determine_num_input_channels(*managers, dataset_json)
@@ -45,22 +46,16 @@ def trainer_step(
         )
         optimiser, _ = trainer.configure_optimizers()
         trainer.loss = trainer._build_loss()
-        batch = trainer.example_batch(batch_size) if hasattr(trainer, "example_batch") else _batch(trainer, batch_size)
-        others = trainer.epoch_tensors() if hasattr(trainer, "epoch_tensors") else []
-
-        def loss(*_: Tensor) -> tuple[Tensor, Any]:
-            if hasattr(trainer, "batch_loss"):
-                return trainer.batch_loss(batch)
-            output = trainer.network(batch["data"])
-            return trainer.loss(output, batch["target"]), output
-
-        return Step(trainer.network, optimiser, [*tree_leaves(batch), *others], loss)
+        traced = trainer if isinstance(trainer, TraceableTrainer) else NNUNetStep(trainer)
+        batch = traced.example_batch(batch_size)
+        held = [*tree_leaves(batch), *traced.epoch_tensors()]
+        return Step(trainer.network, optimiser, held, lambda *_: traced.batch_loss(batch))
 
     return make
 
 
 def _construct(trainer_class: type, plans: dict, configuration: str, dataset_json: dict) -> Any:
-    """A trainer as nnU-Net makes it, its results in a folder that is gone at once."""
+    """Builds a trainer as nnU-Net does, with a results folder that is deleted at once."""
     plans = copy.deepcopy(plans) | {"continue_training": False}
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -69,19 +64,3 @@ def _construct(trainer_class: type, plans: dict, configuration: str, dataset_jso
         redirect_stdout(nowhere),
     ):
         return trainer_class(plans, configuration, 0, dataset_json, torch.device("cpu"))
-
-
-def _batch(trainer: Any, batch_size: int) -> dict[str, Tensor | list[Tensor]]:
-    """Data and target in the shapes and types of nnU-Net's data loaders."""
-    patch = trainer.configuration_manager.patch_size
-    data = torch.empty(batch_size, trainer.num_input_channels, *patch)
-    scales = trainer._get_deep_supervision_scales() if trainer.enable_deep_supervision else None
-    regions = len(trainer.label_manager.foreground_regions) if trainer.label_manager.has_regions else 0
-    targets = [
-        torch.empty(
-            (batch_size, regions or 1, *(round(size * part) for size, part in zip(patch, scale, strict=True))),
-            dtype=torch.bool if regions else torch.int16,
-        )
-        for scale in scales or [[1.0] * len(patch)]
-    ]
-    return {"data": data, "target": targets if scales else targets[0]}

@@ -1,6 +1,7 @@
 """What all trainers share; thin trainer classes on it stand in the folder `trainers`."""
 
 from nnunet_ext.networks.from_plan import network_from_plan
+from nnunet_ext.profiling.contract import TraceableTrainer
 from nnunet_ext.training.budget import Budget
 from nnunet_ext.training.em_net import EMNetBaseTrainer
 from nnunet_ext.training.faf_net_labels import FAFNetLabelTrainer
@@ -17,5 +18,6 @@ __all__ = [
     "PluginTrainer",
     "SelfUpdatingLossTrainer",
     "SliceNetworkTrainer",
+    "TraceableTrainer",
     "network_from_plan",
 ]

@@ -24,6 +24,7 @@ from nnunet_ext.nnunet.checkpoints import (
     refuse_misfits,
     uncompiled,
 )
+from nnunet_ext.profiling.contract import nnunet_batch_loss, nnunet_example_batch
 from nnunet_ext.training.budget import Budget
 from nnunet_ext.training.checkpoint_request import CheckpointRequest
 from nnunet_ext.training.finite import StepGuard, bad_cases, not_finite
@@ -131,16 +132,18 @@ class PluginTrainer(nnUNetTrainer):
         return loss
 
     def batch_loss(self, batch: dict[str, Any]) -> tuple[Tensor, Any]:
-        """The loss of a batch, and what else `train_step` holds until its end: what planning traces.
+        """Returns the loss of a batch, and whatever else `train_step` holds until its end, as planning traces them.
 
-        As nnU-Net's `train_step` has it; who overrides that overrides this. A trainer whose batches have not nnU-Net's
-        data and target also has `example_batch(batch_size)`, which makes one.
+        It mirrors nnU-Net's `train_step`; override both together.
         """
-        output = self.network(batch["data"])
-        return self.loss(output, batch["target"]), output
+        return nnunet_batch_loss(self, batch)
+
+    def example_batch(self, batch_size: int) -> dict[str, Any]:
+        """Returns a batch in the shapes and types that `train_step` gets; override both together."""
+        return nnunet_example_batch(self, batch_size)
 
     def epoch_tensors(self) -> list[Tensor]:
-        """Takes tensors without content for what an epoch keeps on the device beside its batches, and returns them."""
+        """Returns the tensors that an epoch keeps on the device besides its batches; planning calls it on fakes."""
         return []
 
     @property

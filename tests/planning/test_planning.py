@@ -236,7 +236,7 @@ def test_options_and_older_configurations(dataset):
         (["-tr", "SASANTrainer", "-c", "4d"], "unknown configuration '4d'; known: 2d, 3d_fullres, 3d_lowres"),
         (["-tr", "SASANTrainer", "--gpu-memory", "0"], "--gpu-memory 0.0 must be positive"),
         (["-tr", "SASANTrainer", "--overwrite-target-spacing", "1", "0", "1"], "must be three positive numbers"),
-        (["-tr", "StockTrainer", "--preset", "paper"], "no paper's preset for StockTrainer"),
+        (["-tr", "StockTrainer", "--preset", "paper"], "StockTrainer has no preset from a paper"),
         (["-tr", "FAFNetTrainer", "--preset", "paper"], "'resnet101'.* plan it for FAFNetResNet101Trainer"),
         (["-tr", "LSTMSATrainer", "--preset", "paper"], "'mt_unet'.* plan it for LSTMSAMTUNetTrainer"),
         (["-tr", "StockTrainer", "-d", "322"], "322"),

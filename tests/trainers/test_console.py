@@ -166,7 +166,7 @@ def test_stock_trainer_trains_a_plan_that_names_our_network(nnunet, name_network
 def test_planned_trained_and_predicted_on_shared_data(nnunet, tmp_path, short_stock_trainer, trainer, plans):
     """By the trainer and by nnU-Net's own, a few iterations of it, on the data of nnU-Net's default plan."""
     printed = nnunet.run("nnunet_ext", "plan", "-d", "4", "-tr", trainer, *TINY_PLAN)
-    assert "nothing to preprocess: the data are there" in printed
+    assert "nothing to preprocess: the data already exist" in printed
     configuration = json.loads((nnunet.preprocessed / f"{plans}.json").read_text())["configurations"]["3d_fullres"]
     assert configuration["data_identifier"] == "nnUNetPlans_3d_fullres"
     for name in (trainer, short_stock_trainer):
