@@ -1,6 +1,6 @@
-"""What is measured: for every CSV file under benchmarks/results the one command that makes it.
+"""The registry of measurements: for every CSV file under benchmarks/results, the one command that writes it.
 
-`python -m benchmarks`, the page of results and the README go by this list.
+`python -m benchmarks`, the results page and the README are generated from this list.
 """
 
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ _TIMING = "--threads 1 --clock processor"
 _BENCH = f"nnunet_ext bench --device cpu {_TIMING} -o benchmarks/results --what"
 _PLACEHOLDERS = ("DATASET_FOLDER", "FOLDER", "PART.CSV")
 _SIDE_BY_SIDE = (
-    "parameters, multiply-adds, time and memory side by side with nnU-Net's networks (FAF-Net: slice by slice, forward "
-    "from stored prototypes)"
+    "parameters, multiply-adds, time and memory, side by side with nnU-Net's networks (FAF-Net runs slice by slice, "
+    "with stored prototypes in the forward pass)"
 )
 _COMPILED = (
-    "networks as they are and compiled, side by side with nnU-Net's (nnU-Net compiles on GPUs only; compiled for the "
-    "CPU, PyTorch's operators take the place of our C kernels but the scan's)"
+    "eager and compiled networks, side by side with nnU-Net's (nnU-Net compiles on GPUs only; in networks compiled for "
+    "the CPU, PyTorch's operators replace all our C kernels except the scan's)"
 )
 
 
@@ -24,12 +24,12 @@ class Measurement:
     """A command and what it measures.
 
     Attributes:
-        name: As `python -m benchmarks` takes it.
-        results: Names of the CSV files under benchmarks/results that it writes, without ending.
-        line: What stands behind ``python -m``; `_PLACEHOLDERS` are the user's to fill in.
-        title: In the page's headings.
-        measured: One sentence's part, without full stop.
-        cuda: Whether it needs a CUDA device.
+        name: Name on the command line of `python -m benchmarks`.
+        results: Names of the CSV files that it writes to benchmarks/results, without extension.
+        line: Command line after ``python -m``; the user replaces the `_PLACEHOLDERS`.
+        title: Heading on the results page.
+        measured: Description as part of a sentence, without a full stop.
+        cuda: Whether the measurement needs a CUDA device.
     """
 
     name: str
@@ -41,17 +41,17 @@ class Measurement:
 
     @property
     def command(self) -> list[str]:
-        """What stands behind ``python -m``, word by word."""
+        """The words of the command line after ``python -m``."""
         return self.line.split()
 
     @property
     def needs_data(self) -> bool:
-        """Whether something must be filled in."""
+        """Whether the command has placeholders to replace."""
         return any(word in _PLACEHOLDERS for word in self.command)
 
     @property
     def shown(self) -> str:
-        """The command as one types it."""
+        """The command as a user types it."""
         return self.line if self.line.startswith("nnunet_ext ") else f"python -m {self.line}"
 
 
@@ -61,7 +61,7 @@ _MEASUREMENTS = (
         ("accuracy_hippocampus", "accuracy_hippocampus_cases"),
         "benchmarks.accuracy --data DATASET_FOLDER --work FOLDER --name hippocampus",
         "Accuracy on hippocampus",
-        "Dice of trainers under one budget on one fold",
+        "Dice of trainers on equal budgets, on one fold",
     ),
     Measurement(
         "accuracy_acdc",
@@ -69,7 +69,7 @@ _MEASUREMENTS = (
         "benchmarks.accuracy --data DATASET_FOLDER --work FOLDER --name acdc --spacing 10 3.125 3.125 "
         "--trainers StockTrainer SASANTrainer LSTMSATrainer",
         "Accuracy on ACDC",
-        "Dice of trainers under one budget on one fold of other patients, thick slices at half of their resolution",
+        "Dice of trainers on equal budgets, on one fold with separate patients, thick slices at half their resolution",
     ),
     Measurement(
         "networks",
@@ -105,31 +105,31 @@ _MEASUREMENTS = (
         "nnunet_ext bench --device cuda -o benchmarks/results --what networks scaling tiles --patch 128 128 128 "
         "--precisions float32 autocast --modes eager compiled --sizes 64 96 128",
         "Networks on CUDA",
-        "the same on a GPU, eager and compiled, growth with the patch and prediction included",
+        "the same on a GPU, eager and compiled, including scaling with the patch size and prediction",
         cuda=True,
     ),
     Measurement(
         "transcriptions",
         ("transcriptions_cpu",),
         f"benchmarks.transcriptions --patch 32 32 32 {_TIMING}",
-        "Networks against plain transcriptions of their formulas",
-        "each network against the formulas as the paper has them, same weights and logits",
+        "Networks against naive reference implementations",
+        "each network against a naive implementation of the paper's formulas, with the same weights and logits",
     ),
     Measurement(
         "operators",
         ("operators_cpu",),
         f"{_BENCH} operators --networks PlainConvUNet SASAN EM-Net SALSTM LSTMSA FAF-Net",
         "Training steps against their convolutions alone",
-        "a training step against its convolutions and matrix products by themselves, in the kernels and layouts that "
-        "it uses (SASAN's attention between its projections and EM-Net's scans are none of them)",
+        "a training step against its convolutions and matrix products alone, in the kernels and layouts that it uses "
+        "(these include neither SASAN's attention between its projections nor EM-Net's scans)",
     ),
     Measurement(
         "scaling",
         ("scaling_cpu",),
         f"{_BENCH} scaling --sizes 32 48 64 96 128 160 --batch-size 1 --repeats 3",
-        "Time and memory against the patch",
+        "Time and memory against the patch size",
         "a training step against the number of voxels, on the topology that nnU-Net plans for the smallest patch, with "
-        "the exponents that fit best to the three largest (LSTM-SA's memory bends where it begins to checkpoint)",
+        "exponents fitted to the three largest patches (LSTM-SA's memory curve bends where checkpointing begins)",
     ),
     Measurement(
         "tiles",
@@ -157,7 +157,7 @@ _MEASUREMENTS = (
         ("selective_scan_gpu",),
         "benchmarks.selective_scan_gpu",
         "The selective scan on CUDA",
-        "our Triton kernels against mamba_ssm's, where it is installed, and against the device's limits",
+        "our Triton kernels against mamba_ssm's, if it is installed, and against the device's limits",
         cuda=True,
     ),
     Measurement(
@@ -165,21 +165,21 @@ _MEASUREMENTS = (
         ("sasan_cpu",),
         f"benchmarks.sasan {_TIMING} --repeats 3",
         "SASAN at the paper's setting",
-        "network and SM loss against a plain transcription of their formulas",
+        "network and SM loss against naive reference implementations",
     ),
     Measurement(
         "em_net",
         ("em_net_cpu",),
         f"benchmarks.em_net {_TIMING}",
-        "EM-Net and its scan's part",
-        "EM-Net with the scan by each backend, and replaced by a multiplication",
+        "EM-Net and its scan's share of the time",
+        "EM-Net with the scan computed by each backend, and with the scan replaced by a multiplication",
     ),
     Measurement(
         "lstm_sa",
         ("lstm_sa_cpu",),
         f"benchmarks.lstm_sa {_TIMING} --repeats 3",
         "Checkpointing LSTMSA",
-        "forward and backward pass of a training step, slices checkpointed or not",
+        "forward and backward pass of a training step, with and without checkpointed slices",
     ),
     Measurement(
         "gaussian_attention",
@@ -193,14 +193,14 @@ _MEASUREMENTS = (
         ("faf_net_cpu",),
         f"benchmarks.faf_net --seconds 30 {_TIMING}",
         "FAF-Net's prediction",
-        "stored prototypes against encoding the support again for every slice",
+        "stored prototypes against encoding the support anew for every slice",
     ),
     Measurement(
         "faf_net_plain",
         ("faf_net_plain_cpu",),
         f"benchmarks.faf_net --plain {_TIMING}",
-        "FAF-Net against a plain transcription",
-        "prediction and a training episode against the formulas, which encode the support again for every slice",
+        "FAF-Net against its naive reference implementation",
+        "prediction and a training episode against a naive implementation, which encodes the support for every slice",
     ),
     Measurement(
         "supervoxels",
@@ -214,14 +214,14 @@ _MEASUREMENTS = (
         ("planned_memory_cpu",),
         "benchmarks.planned_memory",
         "Planned memory",
-        "the traced memory of a training step against what saved-tensor hooks count in a real one",
+        "the traced memory of a training step against the memory that saved-tensor hooks count in a real one",
     ),
     Measurement(
         "planned_memory_cuda",
         ("planned_memory_cuda",),
         "benchmarks.planned_memory --device cuda",
         "Planned memory on CUDA",
-        "the traced memory of a training step against what a real one takes",
+        "the traced memory of a training step against the peak memory of a real one",
         cuda=True,
     ),
     Measurement(
@@ -229,14 +229,14 @@ _MEASUREMENTS = (
         ("few_shot_hippocampus",),
         "benchmarks.few_shot --model FOLDER --raw DATASET_FOLDER --preprocessed DATASET_FOLDER --label 2",
         "Few-shot segmentation",
-        "Dice of a class found in scans from one labelled scan",
+        "Dice of a class segmented from one labelled scan",
     ),
     Measurement(
         "feature_matrix",
         ("feature_matrix",),
         "benchmarks.page.feature_matrix PART.CSV",
         "What works with which trainer",
-        "what the tests of nnU-Net's features found",
+        "outcomes of the tests of nnU-Net's features",
     ),
 )
 
@@ -244,12 +244,12 @@ MEASUREMENTS: Mapping[str, Measurement] = {measurement.name: measurement for mea
 
 
 def measurement_of(result: str) -> Measurement:
-    """What makes a CSV file.
+    """The measurement that writes a CSV file.
 
     Raises:
-        KeyError: for a file that no command makes.
+        KeyError: if no command writes this file.
     """
     for measurement in MEASUREMENTS.values():
         if result in measurement.results:
             return measurement
-    raise KeyError(f"benchmarks/results/{result}.csv is made by no command of benchmarks/registry.py")
+    raise KeyError(f"no command in benchmarks/registry.py writes benchmarks/results/{result}.csv")

@@ -1,12 +1,13 @@
-"""All trainers against all that nnU-Net does, as the tests in `tests/features` found it.
+"""Generates docs/features.md, the matrix of trainers and nnU-Net's features, from the outcomes of `tests/features`.
 
-They write down what they find where the variable names a file, one a process; this reads them and makes the page:
+The tests append their outcomes to the file that the environment variable names (one file per process); this module
+reads the files and writes the page:
 
     NNUNET_EXT_FEATURE_MATRIX=part.csv pytest -m slow tests/features
     python -m benchmarks.page.feature_matrix part.csv
 
-With NNUNET_EXT_FORKED=1 nnU-Net's commands are forks of one process, which spares nine tenths of the time.
-A cell that is in the committed table already is replaced. Without a file the page is made anew from that table.
+With NNUNET_EXT_FORKED=1 nnU-Net's commands are forks of one process, which saves nine tenths of the time.
+New outcomes replace those in the committed table. Without a file, the page is regenerated from that table.
 """
 
 import argparse
@@ -39,65 +40,69 @@ PASSED = "passed"
 
 @dataclass(frozen=True)
 class Feature:
-    """One of the things that nnU-Net does.
+    """A feature of nnU-Net.
 
     Attributes:
-        title: As the table has it.
-        checked: What its test checks, beyond that the commands succeed.
+        title: Title in the table.
+        checked: Checks of its test beyond the success of the commands.
     """
 
     title: str
     checked: str
 
 
-_MASKS = "masks have the image's geometry and legal labels only"
+_MASKS = "masks have the image's geometry and valid labels only"
 
 FEATURES = {
     "2d": Feature("`2d`", f"trained and validated; {_MASKS}"),
     "3d_fullres": Feature("`3d_fullres`", f"trained and validated; {_MASKS}"),
     "cascade": Feature(
         "`3d_lowres` + `3d_cascade_fullres`",
-        "all cases are handed on; other labels from the first stage change the second one's probabilities",
+        "all cases reach the second stage; changing the first stage's labels changes the second's probabilities",
     ),
     "regions": Feature(
-        "region-based labels", "probabilities of each region, and the mask is written in `regions_class_order`"
+        "region-based labels", "each region has probabilities, and the mask follows `regions_class_order`"
     ),
-    "ignore": Feature("ignore label", "learns from partly labelled scans; the ignore label is never predicted"),
+    "ignore": Feature("ignore label", "learns from partially labelled scans; the ignore label is never predicted"),
     "regions_ignore": Feature("regions and ignore label", "both of the above together"),
-    "two_modalities": Feature("two modalities", "the second one changes the probabilities"),
+    "two_modalities": Feature("two modalities", "the second modality changes the probabilities"),
     "anisotropic": Feature("anisotropic data", f"every third slice, thin patches, anisotropic kernels; {_MASKS}"),
-    "nifti": Feature("NIfTI", "origin, spacing and direction of the mask are the scan's"),
-    "png_rgb": Feature("PNG, RGB", "three colours are three channels; the mask is a PNG of the image's size"),
+    "nifti": Feature("NIfTI", "the mask has the scan's origin, spacing and direction"),
+    "png_rgb": Feature("PNG, RGB", "the three colours are three channels; the mask is a PNG of the image's size"),
     "fold_all": Feature("fold `all`", "trains on all cases, validates on all of them, predicts with `-f all`"),
     "npz_ensemble": Feature(
         "`--npz` and `nnUNetv2_ensemble`",
         "probabilities sum to 1; the ensemble of 2d and 3d is the argmax of their mean",
     ),
     "find_best": Feature(
-        "`nnUNetv2_find_best_configuration`", "scores 2d, 3d and their ensemble over two folds; its commands run"
+        "`nnUNetv2_find_best_configuration`",
+        "scores 2d, 3d and their ensemble over two folds; the commands that it suggests run",
     ),
     "postprocessing": Feature(
-        "its postprocessing", "`nnUNetv2_apply_postprocessing` does to a mask what `postprocessing.json` says"
+        "its postprocessing", "`nnUNetv2_apply_postprocessing` applies `postprocessing.json` to a mask"
     ),
     "continue": Feature(
-        "`--c` after a kill", "SIGKILL in the second of three epochs; goes on with the second, ends with three"
+        "`--c` after a kill",
+        "killed (SIGKILL) in the second of three epochs, it resumes with the second and ends with three",
     ),
-    "val": Feature("`--val`", "the validation of the training again: the same masks"),
-    "val_best": Feature("`--val_best`", "the masks that `nnUNetv2_predict -chk checkpoint_best.pth` makes"),
+    "val": Feature("`--val`", "repeats the training's validation and writes the same masks"),
+    "val_best": Feature("`--val_best`", "writes the same masks as `nnUNetv2_predict -chk checkpoint_best.pth`"),
     "pretrained": Feature(
-        "`-pretrained_weights`", "before the first step all weights but the last layers' are the other training's"
+        "`-pretrained_weights`",
+        "before the first step, all weights except the last layers' equal those of the other training",
     ),
     "zip": Feature(
-        "`nnUNetv2_export_model_to_zip`, install elsewhere", "installed into empty folders it predicts the same masks"
+        "`nnUNetv2_export_model_to_zip`, install elsewhere",
+        "the model predicts the same masks after installation into empty folders",
     ),
-    "modelfolder": Feature("`nnUNetv2_predict_from_modelfolder`", "the masks of `nnUNetv2_predict`"),
-    "predictor": Feature("`nnUNetPredictor` in Python", "an array in, the mask of `nnUNetv2_predict` out"),
-    "disable_tta": Feature("`--disable_tta`", "other probabilities than with mirroring"),
-    "step_size": Feature("step size 1", "other probabilities than with overlapping tiles; legal masks"),
+    "modelfolder": Feature("`nnUNetv2_predict_from_modelfolder`", "writes the same masks as `nnUNetv2_predict`"),
+    "predictor": Feature("`nnUNetPredictor` in Python", "returns for an array the same mask as `nnUNetv2_predict`"),
+    "disable_tta": Feature("`--disable_tta`", "the probabilities differ from those with mirroring"),
+    "step_size": Feature("step size 1", "the probabilities differ from those of overlapping tiles; masks are valid"),
 }
 
 INTEGRATION = {
-    "integration_ignore": Feature("Dataset998, ignore label", "all steps, two configurations' cascade included"),
+    "integration_ignore": Feature("Dataset998, ignore label", "all steps, including the cascade of two configurations"),
     "integration_regions": Feature("Dataset997, regions", "as above"),
     "integration_regions_ignore": Feature("Dataset996, regions and ignore label", "as above"),
 }
@@ -105,7 +110,7 @@ INTEGRATION = {
 
 @dataclass(frozen=True)
 class Cell:
-    """What a test found, as a row of the table of results; `started` is ``commands`` or ``forks``."""
+    """The outcome of a test, as a row of the results table; `started` is ``commands`` or ``forks``."""
 
     trainer: str
     feature: str
@@ -121,23 +126,23 @@ class Cell:
 
 _HEAD = """# What works with which trainer
 
-Made by `python -m benchmarks.page.feature_matrix` from
-[what the tests found](../benchmarks/results/feature_matrix.csv), not by hand. A tick is a test in `tests/features` that
-ran nnU-Net's console commands on the shipped scans: small patches, one epoch, on the CPU. {started}.
-{versions}.{missing}
+This page is generated by `python -m benchmarks.page.feature_matrix` from
+[the tests' outcomes](../benchmarks/results/feature_matrix.csv). A tick stands for a passing test in `tests/features`
+that ran nnU-Net's console commands on the shipped scans, with small patches and one epoch, on the CPU. {started}.
+Versions: {versions}.{missing}
 """
 
 _INTEGRATION_HEAD = """
 ## nnU-Net's own integration tests
 
-Its datasets, made by its own code from the shipped scans, and its own steps: planning, a low resolution and a cascade
-added, preprocessing, five folds of four configurations, the best of them and of their ensembles found and predicted
-with; small patches.
+These tests use nnU-Net's own integration datasets, which its own code makes from the shipped scans, and its own steps:
+planning with an added low resolution and cascade, preprocessing, training five folds of four configurations, finding
+the best configuration or ensemble, and predicting with it. Patches are small.
 """
 
 
 def cell(trainer: str, feature: str, outcome: str, seconds: float, started: str) -> Cell:
-    """A cell that was tested now, with the code as it is."""
+    """The outcome of a test that ran now, with the current code."""
     return Cell(
         trainer,
         feature,
@@ -153,14 +158,14 @@ def cell(trainer: str, feature: str, outcome: str, seconds: float, started: str)
 
 
 def read(path: Path) -> dict[tuple[str, str], Cell]:
-    """Cells by trainer and feature; of one that is there twice the later."""
+    """Cells by trainer and feature; if one occurs twice, the later row counts."""
     with path.open() as file:
         rows = [Cell(**row | {"seconds": float(row["seconds"])}) for row in csv.DictReader(file)]
     return {(row.trainer, row.feature): row for row in rows}
 
 
 def append(path: Path, row: Cell) -> None:
-    """Adds a row to a file, which is made if it is not there."""
+    """Appends a row to a file and creates the file if it does not exist."""
     new = not path.is_file()
     with path.open("a", newline="") as file:
         writer = _writer(file)
@@ -170,7 +175,7 @@ def append(path: Path, row: Cell) -> None:
 
 
 def write(path: Path, cells: Iterable[Cell]) -> None:
-    """All cells, in the order of the page."""
+    """Writes all cells, in the page's order."""
     order = [*FEATURES, *INTEGRATION]
     with path.open("w", newline="") as file:
         writer = _writer(file)
@@ -180,23 +185,23 @@ def write(path: Path, cells: Iterable[Cell]) -> None:
 
 
 def expected_cells() -> list[tuple[str, str]]:
-    """Trainer and feature of every cell that the page must have."""
+    """Trainer and feature of every cell that the page should have."""
     return [(trainer, feature) for feature in FEATURES for trainer in TRAINERS] + [
         (trainer, feature) for feature in INTEGRATION for trainer in INTEGRATION_TRAINERS
     ]
 
 
 def page(cells: dict[tuple[str, str], Cell]) -> str:
-    """The page of the documentation, with the outcome of every cell, ``?`` where there is none."""
+    """The text of docs/features.md with the outcome of every cell, ``?`` where there is none."""
     number = len(expected_cells()) - len(cells)
-    missing = f"\n\n{number} cells have not been run yet: a question mark." if number else ""
+    missing = f"\n\n{number} cells have not been run yet; they show a question mark." if number else ""
     versions = "; ".join(_range(name, cells) for name in ("nnunetv2", "torch", "python", "date"))
     lines = [
         _HEAD.format(versions=versions, started=_started(cells), missing=missing),
         *_table(FEATURES, TRAINERS, cells),
         _INTEGRATION_HEAD,
         *_table(INTEGRATION, INTEGRATION_TRAINERS, cells),
-        "\n## What each test checks\n\nBeyond that the commands succeed:\n",
+        "\n## What each test checks\n\nEvery test checks that the commands succeed, and in addition:\n",
         *(f"* {feature.title}: {feature.checked}." for feature in FEATURES.values()),
     ]
     return "\n".join(lines) + "\n"
@@ -216,8 +221,8 @@ def _table(
 def _started(cells: dict[tuple[str, str], Cell]) -> str:
     forks = sum(row.started == "forks" for row in cells.values())
     return (
-        f"In {forks} of {len(cells)} cells each command was a fork of a process that had imported nnU-Net\n"
-        "(`NNUNET_EXT_FORKED=1`), with the same entry point and arguments, in the others started anew"
+        f"In {forks} of {len(cells)} cells, each command was a fork of a process that had already imported nnU-Net\n"
+        "(`NNUNET_EXT_FORKED=1`), with the same entry point and arguments; in the others, each was a new process"
     )
 
 
@@ -232,7 +237,7 @@ def _writer(file) -> csv.DictWriter:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", type=Path, help="what tests have written")
+    parser.add_argument("parts", nargs="*", type=Path, help="files that the tests have written")
     cells = read(RESULTS) if RESULTS.is_file() else {}
     for part in parser.parse_args().parts:
         cells |= read(part)

@@ -1,6 +1,6 @@
-"""The plots of the page of results: SVG files whose metadata hold a hash of the numbers that they show.
+"""The plots of the results page: SVG files whose metadata hold a hash of the numbers that they show.
 
-The hash, not the drawing, is what a test compares: matplotlib's versions draw the same numbers differently.
+A test compares the hash rather than the drawing, because matplotlib's versions draw the same numbers differently.
 """
 
 import hashlib
@@ -50,10 +50,10 @@ class Plot:
     """A figure of the page.
 
     Attributes:
-        name: Of its file under docs/figures, without ending.
-        alternative: What it shows, in words.
-        data: The numbers shown, from the results; empty where they are not there.
-        draw: Draws them.
+        name: Name of its file under docs/figures, without extension.
+        alternative: Alternative text.
+        data: Function from the results to the numbers shown, which are empty if they were not measured.
+        draw: Function that draws the numbers.
     """
 
     name: str
@@ -63,15 +63,15 @@ class Plot:
 
 
 def digest(data: Data) -> str:
-    """Hash of the numbers that a figure shows."""
+    """The hash of the numbers that a figure shows."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def shown_digest(path: Path) -> str:
-    """The hash that a figure's file holds.
+    """The hash stored in a figure's file.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if the file has no hash.
     """
     found = _DIGEST.search(path.read_text())
     if found is None:
@@ -80,7 +80,7 @@ def shown_digest(path: Path) -> str:
 
 
 def save(plot: Plot, results: Results, folder: Path) -> Path | None:
-    """Writes FOLDER/NAME.svg unless it shows these numbers already; None where there are no numbers."""
+    """Writes FOLDER/NAME.svg unless it already shows these numbers; returns None if there are no numbers."""
     data = plot.data(results)
     if not data:
         return None
@@ -97,7 +97,7 @@ def save(plot: Plot, results: Results, folder: Path) -> Path | None:
 
 
 def _series(results: Results, name: str, x: str, *columns: str) -> dict[str, list[list[float]]]:
-    """By network: [x, column, column, ...] of every row that has all of them."""
+    """For each network, [x, column, column, ...] from every row that has values in all columns."""
     series: dict[str, list[list[float]]] = {}
     for row in results.rows(name):
         if all(row[column] for column in columns):
@@ -111,12 +111,12 @@ def _scaling_data(results: Results) -> Data:
 
 def _draw_scaling(figure: Figure, data: Data) -> None:
     for axes, column, label in zip(
-        figure.subplots(1, 2), (1, 2), ("seconds a training step", "memory, GB"), strict=True
+        figure.subplots(1, 2), (1, 2), ("seconds per training step", "memory, GB"), strict=True
     ):
         for network, points in data.items():
             exponent = f"{network} {points[0][column + 2]:.2f}"
             _line(axes, network, [p[0] for p in points], [p[column] for p in points], exponent)
-        axes.set(xscale="log", yscale="log", xlabel="voxels of the patch", ylabel=label)
+        axes.set(xscale="log", yscale="log", xlabel="voxels per patch", ylabel=label)
         voxels = sorted({point[0] for points in data.values() for point in points})
         axes.set_xticks(voxels, [f"{number:,.0f}" for number in voxels])
         axes.minorticks_off()
@@ -133,12 +133,12 @@ def _draw_tiles(figure: Figure, data: Data) -> None:
         x, median, low, high = (list(values) for values in zip(*points, strict=True))
         _line(axes, network, x, median, network)
         axes.fill_between(x, low, high, color=_COLOURS[network], alpha=0.15, linewidth=0)
-    axes.set(xlabel="tiles of the scan", ylabel="seconds of prediction", ylim=(0, None))
+    axes.set(xlabel="number of tiles", ylabel="prediction time, s", ylim=(0, None))
     axes.legend(fontsize=8)
 
 
 def _cost_data(results: Results) -> Data:
-    """By precision and network: median, lowest and highest of the step over the stock network's median."""
+    """For each precision and network, the training step's time relative to the stock network's and memory in GB."""
     steps = [row for row in results.rows("networks_cpu") if row["what"] == "training step" and row["mode"] == "eager"]
     data: dict[str, dict[str, list[float]]] = {}
     for row in steps:
@@ -158,14 +158,14 @@ def _draw_cost(figure: Figure, data: Data) -> None:
             axes.bar_label(bars, [f"{costs[name][column]:.2f} {precision}" for _, name in there], fontsize=6, padding=2)
     time.set_yticks(range(len(networks)), networks)
     time.invert_yaxis()
-    time.set(xlabel=f"training step, of {STOCK}'s time")
+    time.set(xlabel=f"time per training step, relative to {STOCK}")
     memory.set(xlabel="memory of a training step, GB")
     for axes in (time, memory):
         axes.margins(x=0.25)
 
 
 def _accuracy_data(results: Results) -> Data:
-    """By trainer: time of its network's training step in that of the stock network's, and mean Dice."""
+    """For each trainer, its network's time per training step relative to the stock network's, and its mean Dice."""
     costs = _cost_data(results).get("float32", {})
     dice = mean_dice(results.rows("accuracy_hippocampus"))
     return {
@@ -181,7 +181,7 @@ def _draw_accuracy(figure: Figure, data: Data) -> None:
         axes.plot(cost, dice, "o", color=_COLOURS[_NETWORK_OF[trainer]])
         axes.annotate(trainer, (cost, dice), (5, 4), textcoords="offset points", fontsize=7)
     axes.margins(0.15)
-    axes.set(xlabel=f"training step, of {STOCK}'s time", ylabel="mean Dice")
+    axes.set(xlabel=f"time per training step, relative to {STOCK}", ylabel="mean Dice")
 
 
 def _line(axes: Axes, network: str, x: list[float], y: list[float], label: str) -> None:
@@ -192,9 +192,9 @@ PLOTS: Mapping[str, Plot] = {
     plot.name: plot
     for plot in (
         Plot("accuracy", "Mean Dice of trainers against the time of a training step", _accuracy_data, _draw_accuracy),
-        Plot("cost", "Time and memory of training steps against nnU-Net's", _cost_data, _draw_cost),
-        Plot("scaling", "Time and memory of training steps against the patch", _scaling_data, _draw_scaling),
-        Plot("tiles", "Seconds of prediction against the number of tiles", _tiles_data, _draw_tiles),
+        Plot("cost", "Time and memory of training steps compared with nnU-Net's", _cost_data, _draw_cost),
+        Plot("scaling", "Time and memory of training steps against the patch size", _scaling_data, _draw_scaling),
+        Plot("tiles", "Prediction time against the number of tiles", _tiles_data, _draw_tiles),
     )
 }
-"""By the name of the file."""
+"""Plots by the name of their file."""

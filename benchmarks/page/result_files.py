@@ -1,4 +1,4 @@
-"""Reading the committed CSV files, and saying in one line where they were measured."""
+"""Reads the committed CSV files and summarises in one line where they were measured."""
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,14 +11,14 @@ class Results:
     """The CSV files of a folder.
 
     Args:
-        folder: With files NAME.csv.
+        folder: Folder with the files NAME.csv.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def rows(self, name: str) -> list[dict[str, str]]:
-        """Rows of NAME.csv; none if the file is not there."""
+        """Rows of NAME.csv; empty if the file does not exist."""
         path = self.folder / f"{name}.csv"
         if not path.is_file():
             return []
@@ -27,18 +27,18 @@ class Results:
 
     @property
     def names(self) -> list[str]:
-        """Of the files, in order."""
+        """Names of the files without extension, sorted."""
         return sorted(path.stem for path in self.folder.glob("*.csv"))
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Lines of a table, without a line's end."""
+    """A Markdown table without a final newline."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("|" + "|".join(f" {cell} " if cell != "---" else cell for cell in line) + "|" for line in lines)
 
 
 def measured_where(rows: Sequence[Row]) -> str:
-    """Device, processor, threads, versions, date and commit of rows: what `environment` has put into them."""
+    """Device, processor, threads, versions, date and commit of the rows, as `environment` recorded them."""
     processors = f" ({_values(rows, 'processor')})" if _values(rows, "processor") else ""
     parts = [f"{_values(rows, 'device')}{processors}"] if _values(rows, "device") else []
     threads = _values(rows, "threads")

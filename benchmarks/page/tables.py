@@ -1,4 +1,4 @@
-"""Committed measurements as tables, for the page of results and the README alike."""
+"""Tables of the committed measurements, for both the results page and the README."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -7,7 +7,7 @@ from benchmarks.page.result_files import Row, markdown_table
 
 Rows = Sequence[Row]
 STOCK = "PlainConvUNet"
-"""What networks are compared with: nnU-Net's default."""
+"""The network that others are compared with: nnU-Net's default."""
 
 
 def networks(rows: Rows) -> str:
@@ -24,7 +24,7 @@ def networks(rows: Rows) -> str:
 
 def _networks(rows: Rows) -> str:
     header = ["network", "parameters", "multiply-adds"]
-    header += ["forward, s", "of stock's", "memory", "training step, s", "of stock's", "memory"]
+    header += ["forward, s", "relative to stock", "memory", "training step, s", "relative to stock", "memory"]
     by_call = {(row["network"], row["what"]): row for row in rows}
     lines = []
     for name in _in_order(row["network"] for row in rows):
@@ -37,19 +37,19 @@ def _networks(rows: Rows) -> str:
 
 
 def mean_dice(accuracy: Rows) -> dict[str, float]:
-    """By trainer, of rows that `benchmarks.accuracy` writes: the mean over labels."""
+    """Mean Dice over labels for each trainer, from rows that `benchmarks.accuracy` wrote."""
     return {row["trainer"]: float(row["dice"]) for row in accuracy if row["label"] == "mean"}
 
 
 def shown_dice(dice: Mapping[str, float], trainer: str) -> str:
-    """As tables and sentences have it; empty where it was not measured."""
+    """A trainer's Dice as tables and sentences show it; empty if it was not measured."""
     return f"{dice[trainer]:.3f} (`{trainer}`)" if trainer in dice else ""
 
 
 def networks_short(rows: Rows, accuracy: Rows = ()) -> str:
-    """A row a network, float32 and eager: its size, its training step against nnU-Net's, its Dice where measured."""
+    """One row per network, float32 and eager: size, training step relative to nnU-Net's, Dice where measured."""
     dice = mean_dice(accuracy)
-    header = ["network", "patch", "parameters", "multiply-adds", "step's time", "step's memory"]
+    header = ["network", "patch", "parameters", "multiply-adds", "step time", "step memory"]
     steps = {
         row["network"]: row
         for row in rows
@@ -75,11 +75,11 @@ TRAINER_OF = {
     "LSTMSA": "LSTMSATrainer",
     "FAF-Net": "FAFNetTrainer",
 }
-"""The trainer whose accuracy stands beside a network's cost."""
+"""The trainer whose accuracy is shown beside a network's cost."""
 
 
 def transcriptions(rows: Rows) -> str:
-    header = ["network", "patch", "", "plain, s", "ours, s", "", "plain, memory", "ours, memory"]
+    header = ["network", "patch", "", "naive, s", "ours, s", "", "naive, memory", "ours, memory"]
     by_form = {(row["network"], row["what"], row["form"]): row for row in rows}
     lines = []
     for name, what in _in_order((row["network"], row["what"]) for row in rows):
@@ -127,7 +127,7 @@ def scaling(rows: Rows) -> str:
 def tiles(rows: Rows) -> str:
     numbers = _in_order(row["tiles"] for row in rows)
     header = ["network", *(f"{number} tile{'' if number == '1' else 's'}, s" for number in numbers)]
-    header += ["a further tile, s (fit)", "besides, s (fit)"]
+    header += ["each additional tile, s (fit)", "fixed cost, s (fit)"]
     by_number = {(row["network"], row["tiles"]): row for row in rows}
     return markdown_table(
         header,
@@ -146,7 +146,7 @@ _SCANS = {"mambapy": "mambapy", "loop": "loop over time", "extension": "C extens
 
 
 def selective_scan(rows: Rows) -> str:
-    header = ["b d n l", "", "scan", "milliseconds", "against mambapy", "extra memory, in sizes of u"]
+    header = ["b d n l", "", "scan", "milliseconds", "against mambapy", "extra memory, in multiples of u"]
     lines = []
     for row in rows:
         times, memory = (float(row[key]) for key in ("times_faster_than_mambapy", "extra_memory_in_sizes_of_u"))
@@ -165,13 +165,13 @@ def sasan(rows: Rows) -> str:
         lines.append([f"{row['what']}; {row['setting']}", ours, plain, faster(row["times_faster"])])
         if row["ours_added_GB"]:
             memory = [_gigabytes(row[key]) for key in ("ours_added_GB", "plain_added_GB")]
-            lines.append([f"{row['what']}, peak memory", *memory, f"{float(row['added_ratio']):.2f} of it"])
-    return markdown_table(["", "SASAN", "plain transcription", ""], lines)
+            lines.append([f"{row['what']}, peak memory", *memory, f"{float(row['added_ratio']):.2f} times as much"])
+    return markdown_table(["", "SASAN", "naive reference", ""], lines)
 
 
 def plain(rows: Rows) -> str:
-    """Ours against a plain transcription; rows of `plain_row`."""
-    header = ["", "setting", "plain, s", "ours, s", ""]
+    """Our implementation against a naive reference, from rows that `plain_row` made."""
+    header = ["", "setting", "naive, s", "ours, s", ""]
     return markdown_table(
         header,
         [
@@ -188,7 +188,7 @@ _BACKENDS = {"cpu": "C extension", "torch": "plain PyTorch", "multiplication": "
 
 
 def em_net(rows: Rows) -> str:
-    header = ["", "scan", "seconds", "of the multiplication's", "peak memory"]
+    header = ["", "scan", "seconds", "relative to the multiplication", "peak memory"]
     return markdown_table(
         header,
         [
@@ -203,7 +203,7 @@ def em_net(rows: Rows) -> str:
 
 
 def lstm_sa(rows: Rows) -> str:
-    header = ["", "setting", "seconds", "of the first's", "peak memory"]
+    header = ["", "setting", "seconds", "relative to the first row", "peak memory"]
     columns = ("what", "setting")
     return markdown_table(
         header,
@@ -227,7 +227,7 @@ def gaussian_attention(rows: Rows) -> str:
 
 def faf_net(rows: Rows) -> str:
     return markdown_table(
-        ["encoder", "support", "setting", "ms a slice", "times faster"],
+        ["encoder", "support", "setting", "ms per slice", "times faster"],
         [
             [
                 *(row[key] for key in ("encoder", "support", "setting")),
@@ -253,7 +253,7 @@ def supervoxels(rows: Rows) -> str:
 
 def planned_memory(rows: Rows) -> str:
     header = ["network", "patch", "saved, traced", "measured", "ratio"]
-    header += ["step planned at", "takes, traced", "of it saved", "of it transient", "seconds of the trace"]
+    header += ["patch of the planned step", "total, traced", "saved", "transient", "tracing time, s"]
     return markdown_table(
         header,
         [
@@ -284,17 +284,17 @@ def few_shot(rows: Rows) -> str:
 
 
 def few_shot_dice(rows: Rows, method: str) -> list[float]:
-    """Of each support."""
+    """Dice of a method for each support."""
     return [float(row["dice"]) for row in rows if row["method"] == method]
 
 
 def accuracy(rows: Rows, cases: Rows, baseline: str = "StockTrainer") -> str:
-    """Dice of every label and their mean; of the mean, the paired difference to the baseline over cases."""
+    """Dice of every label, their mean, and the paired difference between the mean and the baseline's over cases."""
     labels = [label for label in _in_order(row["label"] for row in rows) if label != "mean"]
     by_label = {(row["trainer"], row["label"]): row for row in rows}
     per_case = {trainer: _case_means(cases, trainer) for trainer in _in_order(row["trainer"] for row in rows)}
     timed = any(row["seconds_per_epoch"] for row in rows)
-    header = ["trainer", *labels, "mean", "difference to stock, cases better", *["s an epoch"] * timed, "parameters"]
+    header = ["trainer", *labels, "mean", "difference to stock, cases better", *["s per epoch"] * timed, "parameters"]
     lines = []
     for trainer, means in per_case.items():
         row = by_label[trainer, "mean"]
@@ -306,7 +306,7 @@ def accuracy(rows: Rows, cases: Rows, baseline: str = "StockTrainer") -> str:
 
 
 def _case_means(cases: Rows, trainer: str) -> dict[str, float]:
-    """Mean over labels of every case; labels that neither truth nor prediction has (NaN) do not count."""
+    """Mean Dice over labels for every case; labels absent from both truth and prediction (NaN) are left out."""
     values: dict[str, list[float]] = {}
     for row in cases:
         dice = float(row["dice"])
@@ -316,7 +316,7 @@ def _case_means(cases: Rows, trainer: str) -> dict[str, float]:
 
 
 def _difference(ours: Mapping[str, float], stock: Mapping[str, float]) -> str:
-    """Mean and standard error of the differences of cases that both have, and how many are better."""
+    """Mean and standard error of the paired differences over shared cases, and the number of better cases."""
     differences = [ours[case] - stock[case] for case in ours if case in stock]
     if len(differences) < 2:
         return ""
@@ -326,7 +326,7 @@ def _difference(ours: Mapping[str, float], stock: Mapping[str, float]) -> str:
 
 
 def selective_scan_gpu(rows: Rows) -> str:
-    header = ["b d n l", "", "kernel", "ms", "memory's limit, ms", "exponentials' limit, ms", "times faster"]
+    header = ["b d n l", "", "kernel", "ms", "memory limit, ms", "exponential limit, ms", "times faster"]
     columns = ("b_d_n_l", "what", "backend", "milliseconds", "memory_limit_ms", "exponential_limit_ms")
     return markdown_table(header, [[row[key] for key in (*columns, "times_faster_than_mamba_ssm")] for row in rows])
 
@@ -357,16 +357,16 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "planned_memory_cuda": planned_memory,
     "few_shot_hippocampus": few_shot,
 }
-"""By the name of the CSV file; accuracy needs two files and stands on its own."""
+"""Tables by the name of their CSV file; the accuracy table is not here because it needs two files."""
 
 
 def _in_order(values):
-    """Distinct values as they come."""
+    """Distinct values in order of first appearance."""
     return list(dict.fromkeys(values))
 
 
 def _spread(row: Row) -> str:
-    """Median, and lowest to highest."""
+    """Median with lowest and highest in brackets."""
     digits = 3 if float(row["seconds"]) < 0.1 else 2
     median, low, high = (f"{float(row[key]):.{digits}f}" for key in ("seconds", "min_s", "max_s"))
     return f"{median} ({low} to {high})"
@@ -377,7 +377,7 @@ def _gigabytes(value: str) -> str:
 
 
 def faster(times: str | float) -> str:
-    """In words."""
+    """A speed ratio in words."""
     ratio = float(times)
     if 0.95 <= ratio <= 1.05:
         return "as fast"

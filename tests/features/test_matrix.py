@@ -1,4 +1,4 @@
-"""Every trainer with everything that nnU-Net does, through its commands; docs/features.md is made of the outcomes."""
+"""Every trainer with every feature of nnU-Net, through its commands; docs/features.md is made from the outcomes."""
 
 import pytest
 

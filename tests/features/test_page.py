@@ -1,4 +1,4 @@
-"""The page of features is what the tests have found, for all trainers and features, without an exception."""
+"""The features page shows the tests' outcomes for all trainers and features, and every cell that ran has passed."""
 
 from benchmarks.page import feature_matrix
 from benchmarks.page.feature_matrix import FEATURES, INTEGRATION, PAGE, PASSED, RESULTS, TRAINERS
@@ -11,7 +11,7 @@ def test_the_page_is_made_of_the_committed_results():
 
 
 def test_every_cell_that_was_run_passed():
-    """A cell that was not run is a question mark on the page, and said there."""
+    """Cells that were not run show a question mark on the page, which states their number."""
     cells = feature_matrix.read(RESULTS)
     assert set(cells) <= set(feature_matrix.expected_cells())
     assert {key: cell.outcome for key, cell in cells.items() if cell.outcome != PASSED} == {}
