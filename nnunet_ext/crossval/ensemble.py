@@ -3,13 +3,25 @@
 import argparse
 import math
 import shutil
+import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from nnunet_ext.crossval.completion import State, is_newer
 from nnunet_ext.crossval.experiment import Experiment, Model
+from nnunet_ext.crossval.graph import Node
 from nnunet_ext.nnunet.json_files import read_json_if_whole
 from nnunet_ext.nnunet.trained_model import split_model_name
+
+
+def ensemble_step(e: Experiment, needs: tuple[str, ...]) -> Node:
+    """The step that ensembles the first trainings of the two best models."""
+    models = [model.name for model in e.models]
+    command = [sys.executable, "-m", "nnunet_ext.crossval.ensemble", e.dataset, e.configuration, "--models", *models]
+    command += ["--folds", *map(str, e.folds)]
+    lock = e.locks / f"{e.configuration}__ensemble.lock"
+    return Node("ensemble", needs, partial(ensemble_state, e), lambda: command, "ensemble", follows=True, lock=lock)
 
 
 def best_two(experiment: Experiment) -> list[Model] | None:
@@ -49,7 +61,7 @@ def _dice(folder: Path) -> float | None:
     return 0.0 if math.isnan(dice) else dice
 
 
-def main() -> None:
+def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset")
     parser.add_argument("configuration")
@@ -62,7 +74,7 @@ def main() -> None:
 
     trainers, plans = zip(*(split_model_name(name) for name in arguments.models), strict=True)
     experiment = make_experiment(
-        arguments.dataset, arguments.configuration, trainers, plans, arguments.folds, device="cpu"
+        arguments.dataset, arguments.configuration, trainers, plans=plans, folds=arguments.folds, device="cpu"
     )
     best = best_two(experiment)
     if best is None:
@@ -77,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -1,35 +1,42 @@
-"""What a cross-validation is asked to do, and where nnU-Net keeps its parts."""
+"""The settings of a cross-validation, and where nnU-Net keeps its results."""
 
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib import util
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from nnunet_ext.crossval.completion import file_ending, image_cases
+from nnunet_ext.crossval.validation import STOCK_PLANNERS, check_experiment
+from nnunet_ext.nnunet.json_files import read_json_if_whole
 from nnunet_ext.nnunet.trained_model import model_name, pair_plans
-from nnunet_ext.nnunet.trainers import TRAINERS_VARIABLE, external_trainers, known_trainers
+from nnunet_ext.nnunet.trainers import TRAINERS_VARIABLE, external_trainers
 
-# nnU-Net's planners whose plans name is not the planner's option.
-STOCK_PLANNERS = {
-    "nnUNetPlans": "ExperimentPlanner",
-    "nnUNetResEncUNetMPlans": "nnUNetPlannerResEncM",
-    "nnUNetResEncUNetLPlans": "nnUNetPlannerResEncL",
-    "nnUNetResEncUNetXLPlans": "nnUNetPlannerResEncXL",
-}
+DEFAULT_FOLDS = 5  # of the split that nnU-Net makes
 
 
 @dataclass(frozen=True)
 class Model:
-    """A trainer on a plan."""
+    """A trainer on a plan.
+
+    Attributes:
+        trainer: Name of the trainer's class.
+        plans: Name of the plans; a repeated training has a copy of them under a name of its own.
+        repeat: Number of the repeated training, from 1.
+    """
 
     trainer: str
     plans: str
+    repeat: int = 1
 
     @property
     def name(self) -> str:
         return model_name(self.trainer, self.plans)
+
+
+def repeat_plans(plans: str, repeat: int) -> str:
+    """Name of the plans of a repeated training; the first keeps the plain name."""
+    return plans if repeat == 1 else f"{plans}_repeat{repeat}"
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Experiment:
 
     Attributes:
         raw, preprocessed, results: The dataset's folder in each of nnU-Net's three.
-        dataset: Its name, for example Dataset004_Hippocampus.
+        dataset: Name of the dataset, for example Dataset004_Hippocampus.
         configuration: For example 3d_fullres.
         models: Trainers and their plans.
         folds: Numbers of folds.
@@ -46,9 +53,16 @@ class Experiment:
         device: cuda, cpu or mps.
         num_gpus: GPUs that train one fold together (nnU-Net's DDP).
         processes: Processes for fingerprint and preprocessing; None: nnU-Net's own number.
-        baseline: The trainer that others are compared with; None: the report's own choice.
+        baseline: Trainer that the others are compared with; None: the report's own choice.
         ensemble: Whether the two best are ensembled.
         test: Folder with images to predict.
+        repeats: Trainings of each model, which differ in their random numbers only.
+        groups: Source of the cases' groups, for example patients, none of which a fold may divide.
+        margin: Dice points within which the report calls trainers equivalent; None: the report's default.
+        tolerance: Tolerance of the surface Dice in mm; None: the report's default.
+        untimed: Whether the report leaves seconds out in any case.
+        gpu_memory: GB for which plans of our trainers are made; None: the planner's default.
+        plan: Whether a plan may be made under a name that is not a trainer's default.
     """
 
     raw: Path
@@ -65,6 +79,13 @@ class Experiment:
     baseline: str | None = None
     ensemble: bool = False
     test: Path | None = None
+    repeats: int = 1
+    groups: str | None = None
+    margin: float | None = None
+    tolerance: float | None = None
+    untimed: bool = False
+    gpu_memory: float | None = None
+    plan: bool = False
 
     @property
     def dataset_id(self) -> str:
@@ -76,6 +97,31 @@ class Experiment:
         return tuple(sorted({model.plans: None for model in self.models}, key=lambda name: name not in STOCK_PLANNERS))
 
     @property
+    def repeated_models(self) -> tuple[Model, ...]:
+        """Every model of every repeat, the first repeat of all models first."""
+        return tuple(
+            Model(model.trainer, repeat_plans(model.plans, repeat), repeat)
+            for repeat in range(1, self.repeats + 1)
+            for model in self.models
+        )
+
+    @property
+    def previous_stage(self) -> str | None:
+        """The configuration whose predictions this one refines, in a cascade."""
+        for plans in self.plans:
+            content = read_json_if_whole(self.plans_file(plans)) or {"configurations": {}}
+            found = content["configurations"].get(self.configuration, {}).get("previous_stage")
+            if found is not None:
+                return str(found)
+        return "3d_lowres" if self.configuration == "3d_cascade_fullres" else None
+
+    @property
+    def number_of_folds(self) -> int:
+        """Folds of the dataset's split, or of nnU-Net's default one before it is written."""
+        splits = read_json_if_whole(self.splits_file)
+        return len(splits) if isinstance(splits, list) else DEFAULT_FOLDS
+
+    @property
     def model_options(self) -> list[str]:
         """Trainers and plans as options."""
         plans = self.plans if len(self.plans) == 1 else [model.plans for model in self.models]
@@ -83,17 +129,26 @@ class Experiment:
 
     @property
     def bookkeeping(self) -> Path:
-        """Folder of logs and job scripts."""
+        """Folder of logs and jobs."""
         return self.results / "crossval" / self.configuration
+
+    @property
+    def locks(self) -> Path:
+        """Folder of the locks of trainings and of what is made of them."""
+        return self.results / "crossval" / "locks"
+
+    @property
+    def splits_file(self) -> Path:
+        return self.preprocessed / "splits_final.json"
 
     def plans_file(self, plans: str) -> Path:
         return self.preprocessed / f"{plans}.json"
 
-    def model_folder(self, model: Model) -> Path:
-        return self.results / model_name(model.trainer, model.plans, self.configuration)
+    def model_folder(self, model: Model, configuration: str | None = None) -> Path:
+        return self.results / model_name(model.trainer, model.plans, configuration or self.configuration)
 
-    def fold_folder(self, model: Model, fold: int) -> Path:
-        return self.model_folder(model) / f"fold_{fold}"
+    def fold_folder(self, model: Model, fold: int, configuration: str | None = None) -> Path:
+        return self.model_folder(model, configuration) / f"fold_{fold}"
 
     def pooled_folder(self, model: Model) -> Path:
         """Where nnUNetv2_accumulate_crossval_results writes."""
@@ -102,92 +157,55 @@ class Experiment:
     def predictions(self, name: str) -> Path:
         return self.report / "predictions" / name
 
-    def arguments(self) -> list[str]:
-        """The options of `nnunet_ext crossval` that give this experiment."""
-        options = ["-d", self.dataset_id, "-c", self.configuration, *self.model_options]
-        options += ["--folds", *map(str, self.folds), "--device", self.device, "--num-gpus", str(self.num_gpus)]
-        if self.processes is not None:
-            options += ["-np", str(self.processes)]
-        if self.baseline is not None:
-            options += ["--baseline", self.baseline]
-        if self.ensemble:
-            options.append("--ensemble")
-        if self.test is not None:
-            options += ["--test", str(self.test)]
-        return [*options, "-o", str(self.report)]
-
 
 def make_experiment(
     dataset: str,
     configuration: str,
     trainers: Sequence[str],
+    *,
     plans: Sequence[str] = ("nnUNetPlans",),
-    folds: Sequence[int] = (0, 1, 2, 3, 4),
+    folds: Sequence[int] | None = None,
     report: str | Path = "report",
-    device: str = "cuda",
-    num_gpus: int = 1,
-    processes: int | None = None,
-    baseline: str | None = None,
-    ensemble: bool = False,
     test: str | Path | None = None,
     environment: Mapping[str, str] = os.environ,
+    **options: Any,
 ) -> Experiment:
     """Checks what a user asked for before hours are spent on it.
 
     Args:
         dataset: Number or name of a dataset.
+        configuration: Name of a configuration.
+        trainers: Names of trainers.
         plans: One name for all trainers, or one for each.
-        environment: With nnU-Net's three folders; the rest as `Experiment`'s attributes.
+        folds: Numbers of folds; None: all of the dataset's split.
+        report: Folder of the report.
+        test: Folder with images to predict.
+        environment: Holds nnU-Net's three folders.
+        **options: The other attributes of `Experiment`.
 
     Raises:
-        ValueError: for anything that cannot work, named.
+        ValueError: for anything that cannot work; the message names it and the remedy.
     """
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         if not environment.get(name):
             raise ValueError(f"the environment variable {name} is not set; `nnunet_ext doctor` says more")
     name = _dataset_name(dataset)
-    models = tuple(Model(trainer, plan) for trainer, plan in pair_plans(trainers, plans))
-    for model in dict.fromkeys(models):
-        if models.count(model) > 1:
-            raise ValueError(f"{model.trainer} on {model.plans} is named twice")
-    for trainer in trainers:
-        _check_trainer(trainer, environment)
-    if len(set(folds)) < len(folds) or min(folds) < 0:
-        raise ValueError(f"--folds {' '.join(map(str, folds))}: must be different numbers from 0 on")
-    if num_gpus < 1:
-        raise ValueError(f"--num-gpus {num_gpus} must be at least 1")
-    if num_gpus > 1 and device != "cuda":
-        raise ValueError(f"--num-gpus {num_gpus}: nnU-Net trains on several devices with --device cuda only")
-    if ensemble and len(models) < 2:
-        raise ValueError("--ensemble needs at least two trainers")
-    raw = Path(environment["nnUNet_raw"], name).resolve()
-    preprocessed = Path(environment["nnUNet_preprocessed"], name).resolve()
-    if test is not None:
-        _check_images(Path(test), file_ending(raw, preprocessed))
-    return Experiment(
-        raw,
-        preprocessed,
-        Path(environment["nnUNet_results"], name).resolve(),
-        name,
-        configuration,
-        models,
-        tuple(folds),
-        Path(report).resolve(),
-        device,
-        num_gpus,
-        processes,
-        baseline,
-        ensemble,
-        Path(test).resolve() if test is not None else None,
+    experiment = Experiment(
+        raw=Path(environment["nnUNet_raw"], name).resolve(),
+        preprocessed=Path(environment["nnUNet_preprocessed"], name).resolve(),
+        results=Path(environment["nnUNet_results"], name).resolve(),
+        dataset=name,
+        configuration=configuration,
+        models=tuple(Model(trainer, plan) for trainer, plan in pair_plans(trainers, plans)),
+        folds=(),
+        report=Path(report).resolve(),
+        test=Path(test).resolve() if test is not None else None,
+        **options,
     )
-
-
-def _check_images(folder: Path, ending: str) -> None:
-    """Raises ValueError for a folder without images of a dataset's kind."""
-    if not folder.is_dir():
-        raise ValueError(f"--test {folder} is not a folder")
-    if not image_cases(folder, ending):
-        raise ValueError(f"--test {folder} has no images named as nnU-Net has them: CASE_0000{ending}")
+    chosen = tuple(range(experiment.number_of_folds)) if folds is None else tuple(folds)
+    experiment = replace(experiment, folds=chosen)
+    check_experiment(experiment, environment)
+    return experiment
 
 
 def child_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -204,22 +222,3 @@ def _dataset_name(dataset: str) -> str:
         return str(maybe_convert_to_dataset_name(dataset))
     except RuntimeError as error:
         raise ValueError(f"-d {dataset}: {error}") from error
-
-
-def _check_trainer(trainer: str, environment: Mapping[str, str]) -> None:
-    """Looks for the class's definition where nnU-Net would; importing all trainers as nnU-Net does takes seconds."""
-    if trainer in known_trainers():
-        return
-    spec = util.find_spec("nnunetv2")
-    packages = list(spec.submodule_search_locations or []) if spec is not None else []
-    folders = [Path(package, "training", "nnUNetTrainer") for package in packages]
-    folders += [Path(part) for part in environment.get("nnUNet_extTrainer", "").split(os.pathsep) if part.strip()]
-    definition = re.compile(rf"^class {re.escape(trainer)}\b", re.M)
-    for folder in folders:
-        for file in sorted(folder.rglob("*.py")):
-            if definition.search(file.read_text(errors="replace")):
-                return
-    raise ValueError(
-        f"unknown trainer {trainer!r}: neither nnU-Net's, nor in a folder of nnUNet_extTrainer, nor ours; ours: "
-        + ", ".join(known_trainers())
-    )

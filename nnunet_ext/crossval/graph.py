@@ -1,12 +1,13 @@
-"""The work as a graph of commands."""
+"""A cross-validation as a graph of commands."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nnunet_ext.crossval.completion import State
 
-PREPARE = "prepare"  # the group of what comes before the trainings
+PREPARE = "prepare"  # the group of the steps before the trainings
 
 
 def _nothing() -> None:
@@ -15,20 +16,22 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Node:
-    """One command of nnU-Net's or ours.
+    """A step: one command of nnU-Net's or ours.
 
     Attributes:
-        name: Made of letters, digits, underscores and dots, unique in a dataset and configuration.
-        needs: Names of nodes that must be finished before.
-        state: Reads how far it is.
-        command: The exact command for the state it is in.
-        group: Nodes of one group are one job, or one array of jobs, of a cluster.
+        name: Letters, digits, underscores and dots; unique in a dataset and configuration.
+        needs: Names of steps that must be finished before.
+        state: Reads its state from the disk.
+        command: The exact command for that state.
+        group: Steps of one group are one job, or one array of jobs, of a cluster.
         on_gpu: Whether it computes on the device.
-        follows: Whether it is made again when what it needs is; a training does not, if its data are.
+        follows: Whether it reruns when a dependency reran; a training does not, if its data exist.
         before: Called before the command is started.
         after: Called when the command has ended well.
         fold: Number of the fold of a training.
         fold_folder: nnU-Net's folder of a training.
+        lock: File that excludes other runs while the step runs; steps may share one.
+        progress: Reads anything that changes whenever an interrupted step would resume further on.
     """
 
     name: str
@@ -42,10 +45,12 @@ class Node:
     after: Callable[[], None] = _nothing
     fold: int | None = None
     fold_folder: Path | None = None
+    lock: Path | None = None
+    progress: Callable[[], Any] = _nothing
 
 
 class Graph:
-    """Nodes in an order in which they can run; the first folds stand before the second ones."""
+    """Steps in an order in which they can run; the first folds stand before the second ones."""
 
     def __init__(self, nodes: Iterable[Node]) -> None:
         self.nodes = {node.name: node for node in nodes}
@@ -54,7 +59,7 @@ class Graph:
         return {name: node.state() for name, node in self.nodes.items()}
 
     def missing(self, states: Mapping[str, State]) -> list[Node]:
-        """What must run: unfinished or to be made again, and the end of the work or needed by what must run.
+        """Steps that must run: unfinished or outdated, and either an end of the graph or needed by a step to run.
 
         Preprocessed data that were removed after all trainings are not missed.
         """
@@ -70,7 +75,7 @@ class Graph:
         return [node for name, node in self.nodes.items() if name in wanted and name in undone]
 
     def select(self, name: str) -> list[Node]:
-        """The node of a name, or the nodes of a group.
+        """The step of a name, or the steps of a group.
 
         Raises:
             ValueError: for an unknown name.
@@ -79,5 +84,10 @@ class Graph:
             return [self.nodes[name]]
         chosen = [node for node in self.nodes.values() if node.group == name]
         if not chosen:
-            raise ValueError(f"--only {name}: no such part; known: {PREPARE}, {', '.join(self.nodes)}")
+            raise ValueError(f"--only {name}: no such step; known: {PREPARE}, {', '.join(self.nodes)}")
         return chosen
+
+
+def progress_of(nodes: Iterable[Node]) -> list[Any]:
+    """How far several steps are, to be compared with a later answer."""
+    return [(node.state(), node.progress()) for node in nodes]

@@ -1,9 +1,8 @@
-"""A node's command as a running process."""
+"""A step's command as a running process."""
 
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Mapping
@@ -14,7 +13,6 @@ from nnunet_ext.crossval.graph import Node
 from nnunet_ext.utils.subprocesses import (
     ask_to_stop,
     console_script,
-    is_running,
     signal_group,
     start_command,
     stop_command,
@@ -25,23 +23,21 @@ CHECKPOINT_SIGNAL = getattr(signal, "SIGUSR1", None)  # Windows has none
 
 
 class Child:
-    """Starts a node's command, in a group of processes of its own.
+    """Starts a step's command, in a group of processes of its own.
 
     Args:
-        node: What to run.
-        environment: Of the command.
+        node: The step to run.
+        environment: Environment of the command.
         log: File that its output is added to; None: it goes where this process writes.
-        pid_file: Holds host and number of the process while it runs.
     """
 
-    def __init__(self, node: Node, environment: Mapping[str, str], log: Path | None, pid_file: Path) -> None:
-        self.node, self.log, self._pid_file = node, log, pid_file
+    def __init__(self, node: Node, environment: Mapping[str, str], log: Path | None) -> None:
+        self.node, self.log = node, log
         self.began = time.time()
         node.before()
         command = node.command()
         executable = command[0] if os.path.isabs(command[0]) else console_script(command[0])
         header = f"$ {shlex.join(command)}"
-        pid_file.parent.mkdir(parents=True, exist_ok=True)
         if log is None:
             print(header, flush=True)
             self._process = _start([executable, *command[1:]], environment, None)
@@ -50,14 +46,16 @@ class Child:
             with log.open("a") as output:
                 print(f"\n{header}", file=output, flush=True)
                 self._process = _start([executable, *command[1:]], environment, output)
-        pid_file.write_text(f"{socket.gethostname()} {self._process.pid}")
+
+    @property
+    def number(self) -> int:
+        return self._process.pid
 
     def ended(self) -> bool:
         return self._process.poll() is not None
 
     def failure(self) -> str | None:
-        """After the end: None if the node is finished, else what went wrong."""
-        self._pid_file.unlink(missing_ok=True)
+        """After the end: None if the step is finished, else the reason."""
         signal_group(self._process, getattr(signal, "SIGKILL", None))  # what it may have left running
         code = self._process.returncode
         if code != 0:
@@ -82,19 +80,6 @@ class Child:
 
     def stop(self) -> None:
         stop_command(self._process, own_group=True)
-        self._pid_file.unlink(missing_ok=True)
-
-
-def check_not_running(pid_file: Path) -> None:
-    """Raises ValueError if the process of a pid file is at work on this machine."""
-    if not pid_file.is_file():
-        return
-    host, _, pid = pid_file.read_text().rpartition(" ")
-    if host == socket.gethostname() and pid.isdigit() and is_running(int(pid)):
-        raise ValueError(
-            f"process {pid} is still at work on {pid_file.stem}: wait for it or end it (or, if it is another program "
-            f"by now, remove {pid_file})"
-        )
 
 
 def _start(command: list[str], environment: Mapping[str, str], output) -> subprocess.Popen:

@@ -1,4 +1,4 @@
-"""Runs a graph on this machine: one process a slot, a queue over them."""
+"""Runs a graph on this machine: a queue of steps, one process per slot."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -7,9 +7,12 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
+from nnunet_ext.crossval.claims import Claims
 from nnunet_ext.crossval.completion import State
+from nnunet_ext.crossval.gpus import Slot
 from nnunet_ext.crossval.graph import Graph, Node
-from nnunet_ext.crossval.process import Child, check_not_running
+from nnunet_ext.crossval.machines import record
+from nnunet_ext.crossval.process import Child
 
 _POLL_SECONDS = 0.5
 _REQUEST_SECONDS = 5.0
@@ -24,20 +27,12 @@ class Status(Enum):
     STOPPED = "stopped"
 
 
-@dataclass(frozen=True)
-class Slot:
-    """Where one command at a time runs, and the variables that give it the device."""
-
-    name: str
-    environment: Mapping[str, str]
-
-
 _NO_DEVICE = Slot("-", {})
 
 
 @dataclass
 class Row:
-    """A node on its way."""
+    """A step and its status in a run."""
 
     node: Node
     status: Status
@@ -46,7 +41,7 @@ class Row:
 
 
 class Display(Protocol):
-    """Shows how the nodes get on."""
+    """Shows the progress of the steps."""
 
     def show(self, rows: Sequence[Row]) -> None: ...
 
@@ -54,36 +49,39 @@ class Display(Protocol):
 
 
 class Runner:
-    """Runs what is missing of a graph, or of some of its nodes.
+    """Runs what is missing of a graph, or of some of its steps.
 
     Args:
-        graph: All nodes.
-        slots: For nodes that compute on the device; others run beside them, one at a time.
-        bookkeeping: Folder of pid files and, with `logs`, of logs.
-        environment: Of the commands.
+        graph: All steps.
+        slots: For steps that compute on the device; others run beside them, one at a time.
+        bookkeeping: Folder of records and, with `logs`, of logs.
+        environment: Environment of the commands.
         display: Is told of every change.
-        only: Names of the nodes to run; None: all that are missing.
+        claims: Locks of the steps to run; each is released when its last step has ended.
+        only: Names of the steps to run; None: all that are missing.
         logs: Whether commands write to files rather than where this process writes.
         grace: Seconds after `request_checkpoints` at which commands that still run are stopped; None: never.
 
     Raises:
-        ValueError: if one of the nodes is being run by another process, or needs what is not finished.
+        ValueError: if one of the steps needs what is not finished.
     """
 
     def __init__(
         self,
         graph: Graph,
         slots: Sequence[Slot],
+        *,
         bookkeeping: Path,
         environment: Mapping[str, str],
         display: Display,
+        claims: Claims,
         only: Sequence[str] | None = None,
         logs: bool = True,
         grace: float | None = None,
     ) -> None:
         states = graph.states()
         missing = {node.name for node in graph.missing(states)} if only is None else set(only)
-        self._graph, self._slots, self._display = graph, slots, display
+        self._slots, self._display, self._claims = slots, display, claims
         self._bookkeeping, self._environment, self._logs, self._grace = bookkeeping, environment, logs, grace
         self._requested: float | None = None
         self._next_request = 0.0
@@ -94,17 +92,16 @@ class Runner:
             if name in missing or (only is None and states[name] is State.FINISHED)
         }
         for name in missing:
-            check_not_running(self._pid_file(graph.nodes[name]))
             unfinished = [need for need in graph.nodes[name].needs if need not in missing]
             unfinished = [need for need in unfinished if states[need] is not State.FINISHED]
             if only is not None and unfinished and states[name] is not State.FINISHED:
                 raise ValueError(f"{name} needs {', '.join(unfinished)}, which is not finished")
 
     def run(self) -> bool:
-        """Runs until nothing more can run; whether all nodes are finished.
+        """Runs until nothing more can run; whether all steps are finished.
 
         Raises:
-            KeyboardInterrupt: after `interrupt`, when all commands are ended, with their workers.
+            KeyboardInterrupt: after `interrupt`, when all commands have ended, with their workers.
         """
         try:
             while True:
@@ -119,6 +116,7 @@ class Runner:
                 time.sleep(_POLL_SECONDS)
         finally:
             self._stop()
+            self._claims.release()
         return all(row.status is Status.FINISHED for row in self.rows.values())
 
     def interrupt(self) -> None:
@@ -138,7 +136,13 @@ class Runner:
 
     def _collect(self) -> None:
         for row in self._running():
-            if row.child is None or not row.child.ended():
+            if row.child is None:
+                continue
+            if self._claims.lost(row.node):
+                row.child.stop()
+                self._fail(row, f"{row.node.name} was stopped: {row.node.lock} belongs to another run now")
+                continue
+            if not row.child.ended():
                 continue
             failure = row.child.failure()
             if failure is None or self.requested:
@@ -147,6 +151,12 @@ class Runner:
             else:
                 where = f"; the end of {row.child.log}:" if row.child.log is not None else ""
                 self._fail(row, f"{failure}{where}\n{row.child.last_lines()}")
+            self._release()
+
+    def _release(self) -> None:
+        """Gives up the locks of which no step is to run."""
+        pending = (Status.WAITING, Status.RUNNING)
+        self._claims.keep(row.node for row in self.rows.values() if row.status in pending)
 
     def _fail(self, row: Row, why: str) -> None:
         row.status = Status.FAILED
@@ -176,10 +186,13 @@ class Runner:
         log = self._bookkeeping / "logs" / f"{row.node.name}.txt" if self._logs else None
         environment = {**self._environment, **slot.environment}
         try:
-            row.child = Child(row.node, environment, log, self._pid_file(row.node))
+            if row.node.fold is not None:
+                record(self._bookkeeping / "machines" / f"{row.node.name}.jsonl", shared=len(self._slots) > 1)
+            row.child = Child(row.node, environment, log)
         except OSError as error:
             self._fail(row, f"{row.node.name} could not be run: {error}")
             return
+        self._claims.add_process(row.node, row.child.number)
         row.slot, row.status = slot, Status.RUNNING
         self._display.note(row)
 
@@ -190,9 +203,6 @@ class Runner:
         taken = [row.slot for row in self._running()]
         slots = self._slots if node.on_gpu else [_NO_DEVICE]
         return next((slot for slot in slots if slot not in taken), None)
-
-    def _pid_file(self, node: Node) -> Path:
-        return self._bookkeeping / "running" / f"{node.name}.pid"
 
     def _forward_request(self) -> None:
         if self._requested is None:

@@ -3,8 +3,8 @@
 The first training of nnU-Net does this; trainings that start together would all do it, over each other.
 """
 
+import argparse
 import os
-import sys
 from pathlib import Path
 
 
@@ -28,4 +28,6 @@ def unpack(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    unpack(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    unpack(parser.parse_args().folder)

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from nnunet_ext.utils.signals import interruptible_children
+
 RESUMABLE_EXIT = 75  # ended on request, to be gone on with (EX_TEMPFAIL of sysexits.h)
 TAIL_LINES = 15
 _STOP_SECONDS = 20
@@ -40,14 +42,15 @@ def start_command(
         new_group["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP  # type: ignore[attr-defined,unused-ignore]
     elif own_group:
         new_group["start_new_session"] = True
-    return subprocess.Popen(
-        command,
-        env={**environment, "PYTHONUNBUFFERED": "1"},
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT if output is not None else None,
-        **new_group,
-    )
+    with interruptible_children():  # `ask_to_stop` interrupts it
+        return subprocess.Popen(
+            command,
+            env={**environment, "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT if output is not None else None,
+            **new_group,
+        )
 
 
 def ask_to_stop(process: subprocess.Popen) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,8 @@ import time
 import pytest
 import torch
 
-from nnunet_ext.utils.subprocesses import console_script
+from nnunet_ext.utils.locks import read_holder
+from nnunet_ext.utils.subprocesses import console_script, is_running
 
 pytestmark = pytest.mark.slow
 
@@ -23,9 +25,9 @@ def wait_until(condition, process, seconds=600):
     assert condition(), f"not reached; exit code {process.poll()}"
 
 
-def start(space, **options):
+def start(space, name="output", **options):
     """In a group of its own, so that a signal reaches it alone."""
-    with (space.root / "output.txt").open("w") as output:
+    with (space.root / f"{name}.txt").open("w") as output:
         return subprocess.Popen(
             [console_script("nnunet_ext"), *space.options(**options)],
             env=space.environment,
@@ -49,13 +51,14 @@ def test_killed_in_the_middle_and_resumed_to_the_report(space):
     second = space.results / "SASANTrainer__nnUNetPlans__2d_small" / "fold_0"
     process = start(space)
     wait_until(lambda: list(second.glob("training_log_*.txt")), process)
-    running = space.bookkeeping / "running" / "train_SASANTrainer__nnUNetPlans_0.pid"
-    child = int(running.read_text().split()[1])
+    lock = space.results / "crossval" / "locks" / "SASANTrainer__nnUNetPlans__2d_small__fold_0.lock"
+    child = read_holder(lock).processes[-1][0]
+    assert "running     train_SASANTrainer__nnUNetPlans_0  epoch 0/1  process" in space.crossval("--status").stdout
     process.kill()
     process.wait()
     refused = space.crossval()
     assert refused.returncode == 2, refused.stdout
-    assert f"process {child} is still at work on train_SASANTrainer__nnUNetPlans_0" in refused.stdout
+    assert f"train_SASANTrainer__nnUNetPlans_0 is taken by process {child} on " in refused.stdout
     os.killpg(child, signal.SIGKILL)
 
     first = space.results / "StockTrainer__nnUNetPlans__2d_small" / "fold_0"
@@ -72,7 +75,7 @@ def test_killed_in_the_middle_and_resumed_to_the_report(space):
     again = space.crossval()
     assert again.returncode == 0
     assert "running" not in again.stdout
-    assert f"All parts are finished: {space.report / 'report.html'}" in again.stdout
+    assert f"All steps are finished: {space.report / 'report.html'}" in again.stdout
 
 
 @pytest.mark.long
@@ -112,6 +115,121 @@ def processes():
     return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
 
 
+def run_in_shell(space, line, **options):
+    """Starts a command line in a shell that ends at once, as at logout; the process of the run."""
+    command = " ".join(shlex.quote(word) for word in (console_script("nnunet_ext"), *space.options(**options)))
+    output = space.root / "output.txt"
+    line = line.format(command=command, output=shlex.quote(str(output)))
+    printed = subprocess.run(
+        ["bash", "-c", line], env=space.environment, cwd=space.root, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return int(printed.stdout.split()[-1]), output
+
+
+def wait_for_end(number, seconds=300):
+    deadline = time.monotonic() + seconds
+    while is_running(number) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not is_running(number)
+
+
+def test_nohup_outlives_its_shell_and_still_ends_on_sigterm(space):
+    """SIGHUP at logout is ignored, as nohup asked; a background job has SIGINT ignored too, its trainings do not."""
+    space.environment["NNUNET_EXT_EPOCHS"] = "1000"
+    fold = space.results / "SASANTrainer__nnUNetPlans__2d_small" / "fold_0"
+    line = "nohup {command} > {output} 2>&1 & echo $!"
+    number, output = run_in_shell(space, line, trainers=["SASANTrainer"], folds=["0"])
+    deadline = time.monotonic() + 300
+    while not list(fold.glob("training_log_*.txt")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.kill(number, signal.SIGHUP)
+    os.kill(number, signal.SIGINT)
+    time.sleep(3)
+    assert is_running(number), output.read_text()
+    lock = space.results / "crossval" / "locks" / "SASANTrainer__nnUNetPlans__2d_small__fold_0.lock"
+    child = read_holder(lock).processes[-1][0]
+    os.kill(number, signal.SIGTERM)
+    wait_for_end(number, 15)
+    assert not is_running(child)
+    assert not lock.exists()
+
+
+def test_without_nohup_sighup_ends_a_run(space):
+    space.environment["NNUNET_EXT_EPOCHS"] = "1000"
+    fold = space.results / "SASANTrainer__nnUNetPlans__2d_small" / "fold_0"
+    process = start(space, trainers=["SASANTrainer"], folds=["0"])
+    wait_until(lambda: list(fold.glob("training_log_*.txt")), process)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 130
+    assert not [line for line in processes() if str(space.root) in line]
+
+
+def test_two_runs_started_together_train_once(space):
+    """One is told by whom the preparation or the training is taken; the other one finishes; then nothing is missing."""
+    (space.preprocessed / "splits_final.json").unlink(missing_ok=True)
+    options = {"trainers": ["SASANTrainer"], "folds": ["0"]}
+    both = [start(space, name=name, **options) for name in ("first", "second")]
+    codes = sorted(process.wait(600) for process in both)
+    printed = [(space.root / f"{name}.txt").read_text() for name in ("first", "second")]
+    assert codes == [0, 2], printed
+    assert sum(" is taken by process " in text for text in printed) == 1
+    fold = space.results / "SASANTrainer__nnUNetPlans__2d_small" / "fold_0"
+    assert len(list(fold.glob("training_log_*.txt"))) == 1
+
+
+@pytest.mark.long
+def test_a_run_waits_for_another_one(space):
+    options = {"trainers": ["SASANTrainer"], "folds": ["0"]}
+    first = start(space, name="first", **options)
+    lock = space.results / "crossval" / "locks" / "SASANTrainer__nnUNetPlans__2d_small__fold_0.lock"
+    wait_until(lock.is_file, first)
+    waited = space.crossval("--wait", **options)
+    assert first.wait(600) == 0
+    assert waited.returncode == 0, waited.stdout
+    assert "is taken by process" in waited.stdout
+    assert "running  train_" not in waited.stdout
+
+
+@pytest.mark.long
+def test_a_prediction_and_a_preprocessing_resume(space):
+    """Killed in the middle; what is done stays, and what was cut off is made again."""
+    data = space.preprocessed / "nnUNetPlans_2d"
+    shutil.rmtree(data)
+    graph = space.graph(trainers=["SASANTrainer"], folds=(0,))
+    step = graph.nodes["preprocess_nnUNetPlans"]
+    step.before()
+    space.nnunet.run("nnUNetv2_preprocess", *step.command()[1:], **space.environment)
+    cases = sorted(data.glob("*.pkl"))
+    written = cases[0].stat().st_mtime_ns
+    cases[-1].write_bytes(cases[-1].read_bytes()[:100])
+    assert step.command()[1:3] == ["-m", "nnunet_ext.crossval.preprocess"]
+    done = space.crossval(trainers=["SASANTrainer"], folds=["0"])
+    assert done.returncode == 0, done.stdout
+    assert cases[0].stat().st_mtime_ns == written
+
+    images = space.raw / "imagesTs"
+    (image,) = images.glob("*_0000.nii.gz")
+    for name in ("x", "y"):
+        shutil.copy(image, images / f"{name}_0000.nii.gz")
+    options = ["--test", str(images)]
+    first = space.crossval(*options, trainers=["SASANTrainer"], folds=["0"])
+    assert first.returncode == 0, first.stdout
+    target = space.report / "predictions" / "SASANTrainer__nnUNetPlans"
+    masks = sorted(target.glob("*.nii.gz"))
+    assert len(masks) == 3
+    partial = target.with_name(f"{target.name}.partial")
+    target.rename(partial)
+    kept, cut = partial / masks[0].name, partial / masks[1].name
+    (partial / masks[2].name).unlink()
+    written, whole = kept.stat().st_mtime_ns, cut.stat().st_size
+    cut.write_bytes(cut.read_bytes()[: whole // 2])
+    again = space.crossval(*options, trainers=["SASANTrainer"], folds=["0"])
+    assert again.returncode == 0, again.stdout
+    assert masks[0].stat().st_mtime_ns == written
+    assert masks[1].stat().st_size == whole
+    assert masks[2].is_file()
+
+
 @pytest.mark.long
 def test_a_training_that_fails_does_not_stop_another(space):
     """One trainer cannot write its results."""
@@ -127,7 +245,7 @@ def test_a_training_that_fails_does_not_stop_another(space):
 
 
 def test_from_raw_data_alone_all_is_prepared(space):
-    """nnU-Net's fingerprint, plan, preprocessing and split, as one part in the foreground."""
+    """nnU-Net's fingerprint, plan, preprocessing and split, as one step in the foreground."""
     shutil.rmtree(space.preprocessed)
     done = space.crossval("--only", "prepare", configuration="2d")
     assert done.returncode == 0, done.stdout

@@ -11,13 +11,15 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from nnunet_ext.crossval.cluster.task import requeue, run_part
+from nnunet_ext.crossval.claims import claim
+from nnunet_ext.crossval.cluster.task import Outcome, run_steps
 from nnunet_ext.crossval.completion import State
 from nnunet_ext.crossval.display import LineDisplay, TableDisplay, progress_table
+from nnunet_ext.crossval.gpus import Slot
 from nnunet_ext.crossval.graph import Graph, Node
 from nnunet_ext.crossval.local import listening
-from nnunet_ext.crossval.process import check_not_running
-from nnunet_ext.crossval.runner import Runner, Slot, Status
+from nnunet_ext.crossval.runner import Runner, Status
+from nnunet_ext.utils.locks import LockHeld
 from nnunet_ext.utils.subprocesses import is_running
 
 # Listens as our trainers do: ends on SIGUSR1, here by writing a file of its own.
@@ -55,16 +57,23 @@ def node(tmp_path):
             return State.FINISHED if product.exists() else State.NOT_STARTED
 
         command = [sys.executable, "-c", code, str(product), seconds]
-        return Node(name, tuple(needs), state, lambda: command, name, on_gpu)
+        lock = tmp_path / "locks" / f"{name}.lock"
+        return Node(name, tuple(needs), state, lambda: command, name, on_gpu, lock=lock)
 
     return make
+
+
+def run_of(graph, slots, folder, display, only=None, **options):
+    claims = claim(graph, None if only is None else [graph.nodes[name] for name in only])
+    places = {"bookkeeping": folder, "environment": dict(os.environ), "display": display}
+    return Runner(graph, slots, **places, claims=claims, only=only, **options)
 
 
 @pytest.fixture
 def make_runner(tmp_path):
     def make(*nodes, gpus=("0", "1"), **options):
         slots = [Slot(f"GPU {gpu}", {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus]
-        return Runner(Graph(nodes), slots, tmp_path / "crossval", dict(os.environ), LineDisplay(), **options)
+        return run_of(Graph(nodes), slots, tmp_path / "crossval", LineDisplay(), **options)
 
     return make
 
@@ -95,7 +104,7 @@ def test_one_process_a_gpu_and_what_is_needed_first(node, make_runner, tmp_path)
     assert {gpu["a"][0], gpu["b"][0]} == {"0", "1"}
     assert gpu["d"][0] == str(os.environ.get("CUDA_VISIBLE_DEVICES"))
     assert float(gpu["a"][1]) < float(gpu["c"][1]) < float(gpu["d"][1])
-    assert not list((tmp_path / "crossval" / "running").iterdir())
+    assert not list((tmp_path / "locks").glob("*.lock"))
     assert "$ " in (tmp_path / "crossval" / "logs" / "a.txt").read_text()
 
 
@@ -154,40 +163,30 @@ def test_a_request_ends_what_listens_and_after_the_grace_what_does_not(node, mak
     assert statuses(runner) == {"a": "stopped", "b": "stopped", "c": "waiting"}
 
 
-def test_two_runs_of_one_part_are_refused(node, make_runner, tmp_path):
-    (tmp_path / "crossval" / "running").mkdir(parents=True)
-    file = tmp_path / "crossval" / "running" / "a.pid"
-    file.write_text(f"{os.uname().nodename} {os.getpid()}")
-    with pytest.raises(ValueError, match=f"process {os.getpid()} is still at work on a: wait for it or end it"):
+def test_a_second_run_of_a_step_is_refused_and_told_by_whom(node, make_runner):
+    first = make_runner(node("a"), node("b"))
+    with pytest.raises(LockHeld, match=rf"a is taken by process {os.getpid()} on .*, since .*: end it, or wait for it"):
         make_runner(node("a"))
-    file.write_text(f"{os.uname().nodename} 4194305")  # above the largest number of a process
-    check_not_running(file)
-    file.write_text(f"another-host {os.getpid()}")
-    check_not_running(file)
+    assert first.run()
+    assert make_runner(node("a")).run()
 
 
-def test_a_part_needs_what_is_before_it(node, make_runner):
+def test_a_step_needs_what_is_before_it(node, make_runner):
     with pytest.raises(ValueError, match="b needs a, which is not finished"):
         make_runner(node("a"), node("b", needs=["a"]), only=["b"])
-    with pytest.raises(ValueError, match="--only z: no such part; known: prepare, a"):
-        run_part(Graph([node("a")]), None, "z", 60)
+    with pytest.raises(ValueError, match="--only z: no such step; known: prepare, a"):
+        run_steps(Graph([node("a")]), None, "z", 60)
 
 
-def test_a_part_in_the_foreground(node, tmp_path, capfd):
-    assert run_part(Graph([node("a")]), tmp_path / "crossval", "a", 60) == 0
-    assert run_part(Graph([node("b", FAILS)]), tmp_path / "crossval", "b", 60) == 1
+def test_a_step_in_the_foreground(node, tmp_path, capfd):
+    assert run_steps(Graph([node("a")]), tmp_path / "crossval", "a", 60) is Outcome.FINISHED
+    assert run_steps(Graph([node("b", FAILS)]), tmp_path / "crossval", "b", 60) is Outcome.FAILED
     assert "this went wrong" in capfd.readouterr().out
 
 
-def test_a_part_that_made_no_checkpoint_is_not_run_again(node, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("SLURM_JOB_ID", "1")
+def test_a_step_that_was_asked_to_end_can_be_resumed(node, tmp_path):
     send_when(tmp_path / "a.ready")
-    assert run_part(Graph([node("a", LISTENS)]), tmp_path / "crossval", "a", 60) == 1
-    assert "did not get from one checkpoint to the next within the time limit" in capsys.readouterr().err
-
-
-def test_without_slurm_the_exit_code_is_enough():
-    assert requeue({})
+    assert run_steps(Graph([node("a", LISTENS)]), tmp_path / "crossval", "a", 60) is Outcome.RESUMABLE
 
 
 def test_table_shows_what_fails_and_runs_first(node, make_runner):
@@ -197,7 +196,7 @@ def test_table_shows_what_fails_and_runs_first(node, make_runner):
     console = Console(width=100, file=io.StringIO())
     console.print(progress_table(list(runner.rows.values()), height=3))
     lines = console.file.getvalue().splitlines()
-    assert lines[0].strip() == "1 of 4 parts finished"
+    assert lines[0].strip() == "1 of 4 steps finished"
     assert [line.split()[1] for line in lines if "│" in line] == ["d", "c", "b"]
 
 
@@ -205,9 +204,9 @@ def test_table_on_a_terminal_is_kept_up_to_date(node, tmp_path):
     console = Console(width=300, height=30, file=io.StringIO(), force_terminal=True, highlight=False)
     with TableDisplay(console) as display:
         graph = Graph([node("a"), node("b", FAILS)])
-        Runner(graph, [Slot("GPU 7", {})], tmp_path / "crossval", dict(os.environ), display).run()
+        run_of(graph, [Slot("GPU 7", {})], tmp_path / "crossval", display).run()
     shown = console.file.getvalue()
     assert "GPU 7" in shown
     assert "b ended with exit code 3; the end of " in shown
     assert "this went wrong" in shown
-    assert shown.rindex("1 of 2 parts finished") > shown.rindex("0 of 2 parts finished")
+    assert shown.rindex("1 of 2 steps finished") > shown.rindex("0 of 2 steps finished")

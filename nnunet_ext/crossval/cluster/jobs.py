@@ -1,36 +1,33 @@
-"""A graph as jobs of a cluster: what the scripts for Slurm and for LSF have in common."""
+"""A graph as jobs of a cluster: which there are, what each waits for, and what it asks for."""
 
 import os
 import re
-import shlex
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from nnunet_ext.crossval.experiment import Experiment, child_environment
-from nnunet_ext.crossval.graph import Graph
+from nnunet_ext.crossval.experiment import Experiment
+from nnunet_ext.crossval.graph import Graph, Node
 
-_DEFAULT_CPUS = 12  # nnU-Net's default number of workers for data augmentation
-_EXPORTED = ("nnUNet", "NNUNET_EXT_")
+DEFAULT_CPUS = 12  # nnU-Net's default number of workers for data augmentation
+DEFAULT_WARNING = 600
 
 
 @dataclass(frozen=True)
 class JobOptions:
-    """What a user says of the jobs.
+    """User-configurable settings of the jobs.
 
     Attributes:
-        partition: Slurm's partition, LSF's queue; None: the cluster's default.
-        time: Limit of each job as Slurm writes it, for example 24:00:00; None: the cluster's default.
-        warning_seconds: How long before the limit a training is asked for a checkpoint.
+        partition: Slurm's partition; None: the cluster's default.
+        time: Limit of each job as Slurm writes it, for example 24:00:00; None: the partition's default.
+        warning_seconds: Seconds before the limit at which a step is asked for a checkpoint.
         cpus: CPUs of each job; None: nnU-Net's number of workers.
-        options, gpu_options, cpu_options: Further options of all jobs, of those on a GPU, of the others.
+        options, gpu_options, cpu_options: Further options of sbatch for all jobs, for those on a GPU, for the others.
         preamble: Shell lines that each job begins with.
     """
 
     partition: str | None = None
     time: str | None = None
-    warning_seconds: int = 600
+    warning_seconds: int = DEFAULT_WARNING
     cpus: int | None = None
     options: tuple[str, ...] = ()
     gpu_options: tuple[str, ...] = ()
@@ -38,17 +35,23 @@ class JobOptions:
     preamble: str = ""
 
     def __post_init__(self) -> None:
+        if self.cpus is not None and self.cpus < 1:
+            raise ValueError(f"--cpus {self.cpus} must be at least 1")
         if self.time is not None and parse_time(self.time) <= self.warning_seconds:
             raise ValueError(
                 f"--time {self.time} must be longer than the {self.warning_seconds} s of --warn-before, at which "
                 "trainings are asked for a checkpoint"
             )
+        for option in (*self.options, *self.gpu_options, *self.cpu_options):
+            parse_option(option)
 
     def number_of_cpus(self, environment: Mapping[str, str] = os.environ) -> int:
-        return self.cpus or int(environment.get("nnUNet_n_proc_DA") or 0) or _DEFAULT_CPUS
+        return self.cpus or int(environment.get("nnUNet_n_proc_DA") or 0) or DEFAULT_CPUS
 
-    def of_job(self, job: "Job") -> tuple[str, ...]:
-        return (*self.options, *(self.gpu_options if job.on_gpu else self.cpu_options))
+    def sbatch_options(self, job: "Job") -> dict[str, str | bool]:
+        """The user's further options of a job; of several with one name the last counts."""
+        further = self.gpu_options if job.on_gpu else self.cpu_options
+        return dict(parse_option(option) for option in (*self.options, *further))
 
 
 @dataclass(frozen=True)
@@ -56,32 +59,36 @@ class Job:
     """A job, or an array of jobs.
 
     Attributes:
-        name: Of a group of nodes.
-        folds: Of an array of trainings; else empty.
+        name: Name of a group of steps.
+        steps: Steps of an array, one for each of its tasks; else the group's name.
         needs: Names of jobs that must end well before.
         on_gpu: Whether it computes on the device.
+        trains: Whether it trains.
     """
 
     name: str
-    folds: tuple[int, ...]
+    steps: tuple[str, ...]
     needs: tuple[str, ...]
     on_gpu: bool
+    trains: bool
 
 
-def make_jobs(graph: Graph) -> list[Job]:
+def make_jobs(graph: Graph, missing: list[Node] | None = None) -> list[Job]:
     """Jobs for what is missing of a graph, in an order in which they can be submitted."""
-    missing = graph.missing(graph.states())
+    missing = graph.missing(graph.states()) if missing is None else missing
     names = {node.name for node in missing}
     jobs = []
     for group in dict.fromkeys(node.group for node in missing):
         nodes = [node for node in missing if node.group == group]
         needed = [graph.nodes[need].group for node in nodes for need in node.needs if need in names]
+        trains = nodes[0].fold is not None
         jobs.append(
             Job(
                 group,
-                tuple(node.fold for node in nodes if node.fold is not None),
+                tuple(node.name for node in nodes) if trains else (group,),
                 tuple(other for other in dict.fromkeys(needed) if other != group),
                 nodes[0].on_gpu,
+                trains,
             )
         )
     return jobs
@@ -91,61 +98,16 @@ def job_name(experiment: Experiment, job: Job) -> str:
     return f"crossval-{experiment.dataset_id}-{experiment.configuration}-{job.name}"
 
 
-def job_body(experiment: Experiment, job: Job, options: JobOptions, fold: str, cpus_variable: str) -> list[str]:
-    """Lines of a job's script after its directives; it becomes the process that runs the part and gets the signals.
+def parse_option(text: str) -> tuple[str, str | bool]:
+    """Name and value of an option of sbatch; True for one without a value.
 
-    Args:
-        fold: Shell expression of an array's fold.
-        cpus_variable: Variable with the number of CPUs that the job was given.
+    Raises:
+        ValueError: for anything that is not like --account=me.
     """
-    exported = {name: value for name, value in child_environment().items() if name.startswith(_EXPORTED)}
-    for name, folder in (
-        ("nnUNet_raw", experiment.raw),
-        ("nnUNet_preprocessed", experiment.preprocessed),
-        ("nnUNet_results", experiment.results),
-    ):
-        exported[name] = str(folder.parent)  # the variable may be a relative path
-    lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(exported.items())]
-    if "nnUNet_n_proc_DA" not in exported:
-        lines.append(f'export nnUNet_n_proc_DA="${{{cpus_variable}:-{_DEFAULT_CPUS}}}"')
-    command = [sys.executable, "-m", "nnunet_ext", "crossval", *experiment.arguments()]
-    command += ["--warn-before", str(options.warning_seconds), "--only"]
-    part = f'"{job.name}_{fold}"' if job.folds else shlex.quote(job.name)
-    return ["set -eo pipefail", *lines, *options.preamble.splitlines(), f"exec {shlex.join(command)} {part}"]
-
-
-def write_scripts(
-    experiment: Experiment, graph: Graph, engine: str, header: str, script: Callable[[Job], list[str]]
-) -> Path | None:
-    """Writes a script for every missing job and `submit.sh`, which submits them; those of earlier calls are removed.
-
-    Args:
-        experiment: What the jobs are for.
-        graph: Its graph.
-        engine: Name of the folder.
-        header: Beginning of submit.sh, with a shell function `submit NAME [NEEDED ...]`; NAMES in it are all jobs'.
-        script: Lines of a job's script.
-
-    Returns:
-        The path of submit.sh; None if nothing is missing.
-    """
-    jobs = make_jobs(graph)
-    if not jobs:
-        print("All parts are finished.")
-        return None
-    folder = experiment.bookkeeping / engine
-    folder.mkdir(parents=True, exist_ok=True)
-    (experiment.bookkeeping / "logs").mkdir(exist_ok=True)
-    for old in folder.glob("*.sh"):
-        old.unlink()
-    for job in jobs:
-        (folder / f"{job.name}.sh").write_text("\n".join(script(job)) + "\n")
-    submissions = [shlex.join(["submit", job.name, *job.needs]) for job in jobs]
-    names = ",".join(job_name(experiment, job) for job in jobs)
-    submit = folder / "submit.sh"
-    submit.write_text("\n".join([header.replace("NAMES", shlex.quote(names)).strip(), *submissions]) + "\n")
-    print(f"wrote {submit} and the jobs beside it; to submit: bash {shlex.quote(str(submit))}")
-    return submit
+    match = re.fullmatch(r"--([a-z][a-z-]*)(?:=(.+))?", text)
+    if match is None:
+        raise ValueError(f"the option {text!r} of sbatch must be like --account=me or --exclusive, in its long form")
+    return match[1], match[2] if match[2] is not None else True
 
 
 def parse_time(text: str) -> int:

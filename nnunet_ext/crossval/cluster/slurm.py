@@ -1,75 +1,191 @@
-"""A cross-validation as jobs of Slurm.
+"""A cross-validation as jobs of Slurm, submitted and requeued by submitit.
 
-Trainings are array jobs over folds. A training that reaches its time limit requeues itself: it keeps its number, so
-that what depends on it (`afterok`) goes on waiting, and goes on from its checkpoint.
+Trainings are arrays over folds. A job that reaches its time limit is requeued under its own number, so that what
+depends on it (`afterok`) goes on waiting, and resumes.
+
+What submitit does not do is done here and in `task.py`: it knows no job without a time limit, so that the partition's
+is asked for; it does not look into the queue for jobs of an earlier call; it does not withdraw the first jobs when a
+later one is refused.
 """
 
+import getpass
+import os
+import shlex
 import shutil
 import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
 
-from nnunet_ext.crossval.cluster.jobs import Job, JobOptions, job_body, job_name, write_scripts
-from nnunet_ext.crossval.experiment import Experiment
+from nnunet_ext.crossval.claims import check_unclaimed
+from nnunet_ext.crossval.cluster.jobs import Job, JobOptions, job_name, make_jobs, parse_time
+from nnunet_ext.crossval.cluster.task import Task
+from nnunet_ext.crossval.description import dry_run, dry_run_text
+from nnunet_ext.crossval.experiment import Experiment, child_environment
 from nnunet_ext.crossval.graph import Graph
 
-_SUBMIT = """
-#!/bin/bash
-# Submits the jobs of this folder; written by nnunet_ext crossval.
-set -Eeuo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
-queued=$(squeue --noheader --user="$(id -un)" --name=NAMES --format=%i | tr '\\n' ' ')
-if [ -n "$queued" ]; then
-  echo "jobs of this cross-validation are still in the queue: ${queued}; wait for them, or scancel them" >&2
-  exit 1
-fi
-declare -A job=()
-cancel() { [ "${#job[@]}" -eq 0 ] || scancel "${job[@]}"; }
-trap cancel ERR # if one is refused, those before it are withdrawn
-submit() { # NAME [NEEDED ...]
-  local name=$1 needs="" number
-  shift
-  for need in "$@"; do needs+=:${job[$need]}; done
-  number=$(sbatch --parsable ${needs:+--dependency="afterok$needs"} "$name.sh")
-  job[$name]=${number%%;*}
-  echo "${job[$name]} $name"
-}
-"""
+_SIGNAL = "USR1"
+_EXPORTED = ("nnUNet", "NNUNET_EXT_")
+_MANY = 10**6  # requeues: it is progress that ends them
+_ENDLESS_MINUTES = 365 * 24 * 60
 
 
-def run_on_slurm(experiment: Experiment, graph: Graph, options: JobOptions, dry_run: bool) -> int:
-    """Writes the scripts of what is missing and, unless it is a dry run, submits them; the exit code.
+@dataclass(frozen=True)
+class SlurmExecutor:
+    """Submits jobs.
+
+    Attributes:
+        options: Settings of the jobs.
+        wait: Whether a job waits for another run that is at work on the same step.
+    """
+
+    options: JobOptions
+    wait: bool = False
+
+    def describe(self, experiment: Experiment, graph: Graph) -> dict[str, Any]:
+        """A dry run, with the jobs and what each asks of Slurm."""
+        jobs = [
+            {
+                "name": job_name(experiment, job),
+                "steps": list(job.steps),
+                "after": [job_name(experiment, other) for other in _needed(job, make_jobs(graph))],
+                "options": self._parameters(experiment, job, self.options.time)["additional_parameters"],
+            }
+            for job in make_jobs(graph)
+        ]
+        return dry_run(experiment, graph) | {"jobs": jobs}
+
+    def run(self, experiment: Experiment, graph: Graph) -> int:
+        """Submits what is missing.
+
+        Raises:
+            FileNotFoundError: if there is no Slurm here.
+            ValueError: while jobs of this cross-validation are queued, or another run is at work on it.
+        """
+        for command in ("sbatch", "srun"):
+            if shutil.which(command) is None:
+                raise FileNotFoundError(f"there is no {command} here; call this on a machine of the cluster")
+        missing = graph.missing(graph.states())
+        jobs = make_jobs(graph, missing)
+        if not jobs:
+            print("All steps are finished.")
+            return 0
+        check_unclaimed([] if self.wait else missing)
+        _check_queue([job_name(experiment, job) for job in jobs])
+        limit = self.options.time or _default_limit(self.options)
+        return self._submit(experiment, jobs, limit)
+
+    def _submit(self, experiment: Experiment, jobs: list[Job], limit: str) -> int:
+        executor = _executor(experiment)
+        numbers: dict[str, str] = {}
+        try:
+            for job in jobs:
+                parameters = self._parameters(experiment, job, limit)
+                needed = [numbers[need] for need in job.needs]
+                dependency = "afterok:" + ":".join(needed) if needed else None
+                executor.update_parameters(**parameters, dependency=dependency)
+                tasks = [Task(experiment, step, self.options.warning_seconds, self.wait) for step in job.steps]
+                submitted = executor.submit_array(tasks)
+                numbers[job.name] = submitted[0].job_id.split("_")[0]
+                print(f"{numbers[job.name]} {job.name}", flush=True)
+        # submitit raises its own error, of which no class is public, for a refused job.
+        except Exception as error:
+            if numbers:
+                subprocess.run(["scancel", *numbers.values()], check=False)
+            print(f"Slurm refused {job.name}; the jobs before it are withdrawn.\n{error}", file=sys.stderr)
+            return 1
+        print(f"Logs: {experiment.bookkeeping / 'slurm'}; how far it is: the same command with --status")
+        return 0
+
+    def _parameters(self, experiment: Experiment, job: Job, limit: str | None) -> dict[str, Any]:
+        """submitit's parameters of a job."""
+        cpus = self.options.number_of_cpus()
+        further: dict[str, str | bool] = {"requeue": True, "kill-on-invalid-dep": "yes"}
+        if limit is not None:
+            further["time"] = limit
+        if job.on_gpu and experiment.device == "cuda":
+            further["gres"] = f"gpu:{experiment.num_gpus if job.trains else 1}"
+        if self.options.partition is not None:
+            further["partition"] = self.options.partition
+        further |= self.options.sbatch_options(job)
+        return {
+            "job_name": job_name(experiment, job),
+            "time": max(1, parse_time(limit) // 60) if limit is not None else _ENDLESS_MINUTES,
+            "cpus_per_task": cpus,
+            "srun_args": [f"--cpus-per-task={cpus}"],  # since Slurm 22.05 srun does not take it from the job
+            "signal_delay_s": self.options.warning_seconds,
+            "stderr_to_stdout": True,
+            "wckey": None,
+            "setup": _setup(experiment, self.options),
+            "additional_parameters": further,
+        }
+
+
+def slurm_text(content: dict[str, Any]) -> str:
+    """The lines that `--slurm --dry-run` prints."""
+    lines = [dry_run_text(content), "", "Jobs:"]
+    for job in content["jobs"]:
+        after = f"  after {', '.join(job['after'])}" if job["after"] else ""
+        lines.append(f"\n{job['name']}: {', '.join(job['steps'])}{after}")
+        given = (f"--{name}" if value is True else f"--{name}={value}" for name, value in job["options"].items())
+        lines.append(f"            sbatch {shlex.join(given)}")
+    return "\n".join(lines)
+
+
+def _needed(job: Job, jobs: list[Job]) -> list[Job]:
+    return [other for other in jobs if other.name in job.needs]
+
+
+def _executor(experiment: Experiment) -> Any:
+    """submitit's executor; SIGUSR1 is what trainers listen to, and submitit reads its signal when it is imported."""
+    os.environ["SUBMITIT_PREEMPT_SIGNAL"] = _SIGNAL
+    import submitit
+
+    return submitit.SlurmExecutor(folder=experiment.bookkeeping / "slurm", max_num_timeout=_MANY)
+
+
+def _setup(experiment: Experiment, options: JobOptions) -> list[str]:
+    """Shell lines before the command of a job."""
+    exported = {name: value for name, value in child_environment().items() if name.startswith(_EXPORTED)}
+    for name, folder in (
+        ("nnUNet_raw", experiment.raw),
+        ("nnUNet_preprocessed", experiment.preprocessed),
+        ("nnUNet_results", experiment.results),
+    ):
+        exported[name] = str(folder.parent)  # the variable may be a relative path
+    exported["SUBMITIT_PREEMPT_SIGNAL"] = _SIGNAL
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(exported.items())]
+    return ["set -eo pipefail", *lines, *options.preamble.splitlines()]
+
+
+def _check_queue(names: list[str]) -> None:
+    command = ["squeue", "--noheader", f"--user={getpass.getuser()}", f"--name={','.join(names)}", "--format=%i"]
+    queued = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    if queued:
+        raise ValueError(
+            f"jobs of this cross-validation are still in the queue: {' '.join(queued)}; wait for them, or scancel them"
+        )
+
+
+def _default_limit(options: JobOptions) -> str:
+    """The time limit of the jobs' partition: its default, else its maximum.
 
     Raises:
-        FileNotFoundError: if there is no Slurm here.
+        ValueError: for a partition that Slurm does not know, or whose limit is shorter than the warning.
     """
-    submit = write_scripts(experiment, graph, "slurm", _SUBMIT, lambda job: _script(experiment, job, options))
-    if submit is None or dry_run:
-        return 0
-    if shutil.which("sbatch") is None:
-        raise FileNotFoundError(f"there is no sbatch here; on a machine of the cluster: bash {submit}")
-    return subprocess.run(["bash", str(submit)], check=False).returncode
-
-
-def _script(experiment: Experiment, job: Job, options: JobOptions) -> list[str]:
-    log = experiment.bookkeeping / "logs" / ("%x_%A_%a.txt" if job.folds else "%x_%j.txt")
-    directives = [
-        f"--job-name={job_name(experiment, job)}",
-        f'--output="{log}"',
-        "--open-mode=append",
-        "--kill-on-invalid-dep=yes",
-        f"--cpus-per-task={options.number_of_cpus()}",
-    ]
-    if options.partition is not None:
-        directives.append(f"--partition={options.partition}")
-    if options.time is not None:
-        directives.append(f"--time={options.time}")
-    if job.folds:
-        directives.append(f"--array={','.join(map(str, job.folds))}")
-        directives += ["--requeue", f"--signal=B:USR1@{options.warning_seconds}"]
-    if job.on_gpu and experiment.device == "cuda":
-        directives.append(f"--gres=gpu:{experiment.num_gpus if job.folds else 1}")
-    directives += options.of_job(job)
-    return [
-        "#!/bin/bash",
-        *(f"#SBATCH {directive}" for directive in directives),
-        *job_body(experiment, job, options, "$SLURM_ARRAY_TASK_ID", "SLURM_CPUS_PER_TASK"),
-    ]
+    which = [] if options.partition is None else [f"--partition={options.partition}"]
+    command = ["sinfo", "--noheader", *which, "--format=%P|%L|%l"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    found = [line.split("|") for line in lines if options.partition is not None or "*" in line]
+    if not found:
+        raise ValueError(f"Slurm has no partition {options.partition or 'by default'}; name one with --partition")
+    _, default, longest = found[0]
+    limit = next((time for time in (default, longest) if time[0].isdigit()), None)
+    if limit is None:
+        return f"{_ENDLESS_MINUTES // 24 // 60}-0"
+    if parse_time(limit) <= options.warning_seconds:
+        raise ValueError(
+            f"the partition's limit {limit} must be longer than the {options.warning_seconds} s of --warn-before; give "
+            "a smaller --warn-before or a longer --time"
+        )
+    return limit

@@ -1,81 +1,170 @@
-"""One part of a cross-validation in the foreground: what a cluster's job runs."""
+"""One step, or one group of steps, in the foreground: what a job of a cluster runs."""
 
+import dataclasses
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from nnunet_ext.crossval.completion import resume_point
+from nnunet_ext.crossval.claims import claim
+from nnunet_ext.crossval.cluster.jobs import DEFAULT_CPUS
 from nnunet_ext.crossval.display import LineDisplay
-from nnunet_ext.crossval.experiment import child_environment
-from nnunet_ext.crossval.graph import Graph, Node
+from nnunet_ext.crossval.experiment import Experiment, child_environment
+from nnunet_ext.crossval.gpus import Slot
+from nnunet_ext.crossval.graph import Graph, progress_of
 from nnunet_ext.crossval.local import listening
-from nnunet_ext.crossval.runner import Runner, Slot
+from nnunet_ext.crossval.process import CHECKPOINT_SIGNAL
+from nnunet_ext.crossval.runner import Runner
+from nnunet_ext.crossval.steps import build_graph
+from nnunet_ext.utils.locks import job_number
+from nnunet_ext.utils.signals import handling
 from nnunet_ext.utils.subprocesses import RESUMABLE_EXIT
+
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
 
 _LAST_SECONDS = 60  # of the warning time, in which a training that did not listen is ended
 
 
-def run_part(graph: Graph, bookkeeping: Path, name: str, warning_seconds: int) -> int:
-    """Runs a part, or a group of parts, and puts its job back into the queue if the time limit comes first.
+class Outcome(Enum):
+    FINISHED = 0
+    FAILED = 1
+    RESUMABLE = RESUMABLE_EXIT
+
+
+def run_steps(
+    graph: Graph,
+    bookkeeping: Path,
+    name: str,
+    warning_seconds: int,
+    *,
+    wait: bool = False,
+    listen: Callable[[Runner], AbstractContextManager[None]] = listening,
+) -> Outcome:
+    """Runs a step, or a group of steps, until it ends or is asked to end because of a time limit.
 
     Args:
-        graph: The whole.
-        bookkeeping: Folder of pid files.
-        name: Of a node or of a group.
-        warning_seconds: How long before the time limit SIGUSR1 comes.
-
-    Returns:
-        Exit code: 0 if finished, 75 if the job is to be run again, 1 if it failed.
+        graph: All steps.
+        bookkeeping: Folder of records.
+        name: Name of a step or of a group.
+        warning_seconds: How long before the time limit the request comes.
+        wait: Whether to wait for another run that is at work on the same steps.
+        listen: Handles signals while the steps run.
 
     Raises:
-        ValueError: for an unknown part, and for one that needs what is not finished.
+        ValueError: for an unknown step, for one that needs what is not finished, and for one that another run does.
     """
     nodes = graph.select(name)
-    before = _resume_points(nodes)
-    grace = max(warning_seconds - _LAST_SECONDS, warning_seconds // 2)
-    runner = Runner(
-        graph,
-        [Slot("this job's device", {})],
-        bookkeeping,
-        child_environment(),
-        LineDisplay(),
-        only=[node.name for node in nodes],
-        logs=False,
-        grace=grace,
-    )
-    with listening(runner):
-        finished = runner.run()
-    if finished:
-        return 0
-    if not runner.requested:
-        return 1
-    if _resume_points(nodes) == before:
-        print(
-            f"{name} did not get from one checkpoint to the next within the time limit: give the job more time "
-            "(nnU-Net's own trainers write one every 50 epochs, ours also when the time limit comes near)",
-            file=sys.stderr,
+    claims = claim(graph, nodes, wait)
+    try:
+        runner = Runner(
+            graph,
+            [Slot("this job's device", {})],
+            bookkeeping=bookkeeping,
+            environment=child_environment(),
+            display=LineDisplay(),
+            claims=claims,
+            only=[node.name for node in nodes],
+            logs=False,
+            grace=max(warning_seconds - _LAST_SECONDS, warning_seconds // 2),
         )
-        return 1
-    return RESUMABLE_EXIT if requeue() else 1
+        with listen(runner):
+            finished = runner.run()
+    finally:
+        claims.release()
+    if finished:
+        return Outcome.FINISHED
+    return Outcome.RESUMABLE if runner.requested else Outcome.FAILED
 
 
-def _resume_points(nodes: Sequence[Node]) -> list[tuple[str, int] | None]:
-    """Which checkpoint each training would go on from, and when it was written."""
-    points = [resume_point(node.fold_folder) for node in nodes if node.fold_folder is not None]
-    return [None if point is None else (point.name, point.stat().st_mtime_ns) for point in points]
+@dataclass(frozen=True)
+class Task:
+    """A step of an experiment as a job of Slurm, run by submitit.
 
+    submitit has the job call this object and requeues it through `checkpoint`. It lets SIGTERM pass, which Slurm sends
+    to a preempted job, and requeues as often as it is told to; so listening to SIGTERM, and giving up a job that gets
+    nowhere, are done here.
 
-def requeue(environment: Mapping[str, str] = os.environ) -> bool:
-    """Puts this job back into Slurm's queue under its number, so that what depends on it goes on waiting.
-
-    LSF does so by itself, because of the exit code.
+    Attributes:
+        experiment: What the step belongs to.
+        name: Name of a step or of a group.
+        warning_seconds: Seconds before the time limit at which Slurm sends SIGUSR1.
+        wait: Whether to wait for another run that is at work on the same step.
+        last: Progress of the step when this job was last requeued after a preemption.
     """
-    job = environment.get("SLURM_JOB_ID")
-    if job is None:
-        return True
-    done = subprocess.run(["scontrol", "requeue", job], check=False)
+
+    experiment: Experiment
+    name: str
+    warning_seconds: int
+    wait: bool = False
+    last: Any = None
+
+    def __call__(self) -> None:
+        """Runs the step.
+
+        Raises:
+            SystemExit: when the job was requeued.
+            RuntimeError: if the step failed, or got nowhere since it was last requeued.
+        """
+        os.environ.setdefault("nnUNet_n_proc_DA", os.environ.get("SLURM_CPUS_PER_TASK", str(DEFAULT_CPUS)))
+        graph = build_graph(self.experiment)
+        nodes = graph.select(self.name)
+        before = progress_of(nodes)
+        requests: list[int] = []
+        outcome = run_steps(
+            graph,
+            self.experiment.bookkeeping,
+            self.name,
+            self.warning_seconds,
+            wait=self.wait,
+            listen=lambda runner: _listening_in_job(runner, requests),
+        )
+        if outcome is Outcome.FINISHED:
+            return
+        if outcome is Outcome.FAILED:
+            raise RuntimeError(f"{self.name} failed; see above")
+        preempted = requests[0] == signal.SIGTERM
+        if preempted and not is_running_job():
+            raise RuntimeError(f"{self.name} was cancelled")
+        if progress_of(nodes) == (self.last if preempted else before):
+            raise RuntimeError(
+                f"{self.name} did not get from one checkpoint to the next between two requeues: give the job more "
+                "time (nnU-Net's own trainers write a checkpoint every 50 epochs, ours also when they are asked)"
+            )
+        assert CHECKPOINT_SIGNAL is not None
+        requeue = signal.getsignal(CHECKPOINT_SIGNAL)  # submitit's handler
+        assert callable(requeue)
+        requeue(CHECKPOINT_SIGNAL, None)
+
+    def checkpoint(self) -> "DelayedSubmission":
+        """The submission with which submitit requeues this job."""
+        from submitit.helpers import DelayedSubmission
+
+        nodes = build_graph(self.experiment).select(self.name)
+        return DelayedSubmission(dataclasses.replace(self, last=progress_of(nodes)))
+
+
+def _listening_in_job(runner: Runner, requests: list[int]) -> AbstractContextManager[None]:
+    """Asks for a checkpoint before the time limit and on preemption; `requests` gets the signals in their order."""
+
+    def request(number: int, _: Any) -> None:
+        requests.append(number)
+        runner.request_checkpoints()
+
+    assert CHECKPOINT_SIGNAL is not None
+    return handling({CHECKPOINT_SIGNAL: request, signal.SIGTERM: request})
+
+
+def is_running_job() -> bool:
+    """Whether Slurm still means this process's job to run: scancel sends SIGTERM like a preemption."""
+    command = ["squeue", "--noheader", "--format=%T", f"--jobs={job_number()}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        print("Slurm does not let this job be requeued: run the same command again when it has ended", file=sys.stderr)
-    return done.returncode == 0
+        print(f"squeue does not answer, so this job is not requeued: {done.stderr.strip()}", file=sys.stderr)
+    return done.stdout.strip() == "RUNNING"

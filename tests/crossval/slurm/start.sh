@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Starts a Slurm of one node on this machine's loopback: munged, slurmctld and slurmd, all their state in FOLDER.
+# Starts a Slurm of two nodes on this machine's loopback: munged, slurmctld and a slurmd for each node, all their state
+# in FOLDER. A job in the partition `urgent` preempts one in `low`, which has 20 seconds to end.
 # Prints why on stderr and exits with 77 where it cannot.
 #   tests/crossval/slurm/start.sh FOLDER && export SLURM_CONF=FOLDER/slurm.conf
 set -euo pipefail
@@ -43,21 +44,20 @@ setpriv --reuid=munge --regid="$(id -g munge)" --clear-groups munged --socket="$
 
 port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 
-mkdir -p "$folder/state" "$folder/spool"
+mkdir -p "$folder/state"
 cat > "$folder/slurm.conf" << CONF
 ClusterName=test
 SlurmctldHost=$name(127.0.0.1)
 SlurmctldPort=$(port)
-SlurmdPort=$(port)
 SlurmUser=root
 AuthType=auth/munge
 AuthInfo=socket=$munge/socket,cred_expire=5
 StateSaveLocation=$folder/state
-SlurmdSpoolDir=$folder/spool
+SlurmdSpoolDir=$folder/spool.%n
 SlurmctldPidFile=$folder/slurmctld.pid
-SlurmdPidFile=$folder/slurmd.pid
+SlurmdPidFile=$folder/slurmd.%n.pid
 SlurmctldLogFile=$folder/slurmctld.log
-SlurmdLogFile=$folder/slurmd.log
+SlurmdLogFile=$folder/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -65,15 +65,22 @@ SelectTypeParameters=CR_CPU
 JobAcctGatherType=jobacct_gather/none
 MailProg=/bin/true
 ReturnToService=2
+SlurmdTimeout=20
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 SlurmdParameters=config_overrides
-NodeName=$name NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+NodeName=first NodeHostname=$name NodeAddr=127.0.0.1 Port=$(port) CPUs=2 State=UNKNOWN
+NodeName=second NodeHostname=$name NodeAddr=127.0.0.1 Port=$(port) CPUs=2 State=UNKNOWN
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=5 PreemptMode=OFF State=UP
+PartitionName=low Nodes=first MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=20 State=UP
+PartitionName=urgent Nodes=first MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF State=UP
 CONF
 export SLURM_CONF=$folder/slurm.conf
 slurmctld
-slurmd -N "$name"
+slurmd -N first
+slurmd -N second
 for _ in $(seq 60); do
-  [ "$(sinfo --noheader --format=%t 2> /dev/null)" != idle ] || exit 0
+  [ "$(sinfo --noheader --partition=main --format=%D%t 2> /dev/null)" != 2idle ] || exit 0
   sleep 0.5
 done
-impossible "the node does not come up: $(tail -n 2 "$folder/slurmctld.log" "$folder/slurmd.log")"
+impossible "the node does not come up: $(tail -n 2 "$folder/slurmctld.log" "$folder"/slurmd.*.log)"

@@ -11,7 +11,7 @@ for _ in $(seq 20); do
   [ -n "$(timeout 5 squeue --noheader 2> /dev/null)" ] || break
   sleep 0.5
 done
-for file in "$folder/slurmd.pid" "$folder/slurmctld.pid" "$munge/pid"; do
+for file in "$folder"/slurmd.*.pid "$folder/slurmctld.pid" "$munge/pid"; do
   [ -f "$file" ] || continue
   pid=$(cat "$file")
   kill "$pid" || continue

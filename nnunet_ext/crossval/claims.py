@@ -1,0 +1,89 @@
+"""The locks that one run of a graph holds: nobody else trains, prepares or writes what it is about to."""
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from nnunet_ext.crossval.completion import State
+from nnunet_ext.crossval.graph import PREPARE, Graph, Node
+from nnunet_ext.utils.locks import Lock, LockHeld, acquire, held, is_held, release
+
+_WAIT_SECONDS = 5.0
+
+
+class Claims:
+    """Locks of steps that are to run."""
+
+    def __init__(self, locks: dict[Path, Lock]) -> None:
+        self._locks = locks
+
+    def lost(self, node: Node) -> bool:
+        """Whether another run took the lock over, having found this one dead: a machine that slept, for instance."""
+        return node.lock in self._locks and self._locks[node.lock].lost
+
+    def covers(self, nodes: Iterable[Node]) -> bool:
+        return all(node.lock is None or node.lock in self._locks for node in nodes)
+
+    def add_process(self, node: Node, number: int) -> None:
+        if node.lock in self._locks:
+            self._locks[node.lock].add_process(number)
+
+    def keep(self, nodes: Iterable[Node]) -> None:
+        """Releases the locks of all other steps."""
+        needed = {node.lock for node in nodes}
+        for path in [path for path in self._locks if path not in needed]:
+            self._locks.pop(path).release()
+
+    def release(self) -> None:
+        release(self._locks.values())
+        self._locks = {}
+
+
+def claim(graph: Graph, only: Sequence[Node] | None = None, wait: bool = False) -> Claims:
+    """Locks all that is missing of a graph, or of some of its steps, at once.
+
+    Args:
+        graph: All steps.
+        only: Steps to run; None: all that are missing.
+        wait: Whether to wait for other runs. What they have done by then is not missing any more.
+
+    Raises:
+        LockHeld: if another run holds one of the locks; the message says which run, and what to do.
+    """
+    told = ""
+    while True:
+        try:
+            claims = Claims(acquire(_locks(_missing(graph, only))))
+        except LockHeld as error:
+            if not wait:
+                raise LockHeld(f"{error}: end it, or wait for it with --wait (--status shows how far it is)") from error
+            if str(error) != told:
+                told = str(error)
+                print(f"{told}; waiting", file=sys.stderr, flush=True)
+            time.sleep(_WAIT_SECONDS)
+            continue
+        if claims.covers(_missing(graph, only)):  # another run may have ended just before
+            return claims
+        claims.release()
+
+
+def check_unclaimed(nodes: Iterable[Node]) -> None:
+    """Raises LockHeld if another run is at work on one of several steps."""
+    for path, what in _locks(nodes).items():
+        if is_held(path):
+            raise LockHeld(f"{held(path, what)}: end it, or wait for it and call this again")
+
+
+def _missing(graph: Graph, only: Sequence[Node] | None) -> list[Node]:
+    if only is None:
+        return graph.missing(graph.states())
+    return [node for node in only if node.state() is not State.FINISHED or node.follows]
+
+
+def _locks(nodes: Iterable[Node]) -> dict[Path, str]:
+    return {
+        node.lock: "the preparation of this dataset" if node.group == PREPARE else node.name
+        for node in nodes
+        if node.lock is not None
+    }

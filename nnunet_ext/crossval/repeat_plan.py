@@ -1,0 +1,29 @@
+"""Copies a plan for a repeated training: another name, so that nnU-Net trains into another folder, on the same data."""
+
+import argparse
+import json
+from pathlib import Path
+
+from nnunet_ext.nnunet.json_files import read_json
+from nnunet_ext.utils.files import replacing
+
+
+def copy_plan(source: Path, target: Path) -> None:
+    """Writes a copy of a plan under another name; its configurations keep the folders of their preprocessed data."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    plans = read_json(source)
+    manager = PlansManager(read_json(source))
+    for name in plans["configurations"]:
+        plans["configurations"][name]["data_identifier"] = manager.get_configuration(name).data_identifier
+    plans["plans_name"] = target.stem
+    with replacing(target, "w") as file:
+        json.dump(plans, file, indent=4)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    arguments = parser.parse_args()
+    copy_plan(arguments.source, arguments.target)

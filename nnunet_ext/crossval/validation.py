@@ -1,0 +1,156 @@
+"""Checks of a whole call before anything starts: a mistake found after days is expensive."""
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from importlib import util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnunet_ext.crossval.completion import data_identifier, file_ending, image_cases
+from nnunet_ext.nnunet.json_files import read_json_if_whole
+from nnunet_ext.nnunet.trainers import TRAINERS_VARIABLE, known_trainers
+
+if TYPE_CHECKING:
+    from nnunet_ext.crossval.experiment import Experiment
+
+# nnU-Net's planners whose plans name is not the planner's option.
+STOCK_PLANNERS = {
+    "nnUNetPlans": "ExperimentPlanner",
+    "nnUNetResEncUNetMPlans": "nnUNetPlannerResEncM",
+    "nnUNetResEncUNetLPlans": "nnUNetPlannerResEncL",
+    "nnUNetResEncUNetXLPlans": "nnUNetPlannerResEncXL",
+}
+
+
+def default_plans(trainer: str) -> str:
+    """The name under which `nnunet_ext plan` writes the plans of a trainer of ours."""
+    return f"nnUNet{trainer.split('Trainer')[0].removeprefix('nnUNet') or 'Traced'}Plans"
+
+
+def check_experiment(experiment: "Experiment", environment: Mapping[str, str]) -> None:
+    """Raises ValueError for anything that cannot work; the message names it and the remedy."""
+    _check_models(experiment, environment)
+    _check_folds(experiment)
+    _check_numbers(experiment)
+    _check_report(experiment)
+    for plans in experiment.plans:
+        _check_plans(experiment, plans)
+    if experiment.gpu_memory is not None and not any(
+        _is_to_be_planned(experiment, plans) for plans in experiment.plans
+    ):
+        raise ValueError(
+            f"--gpu-memory {experiment.gpu_memory:g} changes nothing: no plan of a trainer of ours is to be made; to "
+            "plan for another memory take another plans name, with --plan"
+        )
+    if experiment.test is not None:
+        _check_images(experiment.test, file_ending(experiment.raw, experiment.preprocessed))
+
+
+def _check_models(e: "Experiment", environment: Mapping[str, str]) -> None:
+    for model in dict.fromkeys(e.models):
+        if e.models.count(model) > 1:
+            raise ValueError(f"{model.trainer} on {model.plans} is named twice; --repeats trains it several times")
+    for model in e.models:
+        _check_trainer(model.trainer, environment)
+    if e.ensemble and len(e.models) < 2:
+        raise ValueError("--ensemble needs at least two trainers")
+    known = [name for model in e.models for name in (model.trainer, model.name)]
+    if e.baseline is not None and e.baseline not in known:
+        trainers = ", ".join(dict.fromkeys(model.trainer for model in e.models))
+        raise ValueError(f"--baseline {e.baseline} is not among the trainers; take one of {trainers}, or add it to -tr")
+
+
+def _check_folds(e: "Experiment") -> None:
+    given = " ".join(map(str, e.folds))
+    if not e.folds or len(set(e.folds)) < len(e.folds) or min(e.folds) < 0:
+        raise ValueError(f"--folds {given}: must be different numbers from 0 on")
+    last = e.number_of_folds - 1
+    if max(e.folds) > last:
+        where = e.splits_file if e.splits_file.is_file() else "nnU-Net's default split"
+        raise ValueError(
+            f"--folds {given}: {where} has the folds 0 to {last}; nnU-Net would train fold {max(e.folds)} on a random "
+            f"split. Leave it out, or write a splits_final.json with {max(e.folds) + 1} folds"
+        )
+
+
+def _check_numbers(e: "Experiment") -> None:
+    for option, number in (("--num-gpus", e.num_gpus), ("--repeats", e.repeats), ("-np", e.processes)):
+        if number is not None and number < 1:
+            raise ValueError(f"{option} {number} must be at least 1")
+    for option, amount in (("--gpu-memory", e.gpu_memory), ("--margin", e.margin), ("--tolerance", e.tolerance)):
+        if amount is not None and not amount > 0:
+            raise ValueError(f"{option} {amount:g} must be above 0")
+    if e.num_gpus > 1 and e.device != "cuda":
+        raise ValueError(f"--num-gpus {e.num_gpus}: nnU-Net trains on several devices with --device cuda only")
+
+
+def _check_report(e: "Experiment") -> None:
+    if len(e.models) > 1:
+        return
+    given = {"--margin": e.margin is not None, "--tolerance": e.tolerance is not None, "--untimed": e.untimed}
+    for option in (option for option, is_given in given.items() if is_given):
+        raise ValueError(
+            f"{option} is an option of the report, which compares at least two trainers; name them with -tr"
+        )
+
+
+def _is_to_be_planned(e: "Experiment", plans: str) -> bool:
+    """Whether our planner is to make a plan."""
+    return plans not in STOCK_PLANNERS and read_json_if_whole(e.plans_file(plans)) is None
+
+
+def _check_plans(e: "Experiment", plans: str) -> None:
+    file = e.plans_file(plans)
+    data_identifier(file, e.configuration)  # complains of an unknown configuration
+    content = read_json_if_whole(file)
+    if content is None:
+        _check_new_plans(e, plans)
+    elif content["plans_name"] != plans:  # nnU-Net would train into the other's folder
+        raise ValueError(f"plans_name in {file} is {content['plans_name']!r}; it must be {plans!r}, as the file's name")
+
+
+def _check_new_plans(e: "Experiment", plans: str) -> None:
+    if plans in STOCK_PLANNERS:
+        return
+    trainers = [model.trainer for model in e.models if model.plans == plans]
+    ours = [trainer for trainer in trainers if trainer in known_trainers()]
+    if ours and (e.plan or plans in map(default_plans, ours)):
+        return
+    written = sorted(file.stem for file in e.preprocessed.glob("*Plans*.json"))
+    known = list(dict.fromkeys([*written, *map(default_plans, ours), *STOCK_PLANNERS]))
+    close = difflib.get_close_matches(plans, known, 1)
+    meant = f"did you mean {close[0]}? Known" if close else "known"
+    remedy = (
+        f"to plan for {ours[0]} under this name, add --plan"
+        if ours
+        else f"to write it: nnunet_ext plan -d {e.dataset_id} -tr {trainers[0]} --plans-name {plans}"
+    )
+    raise ValueError(f"-p {plans}: there is no {e.plans_file(plans)}; {meant}: {', '.join(known)}; {remedy}")
+
+
+def _check_images(folder: Path, ending: str) -> None:
+    if not folder.is_dir():
+        raise ValueError(f"--test {folder} is not a folder")
+    if not image_cases(folder, ending):
+        raise ValueError(f"--test {folder} has no images named as nnU-Net has them: CASE_0000{ending}")
+
+
+def _check_trainer(trainer: str, environment: Mapping[str, str]) -> None:
+    """Looks for the class's definition where nnU-Net would; importing all trainers as nnU-Net does takes seconds."""
+    if trainer in known_trainers():
+        return
+    spec = util.find_spec("nnunetv2")
+    packages = list(spec.submodule_search_locations or []) if spec is not None else []
+    folders = [Path(package, "training", "nnUNetTrainer") for package in packages]
+    folders += [Path(part) for part in environment.get(TRAINERS_VARIABLE, "").split(os.pathsep) if part.strip()]
+    definition = re.compile(rf"^class {re.escape(trainer)}\b", re.M)
+    for folder in folders:
+        for file in sorted(folder.rglob("*.py")):
+            if definition.search(file.read_text(errors="replace")):
+                return
+    raise ValueError(
+        f"unknown trainer {trainer!r}: neither nnU-Net's, nor in a folder of nnUNet_extTrainer, nor ours; ours: "
+        + ", ".join(known_trainers())
+    )
