@@ -145,6 +145,8 @@ class Lock:
 
     def _take_over(self) -> bool:
         """Replaces a dead holder; one process at a time looks, so that none removes the lock of a live one."""
+        if is_held(self.path):  # perhaps another user's, in a folder where this one may not write
+            return False
         with _guard(self.path):
             if is_held(self.path):
                 return False

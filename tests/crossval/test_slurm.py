@@ -1,7 +1,8 @@
-"""A real Slurm of one node, started by slurm/start.sh."""
+"""A real Slurm of two nodes on the loopback, started by slurm/start.sh."""
 
 import os
 import re
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.importorskip("submitit", reason="needs nnunet_ext[slurm]")
 pytestmark = pytest.mark.slow
 
 SCRIPTS = Path(__file__).parent / "slurm"
@@ -24,7 +26,7 @@ def slurm(tmp_path_factory):
         if started.returncode == 77:
             pytest.skip(started.stderr.strip().splitlines()[-1])
         assert started.returncode == 0, started.stderr
-        yield {"SLURM_CONF": str(folder / "slurm.conf")}
+        yield {"SLURM_CONF": str(folder / "slurm.conf"), "SLURM_FOLDER": str(folder)}
     finally:
         subprocess.run(["bash", str(SCRIPTS / "stop.sh"), str(folder)], check=False)
 
@@ -48,54 +50,157 @@ def wait(ask, space):
         deadline = time.monotonic() + seconds
         while not condition() and time.monotonic() < deadline:
             time.sleep(0.5)
-        logs = "\n".join(file.read_text()[-1500:] for file in sorted((space.bookkeeping / "logs").glob("*.txt")))
+        logs = "\n".join(f"{log}:\n{log.read_text()[-3000:]}" for log in space.bookkeeping.glob("slurm/*.out"))
         assert condition(), f"{ask('squeue')}\n{logs}"
 
     return until
 
 
-def test_array_and_dependencies_run_to_the_report(space, slurm, ask, wait):
+@pytest.fixture
+def submit(space, slurm):
+    """Submits; numbers of the jobs by name."""
+
+    def run(*options, **experiment):
+        submitted = space.crossval("--slurm", *options, environment=slurm, **experiment)
+        assert submitted.returncode == 0, submitted.stdout
+        lines = [line.split() for line in submitted.stdout.splitlines()]
+        return {words[1]: words[0] for words in lines if len(words) == 2 and words[0].isdigit()}
+
+    return run
+
+
+@pytest.fixture
+def endless(space):
+    """Options of jobs whose trainings have 100000 epochs, or as many as `space.epochs` says."""
+    space.epochs = space.root / "epochs.txt"
+    space.epochs.write_text("100000")
+    preamble = space.root / "preamble.sh"
+    preamble.write_text(f"export NNUNET_EXT_EPOCHS=$(cat '{space.epochs}')\n")
+    return ["--preamble", str(preamble)]
+
+
+SASAN = "train_SASANTrainer__nnUNetPlans"
+
+
+def fold_folder(space, fold=0):
+    return space.results / "SASANTrainer__nnUNetPlans__2d_small" / f"fold_{fold}"
+
+
+def epochs_run(fold):
+    """Numbers of the epochs in all logs, in the order in which they were trained."""
+    logs = sorted(fold.glob("training_log_*.txt"), key=lambda file: file.stat().st_mtime)
+    return [int(number) for number in re.findall(r": Epoch (\d+) *$", "".join(log.read_text() for log in logs), re.M)]
+
+
+def checkpoint_epoch(fold, name="latest"):
+    return torch.load(fold / f"checkpoint_{name}.pth", weights_only=False)["current_epoch"]
+
+
+def test_array_and_dependencies_run_to_the_report(space, slurm, submit, ask, wait):
     (space.preprocessed / "splits_final.json").unlink(missing_ok=True)
-    submitted = space.crossval("--slurm", environment=slurm)
-    assert submitted.returncode == 0, submitted.stdout
+    submit()
     waiting = ask("squeue", "--noheader", "--array", "--format=%j %i %E")
-    assert waiting.count("train_StockTrainer") == 2
+    assert waiting.count(SASAN) == 2
     assert "afterok" in next(line for line in waiting.splitlines() if "pool_SASANTrainer" in line)
     again = space.crossval("--slurm", environment=slurm)
-    assert again.returncode == 1
+    assert again.returncode == 2
     assert "are still in the queue" in again.stdout
     wait(lambda: not ask("squeue", "--noheader"))
     for trainer in ("StockTrainer", "SASANTrainer"):
         model = space.results / f"{trainer}__nnUNetPlans__2d_small"
         assert (model / "crossval_results_folds_0_1" / "summary.json").is_file()
     assert (space.report / "report.html").is_file()
-    assert "All parts are finished." in space.crossval("--slurm", environment=slurm).stdout
+    assert "All steps are finished." in space.crossval("--slurm", environment=slurm).stdout
+    assert "0 running" in space.crossval("--status").stdout
 
 
-@pytest.mark.long
-def test_a_training_that_reaches_its_time_limit_is_resumed(space, slurm, ask, wait):
-    """Two minutes are too short for its epochs: it is requeued with a checkpoint, and what waits for it waits on."""
-    epochs = space.root / "epochs.txt"
-    epochs.write_text("100000")
-    preamble = space.root / "preamble.sh"
-    preamble.write_text(f"NNUNET_EXT_EPOCHS=$(cat '{epochs}')\n")
-    limits = ["--time", "2", "--warn-before", "40", "--preamble", str(preamble)]
-    submitted = space.crossval("--slurm", *limits, trainers=["SASANTrainer"], folds=["0"], environment=slurm)
-    assert submitted.returncode == 0, submitted.stdout
-    job = next(line.split()[0] for line in submitted.stdout.splitlines() if " train_SASAN" in line)
-    fold = space.results / "SASANTrainer__nnUNetPlans__2d_small" / "fold_0"
-    wait(lambda: "Restarts=1" in ask("scontrol", "show", "job", f"{job}_0"))
-    wait(lambda: (fold / "checkpoint_latest.pth").is_file(), 10)
-    done = torch.load(fold / "checkpoint_latest.pth", weights_only=False)["current_epoch"]
+def test_a_time_limit_in_one_task_leaves_the_other_alone(space, slurm, submit, ask, wait, endless):
+    """The first fold has two minutes, too few for its epochs, the second an hour; a failed dependency is cancelled."""
+    jobs = submit("--time", "2", "--warn-before", "40", *endless, trainers=["SASANTrainer"])
+    job = jobs[SASAN]
+    wait(lambda: "RUNNING" in ask("scontrol", "show", "job", f"{job}_1"))
+    ask("scontrol", "update", f"JobId={job}_1", "TimeLimit=60")
+    wait(lambda: (space.results / "crossval" / "locks").is_dir() and epochs_run(fold_folder(space)))
+    here = space.crossval(trainers=["SASANTrainer"])
+    assert here.returncode == 2
+    assert re.search(rf"{SASAN}_[01] is taken by process \d+ on .*, Slurm job {job}_[01]\)", here.stdout)
+    wait(lambda: "Restarts=1" in ask("scontrol", "show", "job", f"{job}_0"), 240)
+    done = checkpoint_epoch(fold_folder(space))
     assert done >= 1
+    space.epochs.write_text(str(done + 2))
+    wait(lambda: (fold_folder(space) / "validation" / "summary.json").is_file(), 240)
+    assert epochs_run(fold_folder(space)) == list(range(done + 2))  # each once
+    assert checkpoint_epoch(fold_folder(space), "final") == done + 2
+    other = ask("scontrol", "show", "job", f"{job}_1")
+    assert "JobState=RUNNING" in other
+    assert "Restarts=0" in other
+    assert len(list(fold_folder(space, 1).glob("training_log_*.txt"))) == 1
     assert "pool_SASAN" in ask("squeue", "--noheader", "--states=PENDING", "--format=%j")
-    epochs.write_text(str(done + 2))
-    wait(lambda: not ask("squeue", "--noheader"))
-    assert torch.load(fold / "checkpoint_final.pth", weights_only=False)["current_epoch"] == done + 2
-    logs = sorted(fold.glob("training_log_*.txt"), key=lambda file: file.stat().st_mtime)
-    epochs_run = re.findall(r": Epoch (\d+) *$", "".join(log.read_text() for log in logs), re.M)
-    assert epochs_run == [str(epoch) for epoch in range(done + 2)]  # each once
-    assert (fold.parent / "crossval_results_folds_0" / "summary.json").is_file()
+    ask("scancel", f"{job}_1")
+    wait(lambda: not ask("squeue", "--noheader"), 120)
+    assert "JobState=CANCELLED" in ask("scontrol", "show", "job", jobs["pool_SASANTrainer__nnUNetPlans"])
+    assert "Restarts=0" in ask("scontrol", "show", "job", f"{job}_1")  # whoever cancels a job does not want it requeued
+
+
+def test_a_preempted_job_writes_a_checkpoint_and_resumes(space, slurm, submit, ask, wait, endless):
+    jobs = submit("--partition", "low", *endless, trainers=["SASANTrainer"], folds=["0"])
+    wait(lambda: len(epochs_run(fold_folder(space))) > 1)
+    ask("sbatch", "--partition=urgent", "--ntasks=2", "--output=/dev/null", "--wrap=sleep 5")
+    wait(lambda: "Restarts=1" in ask("scontrol", "show", "job", jobs[SASAN]), 120)
+    done = checkpoint_epoch(fold_folder(space))
+    log = sorted(fold_folder(space).glob("training_log_*.txt"))[0].read_text()
+    assert f"Ended on request after epoch {done - 1}; nnUNetv2_train --c goes on." in log
+    space.epochs.write_text(str(done + 1))
+    wait(lambda: not ask("squeue", "--noheader"), 240)
+    assert epochs_run(fold_folder(space)) == list(range(done + 1))
+
+
+def test_a_job_whose_node_is_killed_goes_on_elsewhere(space, slurm, submit, ask, wait, endless):
+    jobs = submit(*endless, trainers=["SASANTrainer"], folds=["0"])
+    job = jobs[SASAN]
+    wait(lambda: len(epochs_run(fold_folder(space))) > 1)
+    node = ask("squeue", "--noheader", f"--jobs={job}", "--format=%N")
+    space.epochs.write_text("1")
+    slurmd = int((Path(slurm["SLURM_FOLDER"]) / f"slurmd.{node}.pid").read_text())
+    for number in [slurmd, *processes_of_job(job)]:
+        os.kill(number, signal.SIGKILL)
+    try:
+        wait(lambda: not ask("squeue", "--noheader"), 400)
+        assert "Restarts=1" in ask("scontrol", "show", "job", job)
+        assert (fold_folder(space) / "validation" / "summary.json").is_file()
+    finally:
+        path = {"PATH": f"{os.environ['PATH']}:/usr/sbin"}
+        subprocess.run(["slurmd", "-N", node], env=os.environ | slurm | path, check=True)
+        wait(lambda: ask("sinfo", "--noheader", "--partition=main", "--format=%D%t") == "2idle", 60)
+
+
+def processes_of_job(job):
+    """All processes of a job, and the daemon's that watch them."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                environment = (folder / "environ").read_bytes().split(b"\0")
+                title = (folder / "cmdline").read_bytes()
+            except OSError:  # ended meanwhile
+                continue
+            if f"SLURM_JOB_ID={job}".encode() in environment or title.startswith(f"slurmstepd: [{job}.".encode()):
+                found.append(int(folder.name))
+    return found
+
+
+def test_a_job_that_gets_nowhere_fails_and_says_so(space, submit, ask, wait):
+    """A minute is too short for a single epoch: it is not requeued for ever."""
+    preamble = space.root / "preamble.sh"
+    preamble.write_text("export NNUNET_EXT_EPOCHS=2 NNUNET_EXT_ITERATIONS=1000000\n")
+    options = ["--time", "1", "--warn-before", "40", "--preamble", str(preamble)]
+    job = submit(*options, trainers=["SASANTrainer"], folds=["0"])[SASAN]
+    wait(lambda: not ask("squeue", "--noheader"), 240)
+    state = ask("scontrol", "show", "job", job)
+    assert "JobState=FAILED" in state
+    assert "Restarts=0" in state
+    (log,) = (space.bookkeeping / "slurm").glob(f"{job}_*_log.out")
+    assert "did not get from one checkpoint to the next between two requeues" in log.read_text()
 
 
 def test_a_refused_job_withdraws_those_before_it(space, slurm, ask):
@@ -105,15 +210,3 @@ def test_a_refused_job_withdraws_those_before_it(space, slurm, ask):
     assert re.search("^[0-9]+ prepare$", refused.stdout, re.M)
     assert "invalid partition" in refused.stdout.lower()
     assert ask("squeue", "--noheader", "--states=PENDING,RUNNING") == ""  # one that had begun needs a moment to end
-
-
-def test_slurm_accepts_every_script(space, slurm):
-    (space.preprocessed / "splits_final.json").unlink(missing_ok=True)  # so that there is something to prepare
-    assert space.crossval("--slurm", "--dry-run", "--ensemble", environment=slurm).returncode == 0
-    scripts = sorted(set((space.bookkeeping / "slurm").glob("*.sh")) - {space.bookkeeping / "slurm" / "submit.sh"})
-    assert len(scripts) == 7
-    for script in scripts:
-        done = subprocess.run(
-            ["sbatch", "--test-only", str(script)], env=os.environ | slurm, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
