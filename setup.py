@@ -113,6 +113,7 @@ setup(
         "scipy",
         "tqdm",
         "scikit-image>=0.19.3",  # as nnunetv2
+        "scikit-learn",  # comes with nnunetv2 without a bound; splits by group
         "jinja2",  # comes with torch
     ],
     extras_require={

@@ -141,7 +141,7 @@ def test_hard_dependencies_are_the_agreed_ones(built):
     }
     assert required == {
         *("nnunetv2", "torch", "batchgenerators", "batchgeneratorsv2", "acvl-utils", "SimpleITK", "numpy"),
-        *("matplotlib", "scipy", "tqdm", "pandas", "scikit-image", "jinja2", "rich"),
+        *("matplotlib", "scipy", "tqdm", "pandas", "scikit-image", "scikit-learn", "jinja2", "rich"),
     }
     assert "Requires-Python: >=3.10" in lines
     extras = {line.split(":")[1].strip() for line in lines if line.startswith("Provides-Extra")}

@@ -28,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--folds", nargs="+", type=int, help="default: all of the dataset's split")
     parser.add_argument("--repeats", type=int, default=1, metavar="R", help="trainings of each fold (default: 1)")
+    parser.add_argument(
+        "--groups",
+        metavar="SOURCE",
+        help="CSV table case,group, or regular expression of case names: no fold divides a group, e.g. a patient",
+    )
     parser.add_argument("-o", dest="report", default="report", metavar="FOLDER", help="report (default: %(default)s)")
     parser.add_argument("--ensemble", action="store_true", help="also ensemble the two best trainers")
     parser.add_argument("--test", metavar="FOLDER", help="also predict the images of a folder, to REPORT/predictions")
@@ -108,6 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
         baseline=arguments.baseline,
         ensemble=arguments.ensemble,
         repeats=arguments.repeats,
+        groups=arguments.groups,
         margin=arguments.margin,
         tolerance=arguments.tolerance,
         untimed=arguments.untimed,

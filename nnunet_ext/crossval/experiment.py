@@ -190,6 +190,8 @@ def make_experiment(
         if not environment.get(name):
             raise ValueError(f"the environment variable {name} is not set; `nnunet_ext doctor` says more")
     name = _dataset_name(dataset)
+    if options.get("groups") is not None and Path(options["groups"]).is_file():
+        options["groups"] = str(Path(options["groups"]).resolve())  # jobs run in other folders
     experiment = Experiment(
         raw=Path(environment["nnUNet_raw"], name).resolve(),
         preprocessed=Path(environment["nnUNet_preprocessed"], name).resolve(),

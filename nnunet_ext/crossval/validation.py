@@ -8,7 +8,9 @@ from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_ext.crossval.completion import data_identifier, file_ending, image_cases
+from nnunet_ext.crossval.completion import data_identifier, file_ending, image_cases, training_cases
+from nnunet_ext.crossval.splits import divided_groups
+from nnunet_ext.nnunet.groups import read_groups
 from nnunet_ext.nnunet.json_files import read_json_if_whole
 from nnunet_ext.nnunet.trainers import TRAINERS_VARIABLE, known_trainers
 
@@ -33,6 +35,7 @@ def check_experiment(experiment: "Experiment", environment: Mapping[str, str]) -
     """Raises ValueError for anything that cannot work; the message names it and the remedy."""
     _check_models(experiment, environment)
     _check_folds(experiment)
+    _check_groups(experiment)
     _check_numbers(experiment)
     _check_report(experiment)
     for plans in experiment.plans:
@@ -72,6 +75,22 @@ def _check_folds(e: "Experiment") -> None:
         raise ValueError(
             f"--folds {given}: {where} has the folds 0 to {last}; nnU-Net would train fold {max(e.folds)} on a random "
             f"split. Leave it out, or write a splits_final.json with {max(e.folds) + 1} folds"
+        )
+
+
+def _check_groups(e: "Experiment") -> None:
+    if e.groups is None:
+        return
+    groups = read_groups(e.groups, training_cases(e.raw, e.preprocessed))
+    number = len(set(groups.values()))
+    splits = read_json_if_whole(e.splits_file)
+    if splits is None and number < e.number_of_folds:
+        raise ValueError(f"--groups {e.groups}: {number} group(s) cannot be divided among {e.number_of_folds} folds")
+    if found := divided_groups(splits or [], groups):
+        fold, group = found[0]
+        raise ValueError(
+            f"--groups {e.groups}: fold {fold} of {e.splits_file} trains and validates on group {group}; move that "
+            "file away, with what was trained on it, and a split by group is written, or name other groups"
         )
 
 
