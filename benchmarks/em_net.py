@@ -31,7 +31,7 @@ _SETTING = "64^3, batch 1, 1 channel, 9 classes, features 48..384"
 @contextmanager
 def scan_as(form: str) -> Iterator[None]:
     """Within: EM-Net's scan is ours by the backend of that name, or ("multiplication") u * delta."""
-    from nnunet_ext.networks.em_net import mamba
+    from nnunet_ext.blocks import mamba
 
     if form == "multiplication":
         with patch.object(mamba, "selective_scan", lambda u, delta, *_, **__: u * delta):

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from benchmarks.plain.sasan import plain_convolutions
 from nnunet_ext.blocks.channelwise import ChannelMLP
+from nnunet_ext.blocks.mamba import Direction, Mamba
 from nnunet_ext.networks import EMNet
 from nnunet_ext.networks.em_net.csr_mamba import CSRMamba, ResidualBlock
 from nnunet_ext.networks.em_net.efl import EFL
-from nnunet_ext.networks.em_net.mamba import BidirectionalMamba, Direction
 from nnunet_ext.networks.em_net.network import _SLOPE
 from nnunet_ext.ops import selective_scan_reference
 
@@ -61,14 +61,14 @@ def plain_csr_mamba(layer: CSRMamba, x: Tensor, scan: Callable[..., Tensor]) -> 
     n = layer.norm(t)
     squeezed = _mlp(layer.mlp, n.transpose(1, 2).reshape(x.shape)).flatten(2).transpose(1, 2)
     m, s = n, squeezed
-    if isinstance(layer.mamba, BidirectionalMamba):
+    if isinstance(layer.mamba, Mamba):
         m, s = (_mamba(layer.mamba, tokens, scan) for tokens in (n, squeezed))
     y = t + layer.gamma * (layer.norm_m(m) + layer.norm_s(s))
     y = y.transpose(1, 2).reshape(x.shape)
     return y + _conv_1x1(layer.project, layer.dropout(_residual(layer.block, y)))
 
 
-def _mamba(mamba: BidirectionalMamba, tokens: Tensor, scan: Callable[..., Tensor]) -> Tensor:
+def _mamba(mamba: Mamba, tokens: Tensor, scan: Callable[..., Tensor]) -> Tensor:
     x, z = mamba.in_proj(tokens).transpose(1, 2).chunk(2, 1)
     forwards, backwards = cast(list[Direction], list(mamba.directions))
     y = _direction(forwards, x, z, scan) + _direction(backwards, x.flip(-1), z.flip(-1), scan).flip(-1)

@@ -15,7 +15,7 @@ from nnunet_ext.blocks.channelwise import ChannelMLP, ChannelNorm, to_tokens, to
 from nnunet_ext.blocks.conv import convolve
 from nnunet_ext.blocks.dimension import batch_norm_op, dropout_op
 from nnunet_ext.blocks.layout import cpu_channels_last
-from nnunet_ext.networks.em_net.mamba import BidirectionalMamba
+from nnunet_ext.blocks.mamba import Mamba
 
 _SQUEEZE = 4
 _GAMMA = 1e-6
@@ -56,7 +56,7 @@ class CSRMamba(nn.Module):
         self.gamma = nn.Parameter(torch.full((channels,), _GAMMA))
         self.norm, self.norm_m, self.norm_s = (ChannelNorm(channels) for _ in range(3))
         self.mlp = ChannelMLP(channels, max(1, channels // _SQUEEZE))
-        self.mamba = BidirectionalMamba(channels) if mamba else nn.Identity()
+        self.mamba = Mamba(channels, bidirectional=True) if mamba else nn.Identity()
         self.block = ResidualBlock(conv_op, channels, kernel_size)
         self.dropout = dropout_op(conv_op)(_DROPOUT)
         self.project = nn.Linear(channels, channels)

@@ -6,10 +6,10 @@ from torch import nn
 from benchmarks.plain.em_net import plain_efl
 from nnunet_ext.blocks.channelwise import ChannelNorm, to_tokens, to_volume
 from nnunet_ext.blocks.conv import ConvNormAct
+from nnunet_ext.blocks.mamba import Mamba
 from nnunet_ext.networks.em_net.authors_weights import csr_mamba_names, efl_names, pointwise
 from nnunet_ext.networks.em_net.csr_mamba import CSRMamba
 from nnunet_ext.networks.em_net.efl import EFL
-from nnunet_ext.networks.em_net.mamba import BidirectionalMamba, Direction
 
 
 def load_authors(module, names, state_dict):
@@ -84,40 +84,10 @@ def test_unknown_layouts_list_the_known():
         EFL(4, (4, 4, 4), layout="paper")
 
 
-def test_reading_backwards_is_reading_the_reversed_sequence(assert_close):
-    forwards = randomise(Direction(6, 2, 4, 4, reverse=False))
-    backwards = Direction(6, 2, 4, 4, reverse=True).double()
-    backwards.load_state_dict(forwards.state_dict())
-    x, z = torch.randn(2, 3, 6, 21, dtype=torch.float64)
-    assert_close(backwards(x, z), forwards(x.flip(-1), z.flip(-1)).flip(-1), 1e-12)
-    assert_close(forwards(x, z)[..., :9], forwards(x[..., :9], z[..., :9]), 1e-12)
-
-
-def test_mamba_sees_both_sides_and_no_other_sample():
-    mamba = randomise(BidirectionalMamba(4))
-    x = torch.randn(2, 9, 4, dtype=torch.float64, requires_grad=True)
-    mamba(x)[1, 4].sum().backward()
-    assert (x.grad[0] == 0).all()
-    assert (x.grad[1].abs().sum(-1) > 0).all()
-
-
-def test_mamba_starts_as_published():
-    mamba = BidirectionalMamba(40)
-    for direction in mamba.directions:
-        assert direction.dt_proj.weight.shape == (80, 3)
-        assert direction.dt_proj.weight.abs().max() <= 3**-0.5
-        delta = F.softplus(direction.dt_proj.bias)
-        assert 0.00099 < delta.min() < 0.01 < delta.max() < 0.1001
-        assert torch.equal(direction.A_log[7], torch.arange(1.0, 17).log())
-        assert (direction.D == 1).all()
-    biases = {name for name, _ in mamba.named_parameters() if name.endswith("bias")}
-    assert biases == {f"directions.{i}.{kind}.bias" for i in (0, 1) for kind in ("conv1d", "dt_proj")}
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_autocast_does_not_reach_mamba_norms_and_filters(dtype, assert_close):
     tokens = torch.randn(2, 24, 8)
-    for module in (BidirectionalMamba(8), ChannelNorm(8)):
+    for module in (Mamba(8, bidirectional=True), ChannelNorm(8)):
         expected = module(tokens)
         with torch.autocast("cpu", dtype=dtype):
             assert torch.equal(module(tokens), expected)

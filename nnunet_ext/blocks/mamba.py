@@ -1,7 +1,7 @@
-"""Bidirectional Mamba: a selective state space model that reads a sequence forwards and backwards.
+"""Mamba: a selective state space model that reads a sequence forwards, or forwards and backwards.
 
-Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (arXiv 2312.00752); in both
-directions: Zhu et al., "Vision Mamba" (arXiv 2401.09417), as EM-Net uses it ("v2").
+Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (arXiv 2312.00752), as U-Mamba
+uses it; in both directions: Zhu et al., "Vision Mamba" (arXiv 2401.09417), as EM-Net uses it ("v2").
 """
 
 from math import ceil, log
@@ -18,35 +18,40 @@ _TIME_STEPS = (0.001, 0.1)
 """Range of the initial time steps delta."""
 
 
-class BidirectionalMamba(nn.Module):
+class Mamba(nn.Module):
     """Mamba with one input and output projection and a selective scan per direction.
 
-    x, z = in_proj(t); y = scan_forward(x, z) + scan_backward(x, z); result = out_proj(y)
+    x, z = in_proj(t); y = scan(x, z), in both directions scan_forward(x, z) + scan_backward(x, z);
+    result = out_proj(y)
 
-    In float32 at least, whatever autocast says: the exponentials of a float16 scan give NaN.
+    It computes in float32 at least, whatever autocast says: the exponentials of a float16 scan give NaN.
 
     Args:
         channels: C.
         state: N, the states per inner channel.
         kernel: Width of the causal convolution, in tokens.
         expand: Inner channels D = expand * C.
+        bidirectional: Whether to read backwards too.
 
     Shape:
         (B, L, C) -> (B, L, C)
     """
 
-    def __init__(self, channels: int, state: int = 16, kernel: int = 4, expand: int = 2) -> None:
+    def __init__(
+        self, channels: int, state: int = 16, kernel: int = 4, expand: int = 2, bidirectional: bool = False
+    ) -> None:
         super().__init__()
         inner, rank = expand * channels, ceil(channels / 16)
         self.in_proj = nn.Linear(channels, 2 * inner, bias=False)
-        self.directions = nn.ModuleList(Direction(inner, rank, state, kernel, reverse) for reverse in (False, True))
+        orders = (False, True) if bidirectional else (False,)
+        self.directions = nn.ModuleList(Direction(inner, rank, state, kernel, reverse) for reverse in orders)
         self.out_proj = nn.Linear(inner, channels, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         with torch.autocast(tokens.device.type, enabled=False):
             x, z = self.in_proj(at_least_float32(tokens)).transpose(1, 2).chunk(2, 1)  # views (B, D, L)
-            forwards, backwards = self.directions
-            return self.out_proj((forwards(x, z) + backwards(x, z)).transpose(1, 2))
+            first, *others = (direction(x, z) for direction in self.directions)
+            return self.out_proj(sum(others, first).transpose(1, 2))
 
 
 class Direction(nn.Module):

@@ -1,0 +1,54 @@
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nnunet_ext.blocks.mamba import Direction, Mamba
+
+
+def randomise(module):
+    for p in module.parameters():
+        nn.init.normal_(p, std=0.5)
+    return module.double()
+
+
+def test_reading_backwards_is_reading_the_reversed_sequence(assert_close):
+    forwards = randomise(Direction(6, 2, 4, 4, reverse=False))
+    backwards = Direction(6, 2, 4, 4, reverse=True).double()
+    backwards.load_state_dict(forwards.state_dict())
+    x, z = torch.randn(2, 3, 6, 21, dtype=torch.float64)
+    assert_close(backwards(x, z), forwards(x.flip(-1), z.flip(-1)).flip(-1), 1e-12)
+    assert_close(forwards(x, z)[..., :9], forwards(x[..., :9], z[..., :9]), 1e-12)
+
+
+def test_mamba_sees_both_sides_and_no_other_sample():
+    mamba = randomise(Mamba(4, bidirectional=True))
+    x = torch.randn(2, 9, 4, dtype=torch.float64, requires_grad=True)
+    mamba(x)[1, 4].sum().backward()
+    assert (x.grad[0] == 0).all()
+    assert (x.grad[1].abs().sum(-1) > 0).all()
+
+
+def test_mamba_of_one_direction_reads_forwards(assert_close):
+    mamba, both = Mamba(4).double(), Mamba(4, bidirectional=True).double()
+    weights = mamba.state_dict()
+    assert not [name for name in weights if name.startswith("directions.1.")]
+    x = torch.randn(2, 9, 4, dtype=torch.float64)
+    assert_close(mamba(x)[:, :5], mamba(x[:, :5]), 1e-12)
+    both.load_state_dict(both.state_dict() | weights)
+    _, last = both.directions
+    nn.init.zeros_(last.D)
+    nn.init.zeros_(last.x_proj.weight)
+    assert_close(both(x), mamba(x), 1e-12)
+
+
+def test_mamba_starts_as_published():
+    mamba = Mamba(40, bidirectional=True)
+    for direction in mamba.directions:
+        assert direction.dt_proj.weight.shape == (80, 3)
+        assert direction.dt_proj.weight.abs().max() <= 3**-0.5
+        delta = F.softplus(direction.dt_proj.bias)
+        assert 0.00099 < delta.min() < 0.01 < delta.max() < 0.1001
+        assert torch.equal(direction.A_log[7], torch.arange(1.0, 17).log())
+        assert (direction.D == 1).all()
+    biases = {name for name, _ in mamba.named_parameters() if name.endswith("bias")}
+    assert biases == {f"directions.{i}.{kind}.bias" for i in (0, 1) for kind in ("conv1d", "dt_proj")}
