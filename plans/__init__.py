@@ -6,6 +6,7 @@ from nnunet_ext.plans.faf_net import FAFNetPlanner
 from nnunet_ext.plans.lstm_sa import LSTMSAPlanner, SALSTMPlanner
 from nnunet_ext.plans.sasan import SASANPlanner
 from nnunet_ext.plans.stock import StockPlanner
+from nnunet_ext.plans.u_mamba import UMambaPlanner
 
 PLANNERS: tuple[type[TracedPlanner], ...] = (
     SASANPlanner,
@@ -13,6 +14,7 @@ PLANNERS: tuple[type[TracedPlanner], ...] = (
     SALSTMPlanner,
     LSTMSAPlanner,
     FAFNetPlanner,
+    UMambaPlanner,
     StockPlanner,
 )
 

@@ -33,6 +33,7 @@ TRAINERS = (
     "SALSTMTrainer",
     "FAFNetTrainer",
     "FAFNetFewShotTrainer",
+    "UMambaEncTrainer",
 )
 INTEGRATION_TRAINERS = ("SASANTrainer", "EMNetTrainer")
 PASSED = "passed"

@@ -40,6 +40,9 @@ _COLOURS = {
     "LSTMSA": "#009e73",
     "FAF-Net": "#cc79a7",
     "MT-UNet": "#e69f00",
+    "U-Mamba Enc": "#332288",
+    "U-Mamba Bot": "#117733",
+    "U-Mamba Bot without Mamba": "#88ccee",
 }
 _NETWORK_OF = {trainer: network for network, trainer in TRAINER_OF.items()}
 _DIGEST = re.compile(r"numbers sha256 ([0-9a-f]{64})")

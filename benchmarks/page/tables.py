@@ -74,6 +74,9 @@ TRAINER_OF = {
     "SALSTM": "SALSTMTrainer",
     "LSTMSA": "LSTMSATrainer",
     "FAF-Net": "FAFNetTrainer",
+    "U-Mamba Enc": "UMambaEncTrainer",
+    "U-Mamba Bot": "UMambaBotTrainer",
+    "U-Mamba Bot without Mamba": "UMambaBotNoMambaTrainer",
 }
 """The trainer whose accuracy is shown beside a network's cost."""
 

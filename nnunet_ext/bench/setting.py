@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnunet_ext.networks import LSTMSA, SALSTM, SASAN, EMNet, FAFNet, MTUNet
+from nnunet_ext.networks import LSTMSA, SALSTM, SASAN, EMNet, FAFNet, MTUNet, UMamba
 from nnunet_ext.networks.from_plan import adapted_topology
 from nnunet_ext.networks.mt_unet import LEVELS
 
@@ -229,5 +229,8 @@ NETWORKS: dict[str, Callable[[Setting, bool], nn.Module]] = {
     "LSTMSA": _ours(LSTMSA),
     "FAF-Net": _ours(FAFNet, encoder="plan"),
     "MT-UNet": _mt_unet,
+    "U-Mamba Enc": _ours(UMamba, variant="Enc"),
+    "U-Mamba Bot": _ours(UMamba, variant="Bot"),
+    "U-Mamba Bot without Mamba": _ours(UMamba, variant="no_mamba"),
 }
 """What can be measured: nnU-Net's networks and ours."""

@@ -3,11 +3,25 @@
 import argparse
 from typing import Any
 
+
+def _stride(text: str) -> int | tuple[int, ...]:
+    """An argument of --strides: a number for all axes, or one per axis, separated by commas."""
+    first, *others = map(int, text.split(","))
+    return (first, *others) if others else first
+
+
 _NUMBER: dict[str, Any] = {"type": int}
 _SIZES: dict[str, Any] = {"type": int, "nargs": "+"}
 _SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "heads": (_NUMBER, "attention heads, where tensors do not show them (sasan)"),
-    "patch_size": (_SIZES, "voxels per axis, where tensors do not show it (em_net, faf_net, mt_unet, salstm, lstmsa)"),
+    "patch_size": (
+        _SIZES,
+        "voxels per axis, where tensors do not show it (all but sasan)",
+    ),
+    "strides": (
+        {"type": _stride, "nargs": "+"},
+        "of all stages, as 1 2 2, or per axis 1,1,1 1,2,2 2,2,2 (umamba_bot, umamba_enc; default: 1 2 2 ...)",
+    ),
     "efl_layout": ({}, "authors or spatial (em_net; default: authors)"),
     "attention_size": (_NUMBER, "of the attention's scale (salstm, lstmsa; default: 7744)"),
     "input_channels": (_NUMBER, "of the images (faf_net; default: 1)"),
@@ -18,7 +32,11 @@ _SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("network", help="short name of the network, as `nnunet_ext networks` lists it, or mt_unet")
+    parser.add_argument(
+        "network",
+        help="short name of the network, as `nnunet_ext networks` lists it, or mt_unet; U-Mamba's are umamba_bot and "
+        "umamba_enc",
+    )
     parser.add_argument("input", help="the authors' checkpoint (a state dict saved by torch)")
     parser.add_argument("output", help="file to write")
     for name, (options, text) in _SETTINGS.items():

@@ -6,5 +6,17 @@ from nnunet_ext.networks.lstm_sa import LSTMSA, SALSTM
 from nnunet_ext.networks.mt_unet import MTUNet
 from nnunet_ext.networks.registry import NETWORKS, NetworkInfo, network_info
 from nnunet_ext.networks.sasan import SASAN
+from nnunet_ext.networks.u_mamba import UMamba
 
-__all__ = ["LSTMSA", "NETWORKS", "SALSTM", "SASAN", "EMNet", "FAFNet", "MTUNet", "NetworkInfo", "network_info"]
+__all__ = [
+    "LSTMSA",
+    "NETWORKS",
+    "SALSTM",
+    "SASAN",
+    "EMNet",
+    "FAFNet",
+    "MTUNet",
+    "NetworkInfo",
+    "UMamba",
+    "network_info",
+]

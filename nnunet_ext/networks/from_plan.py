@@ -40,7 +40,8 @@ def planned_arguments(network: type[nn.Module], configuration: Any) -> dict[str,
 
     A plan made for this very network gives all its arguments; from a plan for another one (nnU-Net's own) the
     topology is taken: stages, features, kernels, strides, 2D or 3D, and the patch size. A network that lays its
-    stages out in its own way has a class method `adapt_topology`, which gets these and returns its own.
+    stages out in its own way has a class method `adapt_topology`, which gets these and returns its own. Further
+    arguments that the plan may have are named by the network's `plan_arguments`.
     """
     arguments = dict(configuration.network_arch_init_kwargs)
     for key in configuration.network_arch_init_kwargs_req_import:
@@ -61,7 +62,8 @@ def planned_arguments(network: type[nn.Module], configuration: Any) -> dict[str,
             f"{network.__name__} cannot take its topology from it; plan with nnU-Net's default planner"
         )
     topology = {key: arguments[key] for key in _TOPOLOGY} | {"patch_size": configuration.patch_size}
-    return adapted_topology(network, topology)
+    further = {key: arguments[key] for key in getattr(network, "plan_arguments", ()) if key in arguments}
+    return adapted_topology(network, topology) | further
 
 
 def adapted_topology(network: type[nn.Module], topology: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from nnunet_ext.networks.em_net import EMNet
 from nnunet_ext.networks.faf_net import FAFNet
 from nnunet_ext.networks.lstm_sa import LSTMSA, MT_UNET, SALSTM
 from nnunet_ext.networks.sasan import SASAN
+from nnunet_ext.networks.u_mamba import VARIANTS as U_MAMBA_VARIANTS
+from nnunet_ext.networks.u_mamba import UMamba
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class NetworkInfo:
     """A network and what belongs to it.
 
     Attributes:
-        name: Short name, as in `nnunet_ext.weights.from_authors`.
+        name: Short name, as in `nnunet_ext.weights.from_authors`, which has `umamba_bot` and `umamba_enc` for U-Mamba.
         network: The class.
         trainers: Trainers that build it.
         variants: Names of its variants, in the paper's letters; empty if there is one form only.
@@ -94,6 +96,22 @@ _INFOS = (
         },
         lower_outputs=False,
         any_size=True,
+    ),
+    NetworkInfo(
+        name="u_mamba",
+        network=UMamba,
+        trainers=("UMambaEncTrainer", "UMambaBotTrainer", "UMambaBotNoMambaTrainer"),
+        variants=tuple(U_MAMBA_VARIANTS),
+        paper={  # The paper takes nnU-Net's plans and names no setting of its own: this is the plan for this patch.
+            "input_channels": 1,
+            "num_classes": 14,
+            "patch_size": (128, 128, 128),
+            "n_stages": 6,
+            "features_per_stage": (32, 64, 128, 256, 320, 320),
+            "conv_op": nn.Conv3d,
+            "kernel_sizes": 3,
+            "strides": 2,
+        },
     ),
 )
 

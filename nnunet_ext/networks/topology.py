@@ -49,10 +49,7 @@ class Topology:
         if n_stages < 2:
             raise ValueError(f"`n_stages`={n_stages} must be at least 2: an encoder and a decoder level")
         patch = _per_axis("patch_size", patch_size, n)
-        if isinstance(features_per_stage, int):
-            features_per_stage = (features_per_stage,) * n_stages
-        features = tuple(int(f) for f in features_per_stage)
-        _check_length("features_per_stage", features, n_stages, "stages")
+        features = numbers_per_stage("features_per_stage", features_per_stage, n_stages)
         kernels = _per_stage_and_axis("kernel_sizes", kernel_sizes, n_stages, n)
         if any(k % 2 == 0 for stage in kernels for k in stage):
             raise ValueError(f"`kernel_sizes`={kernels} must be odd, so that convolutions keep the size")
@@ -61,10 +58,23 @@ class Topology:
         steps = _per_stage_and_axis("strides", strides, n_stages, n)
         if any(s != 1 for s in steps[0]):
             raise ValueError(f"`strides[0]`={steps[0]} must be all 1: the first stage works at full resolution")
-        for name, values in (("patch_size", (patch,)), ("features_per_stage", (features,)), ("strides", steps)):
+        for name, values in (("patch_size", (patch,)), ("strides", steps)):
             if any(v < 1 for value in values for v in value):
                 raise ValueError(f"`{name}`={values if name == 'strides' else values[0]} must be positive")
         return cls(patch, features, kernels, steps, _level_sizes(patch, steps))
+
+
+def numbers_per_stage(name: str, value: int | Sequence[int], n_stages: int) -> tuple[int, ...]:
+    """Broadcasts one number over stages.
+
+    Raises:
+        ValueError: for a wrong length, or a number below 1.
+    """
+    values = (value,) * n_stages if isinstance(value, int) else tuple(int(v) for v in value)
+    _check_length(name, values, n_stages, "stages")
+    if any(v < 1 for v in values):
+        raise ValueError(f"`{name}`={values} must be positive")
+    return values
 
 
 def _per_axis(name: str, value: int | Sequence[int], n: int) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from nnunet_ext.networks.faf_net.authors_weights import faf_net_from_authors
 from nnunet_ext.networks.lstm_sa.authors_weights import lstmsa_from_authors, salstm_from_authors
 from nnunet_ext.networks.mt_unet.authors_weights import mt_unet_from_authors
 from nnunet_ext.networks.sasan.authors_weights import sasan_from_authors
+from nnunet_ext.networks.u_mamba.authors_weights import umamba_bot_from_authors, umamba_enc_from_authors
 
 _IMPORTERS: dict[str, Callable[..., nn.Module]] = {
     "em_net": em_net_from_authors,
@@ -18,6 +19,8 @@ _IMPORTERS: dict[str, Callable[..., nn.Module]] = {
     "mt_unet": mt_unet_from_authors,
     "salstm": salstm_from_authors,
     "sasan": sasan_from_authors,
+    "umamba_bot": umamba_bot_from_authors,
+    "umamba_enc": umamba_enc_from_authors,
 }
 
 
@@ -42,6 +45,9 @@ def from_authors(name: str, state_dict: Mapping[str, Tensor], **settings: object
       `num_classes` (default: 2, background and a class); `filter_grid` (default: as the tensors show it). Without an
       encoder among the weights it is the network after its encoder, which has `segment_features`.
     * ``mt_unet``: `patch_size`, of which tensors show no more than the number of tokens (default: a square).
+    * ``umamba_bot``, ``umamba_enc``: `strides` of the plan (default: 2 into every stage but the first; required where
+      kernels differ between the axes); `patch_size` (default for ``umamba_enc``: the cube that a stage with channels
+      as tokens shows, required if none does).
 
     Args:
         name: Short name of the network.

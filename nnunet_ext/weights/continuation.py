@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from nnunet_ext.networks import LSTMSA, SALSTM, SASAN, EMNet, FAFNet
+from nnunet_ext.networks import LSTMSA, SALSTM, SASAN, EMNet, FAFNet, UMamba
 from nnunet_ext.networks.sasan.axial_attention import AxialAttention, default_heads
 
 _EM_NET = {
@@ -51,4 +51,6 @@ def _trainer(network: nn.Module) -> tuple[str, dict[str, Any]] | None:
     if isinstance(network, FAFNet):
         encoder = network.encoder.backbone.name
         return "FAFNetResNet101Trainer", {} if encoder == "resnet101" else {"encoder": encoder}
+    if isinstance(network, UMamba):
+        return f"UMamba{network.variant}Trainer", {}
     return None

@@ -85,6 +85,7 @@ GIGABYTES = {
     "LSTMSATrainer": 0.6,
     "LSTMSAMTUNetTrainer": 3,
     "FAFNetTrainer": 0.6,
+    "UMambaEncTrainer": 0.6,
     "StockTrainer": 0.4,
 }
 
@@ -134,7 +135,7 @@ def predict(network, manager, configuration, dataset_json, trainer, channels):
     assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize("trainer", ["SASANTrainer", "EMNetTrainer"])
+@pytest.mark.parametrize("trainer", ["SASANTrainer", "EMNetTrainer", "UMambaEncTrainer"])
 def test_a_plan_is_below_its_target_trains_and_predicts(dataset, trainer, capsys):
     dataset.describe(*ISOTROPIC)
     plans = plan(dataset, trainer, GIGABYTES[trainer], "-c", "3d_fullres")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from nnunet_ext.networks import LSTMSA, SALSTM, SASAN, EMNet
+from nnunet_ext.networks import LSTMSA, SALSTM, SASAN, EMNet, UMamba
 from nnunet_ext.profiling.backward import run_backward
 from nnunet_ext.profiling.live_memory import LimitExceeded, LiveMemory
 from nnunet_ext.profiling.memory import trace_network
@@ -56,6 +56,7 @@ MAKERS = {
     "nnU-Net": unet,
     "SASAN": lambda: SASAN(**SMALL),
     "EM-Net": lambda: EMNet(**SMALL),
+    "U-Mamba": lambda: UMamba(**SMALL),
     "SALSTM": lambda: SALSTM(**SMALL),
     "LSTMSA": lambda: LSTMSA(**SMALL),
     "checkpointed LSTMSA": lambda: LSTMSA(**SMALL, checkpoint_slices=3),

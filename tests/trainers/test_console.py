@@ -123,6 +123,9 @@ def test_unset_folders_are_named(nnunet, monkeypatch):
                 ("LSTMSATrainer", "2d"),
                 ("SALSTMTrainer", "3d_fullres_tiny"),
                 ("FAFNetTrainer", "2d"),
+                ("UMambaEncTrainer", "3d_fullres_tiny"),
+                ("UMambaBotTrainer", "2d_tiny"),
+                ("UMambaBotNoMambaTrainer", "3d_fullres_tiny"),
             )
         ),
     ],

@@ -181,7 +181,13 @@ def test_a_stock_checkpoint_is_noted(make_trainer, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "trainer"), [("SASAN", "SASANTrainer"), ("EMNet", "EMNetTrainer"), ("LSTMSA", "LSTMSATrainer")]
+    ("name", "trainer"),
+    [
+        ("SASAN", "SASANTrainer"),
+        ("EMNet", "EMNetTrainer"),
+        ("LSTMSA", "LSTMSATrainer"),
+        ("UMamba", "UMambaEncTrainer"),
+    ],
 )
 def test_stock_trainer_builds_a_network_from_a_plan_that_names_it(make_trainer, nnunet, name_network, name, trainer):
     plans = nnunet.plans
@@ -191,7 +197,7 @@ def test_stock_trainer_builds_a_network_from_a_plan_that_names_it(make_trainer, 
     with torch.no_grad():
         outputs = stock.network(batch(stock)["data"])
     assert [o.shape[2:] for o in outputs] == [t.shape[2:] for t in batch(stock)["target"]]
-    ours = make_trainer(f"{name}Trainer", plans=plans)
+    ours = make_trainer(trainer, plans=plans)
     assert ours.network.state_dict().keys() == stock.network.state_dict().keys()
     assert ours._get_deep_supervision_scales() == stock._get_deep_supervision_scales()
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nnunet_ext.cli.main import main
-from nnunet_ext.networks import LSTMSA, SALSTM, SASAN, EMNet
+from nnunet_ext.networks import LSTMSA, SALSTM, SASAN, EMNet, UMamba
 from nnunet_ext.weights import from_authors, read_state_dict
 from nnunet_ext.weights.continuation import continuation
 
@@ -95,6 +95,8 @@ def test_files_that_carry_code_are_refused(tmp_path, capsys):
             "class MyTrainer(SALSTMMTUNetTrainer): network_settings = {'attention_size': 7",
         ),
         (LSTMSA, {}, "train with -tr LSTMSAMTUNetTrainer"),
+        (UMamba, {}, "train with -tr UMambaEncTrainer"),
+        (UMamba, {"variant": "Bot"}, "train with -tr UMambaBotTrainer"),
     ],
 )
 def test_the_trainer_that_goes_on_is_named(network, settings, expected):
