@@ -1,5 +1,6 @@
 """Which scans of a folder nnU-Net can predict: one that it cannot read ends its prediction of all the others."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -9,25 +10,28 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_ext.nnunet.scans import Failure, Scan, geometry_differences, read_scan
+from nnunet_ext.nnunet.label_maps import read_label_map
+from nnunet_ext.nnunet.scans import Failure, Scan, check_same_grid, read_scan
 from nnunet_ext.utils.files import check_whole
 
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to predict, and where to.
+    """Inputs and outputs of a prediction.
 
     Attributes:
-        target: Folder of the masks.
-        ending: Of the dataset's files.
+        target: Folder for the masks.
+        ending: Ending of the dataset's files.
         previous: Folder of the previous stage's masks, for a cascade.
-        probabilities: Whether these are written too.
+        probabilities: Whether probabilities are written as well.
+        labels: Values that masks of the previous stage may have; None: any.
     """
 
     target: Path
     ending: str
     previous: Path | None = None
     probabilities: bool = False
+    labels: frozenset[int] | None = None
 
     def mask(self, scan: Scan) -> Path:
         return self.target / f"{scan.case}{self.ending}"
@@ -65,10 +69,10 @@ def sort_out(scans: Iterable[Scan], reader: Any, channels: int, work: Work) -> t
     """Reads every scan as nnU-Net will.
 
     Args:
-        scans: To predict; an iterable that shows progress, for instance.
-        reader: The model's.
-        channels: That the model takes.
-        work: What for.
+        scans: Scans to predict; an iterable that shows progress, for instance.
+        reader: The model's reader.
+        channels: Number of channels that the model takes.
+        work: Inputs and outputs of the prediction.
 
     Returns:
         Scans that can be predicted, and the others with the reason.
@@ -77,29 +81,35 @@ def sort_out(scans: Iterable[Scan], reader: Any, channels: int, work: Work) -> t
     for scan in scans:
         try:
             with redirect_stdout(StringIO()):  # readers print what is in the error too
-                _check(scan, reader, channels)
-            if work.previous is not None and not (work.previous / f"{scan.case}{work.ending}").is_file():
-                raise FileNotFoundError(f"no mask of the previous stage in {work.previous}")
-        # Whatever a reader makes of a broken file.
+                notes = _check(scan, reader, channels, work)
+        # The type of the error depends on the reader.
         except Exception as error:
             bad.append(Failure.of(scan, error))
         else:
             good.append(scan)
+            if notes:
+                print(f"Note: {'; '.join(notes)}; nothing was resampled.", file=sys.stderr)
     return good, bad
 
 
-def _check(scan: Scan, reader: Any, channels: int) -> None:
-    """Raises whatever keeps a scan from being predicted."""
-    found, first = 0, None
+def _check(scan: Scan, reader: Any, channels: int, work: Work) -> list[str]:
+    """Raises an error for whatever keeps a scan from being predicted; returns notes on its geometry."""
+    found, notes = 0, []
+    first: tuple[tuple[int, ...], dict] | None = None
     for file in scan.files:
         image, properties = read_scan(reader, [file])
         if first is None:
             first = image.shape[1:], properties
-        different = geometry_differences(first[1], properties)
-        if image.shape[1:] != first[0]:
-            different.insert(0, f"size {first[0]} and {image.shape[1:]}")
-        if different:
-            raise ValueError(f"{Path(scan.files[0]).name} and {Path(file).name} differ in {'; '.join(different)}")
+        names = Path(scan.files[0]).name, Path(file).name
+        notes.append(check_same_grid(names, (first[0], image.shape[1:]), (first[1], properties)))
         found += image.shape[0]
     if found != channels:
         raise ValueError(f"{found} channel(s), the model has {channels}")
+    if work.previous is not None and first is not None:
+        mask = work.previous / f"{scan.case}{work.ending}"
+        if not mask.is_file():
+            raise FileNotFoundError(f"no mask of the previous stage in {work.previous}")
+        earlier = read_label_map(reader, mask, work.labels)
+        names = Path(scan.files[0]).name, mask.name
+        notes.append(check_same_grid(names, (first[0], earlier.values.shape), (first[1], earlier.properties)))
+    return [note for note in notes if note]

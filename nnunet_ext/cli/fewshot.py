@@ -68,21 +68,23 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nnunet_ext.fewshot.model import FewShotModel
     from nnunet_ext.fewshot.run import evaluate, segment_scans, write_evaluation
-    from nnunet_ext.nnunet.scans import scan_of, scans_in
+    from nnunet_ext.nnunet.scans import check_other_folder, scan_of, scans_in
     from nnunet_ext.utils.files import check_writable
 
+    check_other_folder(arguments.output, arguments.input)
     model = FewShotModel(arguments.model, device, arguments.folds, arguments.checkpoint)
-    scans, target = scans_in(arguments.input, model.endings), Path(arguments.output)
+    (scans, failures), target = scans_in(arguments.input, model.endings), Path(arguments.output)
+    total = len(scans) + len(failures)
     check_writable(target)
     examples = [
         (scan_of(image, model.endings), Path(mask))
         for image, mask in zip(arguments.support, arguments.mask, strict=True)
     ]
     model.show(examples, arguments.label, arguments.parts, arguments.match, arguments.sectors)
-    failures = segment_scans(model, scans, target)
+    failures += segment_scans(model, scans, target)
     failed = {failure.case for failure in failures}
     done = [scan for scan in scans if scan.case not in failed]
-    print(f"Wrote {len(done)} of {len(scans)} masks to {target}")
+    print(f"Wrote {len(done)} of {total} masks to {target}")
     if truth is not None:
         table, without = evaluate(model, done, target, truth)
         write_evaluation(table, target)

@@ -16,9 +16,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from nnunet_ext.nnunet.dataset_json import read_dataset_json
+    from nnunet_ext.nnunet.json_files import read_plans
     from nnunet_ext.profiling.counts import network_costs
 
-    rows = network_costs(Path(arguments.plans) if arguments.plans else None, arguments.configuration)
+    plans = Path(arguments.plans) if arguments.plans else None
+    if plans is not None:  # their errors name the file and the key
+        read_plans(plans)
+        read_dataset_json(plans.parent / "dataset.json", "channel_names")
+    rows = network_costs(plans, arguments.configuration)
     if arguments.json:
         print(json.dumps(rows, indent=2))
         return 0

@@ -48,11 +48,12 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunetv2.utilities.file_path_utilities import get_output_folder
     from tqdm import tqdm
 
-    from nnunet_ext.nnunet.scans import scans_in
+    from nnunet_ext.nnunet.scans import check_other_folder, scans_in
     from nnunet_ext.nnunet.trained_model import load_predictor
     from nnunet_ext.predict import Work, part_of, sort_out
     from nnunet_ext.utils.files import check_writable
 
+    check_other_folder(arguments.output, arguments.input)
     try:
         model = get_output_folder(arguments.dataset, arguments.trainer, arguments.plans, arguments.configuration)
     except RuntimeError as error:
@@ -73,15 +74,19 @@ def run(arguments: argparse.Namespace) -> int:
     previous = Path(arguments.previous) if arguments.previous else None
     if (previous is None) != (configuration.previous_stage_name is None):
         raise ValueError("-prev_stage_predictions is for a model of a cascade, and such a model needs it")
-    work = Work(Path(arguments.output), dataset["file_ending"], previous, arguments.save_probabilities)
-    scans = part_of(scans_in(arguments.input, [work.ending]), arguments.part_id, arguments.num_parts)
+    values = frozenset(int(value) for value in predictor.label_manager.all_labels)
+    work = Work(Path(arguments.output), dataset["file_ending"], previous, arguments.save_probabilities, values)
+    found, bad = scans_in(arguments.input, [work.ending])
+    scans = part_of(found, arguments.part_id, arguments.num_parts)
     check_writable(work.target)
     reader = plans.image_reader_writer_class()
     if arguments.continue_prediction:
         scans = [scan for scan in scans if not work.is_done(reader, scan)]
     channels = len(dataset.get("modality") or dataset["channel_names"])
     checked = tqdm(scans, "Checking", unit="scan", disable=arguments.disable_progress_bar)
-    good, bad = sort_out(checked, reader, channels, work)
+    good, unreadable = sort_out(checked, reader, channels, work)
+    total = len(scans) + len(bad)
+    bad += unreadable
     try:
         if good:
             predictor.predict_from_files(
@@ -92,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
                 num_processes_segmentation_export=arguments.nps,
                 folder_with_segs_from_prev_stage=arguments.previous,
             )
-            print(f"Wrote {len(good)} of {len(scans)} masks to {work.target}")
+            print(f"Wrote {len(good)} of {total} masks to {work.target}")
     finally:
         for failure in bad:
             print(f"{failure.case}: {failure.reason}", file=sys.stderr)

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.compare.labels import LabelSet, check_same_labels, label_set, read_dataset_json
+from nnunet_ext.compare.labels import LabelSet, check_same_labels, label_set
 from nnunet_ext.compare.study import Case, Entrant, Study, check_entrants
-from nnunet_ext.nnunet.json_files import read_json
+from nnunet_ext.nnunet.dataset_json import read_dataset_json
+from nnunet_ext.nnunet.json_files import read_splits, read_summary
+from nnunet_ext.nnunet.scans import label_files
 from nnunet_ext.nnunet.trained_model import fold_names, model_name, pair_plans
 from nnunet_ext.utils.messages import some_of
 
@@ -48,7 +50,7 @@ def collect_cross_validation(
     for model in models[1:]:
         check_same_labels(dataset_json, read_dataset_json(model / "dataset.json"), model.name, models[0].name)
     truths, ending = preprocessed / "gt_segmentations", dataset_json["file_ending"]
-    example = next(iter(sorted(truths.glob(f"*{ending}"))), None)
+    example = next(iter(label_files(truths, ending).values()), None) if truths.is_dir() else None
     if example is None:
         raise FileNotFoundError(
             f"no {ending} files in {truths}; nnUNetv2_plan_and_preprocess puts the true labels there"
@@ -137,7 +139,7 @@ def _folds(models: Sequence[Path], names: Sequence[str], wanted: Sequence[str] |
 def _splits(preprocessed: Path) -> tuple[list[dict[str, list[str]]] | None, list[str]]:
     path = preprocessed / "splits_final.json"
     if path.is_file():
-        return read_json(path), []
+        return read_splits(path), []
     return None, [f"There is no {path.name}: the trainers' cases were compared with each other, not with the split."]
 
 
@@ -158,9 +160,9 @@ def _fold_cases(
             f"{where} is unfinished: it has no validation/summary.json; go on with `{command} --c`, or, where only the "
             f"validation is missing, `{command} --val`"
         )
-    summary = read_json(validation / "summary.json")
+    summary = read_summary(validation / "summary.json")
     recorded = {_identifier(case["prediction_file"], labels): case["metrics"] for case in summary["metric_per_case"]}
-    predicted = {path.name.removesuffix(labels.file_ending) for path in validation.glob(f"*{labels.file_ending}")}
+    predicted = set(label_files(validation, labels.file_ending))
     if splits is not None:
         if int(fold) >= len(splits):
             raise ValueError(f"{where}: splits_final.json has only {len(splits)} folds")

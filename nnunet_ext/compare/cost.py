@@ -1,6 +1,5 @@
 """What a model costs: parameters, multiply-adds, time and memory."""
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from nnunet_ext.compare.study import Study
+from nnunet_ext.nnunet.dataset_json import read_dataset_json
+from nnunet_ext.nnunet.json_files import read_plans
 from nnunet_ext.nnunet.training_log import TrainingLog, read_training
 
 
@@ -86,8 +87,8 @@ def network_size(model: Path, trainer: str, configuration: str) -> dict[str, Any
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what nnU-Net's search imports warns of what PyTorch has deprecated
         found = find_trainer(trainer)
-    dataset = json.loads((model / "dataset.json").read_text())
-    return trainer_network_size(found, PlansManager(str(model / "plans.json")), configuration, dataset)
+    dataset = read_dataset_json(model / "dataset.json")
+    return trainer_network_size(found, PlansManager(read_plans(model / "plans.json")), configuration, dataset)
 
 
 def _median(values: list[float]) -> float:

@@ -1,20 +1,22 @@
 """Measures every case of every entrant, in several processes, and keeps the scores."""
 
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nnunet_ext.compare import cache
 from nnunet_ext.compare.labels import LabelSet
 from nnunet_ext.compare.metrics import case_scores
 from nnunet_ext.compare.study import Case, Study
-from nnunet_ext.utils.files import check_whole
+from nnunet_ext.nnunet.label_maps import read_pair
+from nnunet_ext.utils.messages import some_of
 
 _RECORDED_TOLERANCE = 1e-6
 Task = tuple[Path, Path, LabelSet, float]
@@ -33,8 +35,8 @@ def measure(study: Study, tolerance: float, folder: Path, processes: int) -> pd.
         One row an entrant, case and label, in their order: entrant, case, fold, label and the fields of `LabelScores`.
 
     Raises:
-        ValueError: where a file cannot be read, a prediction has another shape than the label, or nnU-Net's own
-            evaluation says otherwise.
+        ValueError: if a file cannot be read or has values that dataset.json does not name, a prediction does not
+            occupy the space of its label, or nnU-Net's own evaluation has other values.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, cache.Scores] = {}
@@ -50,9 +52,13 @@ def measure(study: Study, tolerance: float, folder: Path, processes: int) -> pd.
                     tasks[key] = (case.truth, case.prediction, study.labels, tolerance)
                 else:
                     found[key] = known
-    for key, scores in zip(tasks, _scores(list(tasks.values()), processes), strict=True):
+    notes = []
+    for key, (scores, note) in zip(tasks, _scores(list(tasks.values()), processes), strict=True):
         cache.write(folder, key, scores)
         found[key] = scores
+        notes += [note] if note else []
+    if notes:
+        print(f"Note: {some_of(notes, 3)}; nothing was resampled.", file=sys.stderr)
     rows = []
     for entrant in study.entrants:
         for name, case in entrant.cases.items():
@@ -65,7 +71,7 @@ def measure(study: Study, tolerance: float, folder: Path, processes: int) -> pd.
     return pd.DataFrame(rows)
 
 
-def _scores(tasks: list[Task], processes: int) -> Iterator[cache.Scores]:
+def _scores(tasks: list[Task], processes: int) -> Iterator[tuple[cache.Scores, str]]:
     workers = min(processes, len(tasks))
     if workers <= 1:
         yield from _progress(map(_measure_files, tasks), len(tasks))
@@ -75,31 +81,33 @@ def _scores(tasks: list[Task], processes: int) -> Iterator[cache.Scores]:
         yield from _progress(pool.map(_measure_files, tasks, chunksize=max(1, len(tasks) // (8 * workers))), len(tasks))
 
 
-def _progress(results: Iterable[cache.Scores], total: int) -> Iterable[cache.Scores]:
+def _progress(results: Iterable[tuple[cache.Scores, str]], total: int) -> Iterable[tuple[cache.Scores, str]]:
     return tqdm(results, total=total, desc="Measure cases", unit="case", disable=not total)
 
 
-def _measure_files(task: Task) -> cache.Scores:
+def _measure_files(task: Task) -> tuple[cache.Scores, str]:
+    """Scores of a case, and a note on its geometry; empty if there is none."""
     from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 
     truth_file, prediction_file, labels, tolerance = task
     reader = recursive_find_reader_writer_by_name(labels.reader)()
-    (truth, properties), (prediction, _) = (_read(reader, file) for file in (truth_file, prediction_file))
-    try:
-        return case_scores(
-            truth[0], prediction[0], properties["spacing"], labels.labels, labels.ignore_label, tolerance
-        )
-    except ValueError as error:
-        raise ValueError(f"{prediction_file}: {error}") from error
+    truth, prediction = read_pair(reader, truth_file, prediction_file, labels.values)
+    maps, spacing = flat_axis_first((truth.values, prediction.values), truth.properties["spacing"])
+    return case_scores(*maps, spacing, labels.labels, labels.ignore_label, tolerance), prediction.note
 
 
-def _read(reader: Any, file: Path) -> tuple[Any, dict[str, Any]]:
-    try:
-        check_whole(file)
-        return reader.read_seg(str(file))
-    # Whatever a reader makes of a broken file.
-    except Exception as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
+def flat_axis_first(
+    maps: tuple[NDArray[np.integer], NDArray[np.integer]], spacing: Sequence[float]
+) -> tuple[tuple[NDArray[np.integer], NDArray[np.integer]], list[float]]:
+    """Single slices with the axis of size 1 in front, whichever it was, where `case_scores` drops it.
+
+    Shape:
+        maps (D, H, W); volumes are returned as they are
+    """
+    shape, spacing = maps[0].shape, list(spacing)
+    axis = shape.index(1) if 1 in shape else 0
+    spacing.insert(0, spacing.pop(axis))
+    return (np.moveaxis(maps[0], axis, 0), np.moveaxis(maps[1], axis, 0)), spacing
 
 
 def _check_recorded(entrant: str, case: Case, scores: cache.Scores) -> None:

@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nnunet_ext.compare.labels import check_same_labels, label_set, read_dataset_json
+from nnunet_ext.compare.labels import check_same_labels, label_set
 from nnunet_ext.compare.study import Case, Entrant, Study, check_entrants
+from nnunet_ext.nnunet.dataset_json import read_dataset_json
+from nnunet_ext.nnunet.scans import label_files
 from nnunet_ext.utils.messages import some_of
 
 TEST_FOLD = "test"
@@ -36,7 +38,7 @@ def collect_predictions(
     for name, folder in others:
         check_same_labels(dataset, read_dataset_json(folder / "dataset.json"), name, first[0])
     ending = dataset["file_ending"]
-    truths = {path.name.removesuffix(ending): path for path in sorted(labels.glob(f"*{ending}"))}
+    truths = label_files(labels, ending)
     if not truths:
         raise ValueError(f"{labels} has no files that end in {ending}")
     entrants = [Entrant(name, _cases(name, folder, truths, ending, images)) for name, folder in folders.items()]
@@ -57,7 +59,7 @@ def _named(predictions: Sequence[str]) -> dict[str, Path]:
 
 
 def _cases(name: str, folder: Path, truths: Mapping[str, Path], ending: str, images: Path | None) -> dict[str, Case]:
-    found = {path.name.removesuffix(ending): path for path in folder.glob(f"*{ending}")}
+    found = label_files(folder, ending)
     for text, cases in (("has no prediction of", truths.keys() - found), ("has no label for", found.keys() - truths)):
         if cases:
             raise ValueError(f"the cases differ: {name} ({folder}) {text} {some_of(sorted(cases))}")

@@ -1,12 +1,13 @@
 """The labels of a dataset as nnU-Net evaluates them: labels or regions, and the ignore label."""
 
 from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from nnunet_ext.compare.metrics import Label
-from nnunet_ext.nnunet.json_files import read_json
 
 
 @dataclass(frozen=True)
@@ -25,18 +26,11 @@ class LabelSet:
     file_ending: str
     reader: str
 
-
-def read_dataset_json(path: Path) -> dict[str, Any]:
-    """The content of a dataset.json.
-
-    Raises:
-        FileNotFoundError: if it is missing.
-        ValueError: if it is damaged or has no labels.
-    """
-    content = read_json(path)
-    if "labels" not in content or "file_ending" not in content:
-        raise ValueError(f"{path} has no `labels` or no `file_ending`: it is not nnU-Net's dataset.json")
-    return content
+    @property
+    def values(self) -> frozenset[int]:
+        """Values that label maps may have, background and the ignore label included."""
+        named = {value for label in self.labels.values() for value in _canonical(label)}
+        return frozenset(named | {0} | ({self.ignore_label} if self.ignore_label is not None else set()))
 
 
 def label_set(dataset: Mapping[str, Any], example: Path) -> LabelSet:
@@ -58,7 +52,9 @@ def label_set(dataset: Mapping[str, Any], example: Path) -> LabelSet:
         raise ValueError("dataset.json names no label besides background: there is nothing to compare")
     names = {_canonical(value): name for name, value in dataset["labels"].items() if name != "ignore"}
     try:
-        reader = determine_reader_writer_from_dataset_json(dict(dataset), str(example), verbose=False)
+        # nnU-Net prints the tracebacks of readers that do not read the file.
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            reader = determine_reader_writer_from_dataset_json(dict(dataset), str(example), verbose=False)
     except RuntimeError as error:
         raise ValueError(f"nnU-Net cannot read {example}: {error}") from error
     plain = [_canonical(value) if isinstance(value, tuple) else int(value) for value in values]

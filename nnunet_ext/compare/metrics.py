@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nnunet_ext.compare.surface import normalised_surface_dice, robust_hausdorff, surfaces
 
-VERSION = 1
+VERSION = 2
 """Of the definitions: raised when one changes, so that cached values are computed anew."""
 
 Label = int | tuple[int, ...]

@@ -1,5 +1,6 @@
 """A trained FAF-Net as a tool for classes that it was not trained on."""
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
@@ -22,9 +23,9 @@ from nnunet_ext.fewshot.surroundings import surroundings
 from nnunet_ext.networks import FAFNet
 from nnunet_ext.networks.faf_net.head import Support, logit
 from nnunet_ext.nnunet.checkpoints import uncompiled
-from nnunet_ext.nnunet.scans import Scan, geometry_differences, read_scan
+from nnunet_ext.nnunet.label_maps import align, read_label_map
+from nnunet_ext.nnunet.scans import Scan, read_scan
 from nnunet_ext.nnunet.trained_model import DEFAULT_CHECKPOINT, load_predictor
-from nnunet_ext.utils.files import check_whole
 
 _TILE_STEP = 0.5  # nnU-Net's
 
@@ -71,6 +72,8 @@ class FewShotModel:
             network.load_state_dict(weights)
             self.networks.append(deepcopy(network).to(self.device).eval())
         self.labels: tuple[int, ...] = ()
+        self.shown_values: frozenset[int] = frozenset()
+        """Values that occur in the support masks, and background."""
         self.supports: list[list[Support]] = []
         """Of each fold, of each part."""
 
@@ -105,13 +108,15 @@ class FewShotModel:
             raise ValueError(f"labels {list(labels)} must be positive and different")
         if sectors < 0:
             raise ValueError(f"`sectors`={sectors} must be at least 0")
-        slices, masks = [], []
+        slices, masks, shown = [], [], set[int]()
         for scan, mask in examples:
-            for of_scan in self._support_slices(
+            present, of_example = self._support_slices(
                 scan, mask, labels, partial(shown_slices, parts=parts, match=match), sectors
-            ):
-                slices.append(of_scan[0])
-                masks.append(of_scan[1])
+            )
+            shown.update(present)
+            for of_slice in of_example:
+                slices.append(of_slice[0])
+                masks.append(of_slice[1])
         # (parts, shots * labels, ..): parts are the fastest axis of what was gathered.
         shots = len(examples) * len(labels)
         images, of_images = (
@@ -123,7 +128,7 @@ class FewShotModel:
                 [network.encode_support(image, mask) for image, mask in zip(images, of_images, strict=True)]
                 for network in self.networks
             ]
-        self.labels = tuple(labels)
+        self.labels, self.shown_values = tuple(labels), frozenset({0, *shown})
 
     def segment(self, scan: Scan, output: Path) -> None:
         """Segments a scan and writes the labels in its geometry.
@@ -167,25 +172,25 @@ class FewShotModel:
         labels: Sequence[int],
         choose: Callable[[np.ndarray], list[int]],
         sectors: int,
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Image (M, h, w) and masks (R (1 + S), h, w), of its label and that one's S sectors only, for each label and
-        part. First the labels, then the sectors of each."""
+    ) -> tuple[list[int], list[tuple[np.ndarray, np.ndarray]]]:
+        """Values in the mask, and image (M, h, w) and masks (R (1 + S), h, w) for each label and part.
+
+        The masks show one label and its S sectors only: first the labels, then the sectors of each.
+        """
         image, properties = read_scan(self.reader, scan.files)
-        check_whole(mask_file)
-        mask, of_mask = self.reader.read_seg(str(mask_file))
-        differences = geometry_differences(properties, of_mask)
-        if image.shape[1:] != mask.shape[1:]:
-            differences.insert(0, f"size {image.shape[1:]} and {mask.shape[1:]}")
-        if differences:
-            raise ValueError(f"image {scan.files[0]} and mask {mask_file} differ in {'; '.join(differences)}")
-        present = np.unique(mask[mask != 0]).astype(int).tolist()
+        mask = align(read_label_map(self.reader, mask_file), scan.files[0], properties, image.shape[1:])
+        if mask.note:
+            print(f"Note: {mask.note}; nothing was resampled.", file=sys.stderr)
+        present = [value for value in mask.present if value != 0]
         if not present:
             raise ValueError(f"the mask {mask_file} is empty: it shows nothing to look for")
         missing = [label for label in labels if label not in present]
         if missing:
             raise ValueError(f"the mask {mask_file} has no label {missing[0]}; it has {', '.join(map(str, present))}")
-        numbered = sum((i + 1) * (mask == label) for i, label in enumerate(labels))
-        data, resampled, _ = self._preprocess(scan, image, properties, numbered.astype(np.int16))
+        numbered = np.zeros((1, *mask.values.shape), np.int16)
+        for index, label in enumerate(labels):
+            numbered[0][mask.values == label] = index + 1
+        data, resampled, _ = self._preprocess(scan, image, properties, numbered)
         size = self.configuration.patch_size[-2:]
         result = []
         for index, label in enumerate(labels):
@@ -204,7 +209,7 @@ class FewShotModel:
                 around = surroundings(foreground[position], other, sectors)
                 masks[first : first + sectors] = window(around, start, size)
                 result.append((window(image_slice((data,), position), start, size), masks))
-        return result
+        return present, result
 
     @torch.inference_mode()
     def _logits(self, network: FAFNet, supports: Sequence[Support], data: np.ndarray) -> Tensor:

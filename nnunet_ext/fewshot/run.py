@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
-from nnunetv2.evaluation.evaluate_predictions import compute_metrics
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nnunet_ext.fewshot.model import FewShotModel
+from nnunet_ext.nnunet.label_maps import LabelMap, align, read_label_map
 from nnunet_ext.nnunet.scans import Failure, Scan
 
 
@@ -42,21 +44,36 @@ def evaluate(
         truth: Folder with the true labels, CASE and any ending that the reader reads.
 
     Returns:
-        A row a case, a column a label; and the cases without truth or with one that cannot be compared.
+        One row per case and one column per label; and the cases without true labels, or whose true labels cannot be
+        compared: other values than the support masks, or another space than the scan.
     """
     rows, failures = {}, []
     for scan in tqdm(scans, "Evaluating", unit="scan"):
-        found = [path for ending in model.endings if (path := truth / (scan.case + ending)).is_file()]
         try:
-            if not found:
-                raise FileNotFoundError(f"no labels of it in {truth}")
-            predicted = predictions / (scan.case + scan.ending)
-            metrics = compute_metrics(str(found[0]), str(predicted), model.reader, list(model.labels))["metrics"]
-            rows[scan.case] = {label: metrics[label]["Dice"] for label in model.labels}
-        except Exception as error:
+            true = _true_labels(model, scan, truth)
+            written = read_label_map(model.reader, predictions / (scan.case + scan.ending))
+            predicted = align(written, true.file, true.properties, true.values.shape)
+        except (ValueError, OSError) as error:
             failures.append(Failure.of(scan, error))
+        else:
+            rows[scan.case] = {label: _dice(true.values == label, predicted.values == label) for label in model.labels}
     table = pd.DataFrame.from_dict(rows, orient="index", columns=list(model.labels)).sort_index()
     return table.rename_axis(index="case", columns="label"), failures
+
+
+def _true_labels(model: FewShotModel, scan: Scan, folder: Path) -> LabelMap:
+    """The true labels of a scan; their values must be those of the support masks."""
+    found = [path for ending in model.endings if (path := folder / (scan.case + ending)).is_file()]
+    if not found:
+        raise FileNotFoundError(f"no labels of it in {folder}")
+    if len(found) > 1:
+        raise ValueError(f"labels of it in several formats: {', '.join(map(str, found))}; remove all but one")
+    return read_label_map(model.reader, found[0], model.shown_values, "the values of the support masks")
+
+
+def _dice(truth: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> float:
+    total = int(np.count_nonzero(truth)) + int(np.count_nonzero(prediction))
+    return 2 * int(np.count_nonzero(truth & prediction)) / total if total else float("nan")
 
 
 def write_evaluation(table: pd.DataFrame, folder: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_ext.nnunet.checkpoints import FINAL_CHECKPOINT, differences, read_checkpoint, uncompiled
-from nnunet_ext.nnunet.json_files import read_json
+from nnunet_ext.nnunet.dataset_json import read_dataset_json, require
+from nnunet_ext.nnunet.json_files import read_plans
 from nnunet_ext.nnunet.trainers import register_trainers
 
 if TYPE_CHECKING:
@@ -100,6 +101,10 @@ def load_predictor(
     folder = Path(folder)
     found = trained_folds(folder, folds, checkpoint)
     files = [folder / f"fold_{fold}" / checkpoint for fold in found]
+    # These two as well: nnU-Net's errors name neither the file nor the key.
+    plans, dataset = read_plans(folder / "plans.json"), read_dataset_json(folder / "dataset.json")
+    if "modality" not in dataset:  # nnU-Net takes the name of version 1 too
+        require(folder / "dataset.json", dataset, "channel_names")
     # Here rather than by nnU-Net's loader, whose errors do not name the file.
     inits = [read_checkpoint(file)["init_args"] for file in files]
     register_trainers()
@@ -108,18 +113,19 @@ def load_predictor(
         try:
             predictor.initialize_from_trained_model_folder(str(folder), found, checkpoint)
         except (ValueError, RuntimeError) as error:
-            raise _misfit(folder, files[0], inits[0], error) from error
+            raise _misfit(plans, dataset, files[0], inits[0], error) from error
     network = uncompiled(predictor.network)
     for file, init, weights in list(zip(files, inits, predictor.list_of_parameters, strict=True))[1:]:
         try:
             network.load_state_dict(weights)
         except (ValueError, RuntimeError) as error:
-            raise _misfit(folder, file, init, error) from error
+            raise _misfit(plans, dataset, file, init, error) from error
     return predictor
 
 
-def _misfit(folder: Path, file: Path, init: dict[str, Any], error: Exception) -> ValueError:
-    plans, dataset = (read_json(folder / name) for name in ("plans.json", "dataset.json"))
+def _misfit(
+    plans: dict[str, Any], dataset: dict[str, Any], file: Path, init: dict[str, Any], error: Exception
+) -> ValueError:
     try:
         ours = {"plans": plans, "dataset_json": dataset, "configuration": init["configuration"]}
         others = f": {'; '.join(differences(init, ours))}"

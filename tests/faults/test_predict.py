@@ -67,7 +67,7 @@ BAD = {
 
 
 def sorted_out(folder, channels=1, ending=".nii.gz", **work):
-    return sort_out(scans_in(folder, [ending]), SimpleITKIO(), channels, Work(folder, ending, **work))
+    return sort_out(scans_in(folder, [ending])[0], SimpleITKIO(), channels, Work(folder, ending, **work))
 
 
 def test_what_cannot_be_predicted_is_sorted_out(scans):
@@ -135,7 +135,8 @@ def test_a_missing_mask_of_the_previous_stage_is_sorted_out(good, tmp_path):
         shutil.copy(path, tmp_path)
     previous = tmp_path / "previous"
     previous.mkdir()
-    (previous / good[0].name.replace("_0000", "")).touch()
+    label = good[0].name.replace("_0000", "")
+    shutil.copy(good[0].parent.parent / "labelsTr" / label, previous / label)
     found, failures = sorted_out(tmp_path, previous=previous)
     assert [scan.case for scan in found] == [good[0].name.removesuffix("_0000.nii.gz")]
     assert failures[0].reason == f"no mask of the previous stage in {previous}"
@@ -149,7 +150,7 @@ def test_parts_are_nnunets(good):
 
 
 def test_half_a_mask_is_not_done(good, tmp_path):
-    (scan,) = scans_in(good[0].parent, [".nii.gz"])[:1]
+    (scan,) = scans_in(good[0].parent, [".nii.gz"])[0][:1]
     work = Work(tmp_path, ".nii.gz")
     reader = SimpleITKIO()
     assert not work.is_done(reader, scan)

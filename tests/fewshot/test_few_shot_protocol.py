@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nnunet_ext.fewshot.protocol import query_parts, shown_slices, support_slices
 from nnunet_ext.fewshot.slices import image_slice, window, window_start
-from nnunet_ext.nnunet.scans import Scan, geometry_differences, scan_of, scans_in
+from nnunet_ext.nnunet.scans import Failure, Scan, geometry_differences, scan_of, scans_in
 
 ENDINGS = [".nii.gz", ".nrrd"]
 
@@ -112,11 +112,9 @@ def test_scans_are_grouped_by_nnunets_names(tmp_path):
     lay_out(tmp_path, "b_0001.nii.gz", "b_0000.nii.gz", "a.nrrd", "c_12_0000.nrrd", "notes.txt")
     files = {name: str(tmp_path / name) for name in ("b_0000.nii.gz", "b_0001.nii.gz", "a.nrrd", "c_12_0000.nrrd")}
     b = Scan("b", ".nii.gz", (files["b_0000.nii.gz"], files["b_0001.nii.gz"]))
-    assert scans_in(tmp_path, ENDINGS) == [
-        Scan("a", ".nrrd", (files["a.nrrd"],)),
-        b,
-        Scan("c_12", ".nrrd", (files["c_12_0000.nrrd"],)),
-    ]
+    scans, failures = scans_in(tmp_path, ENDINGS)
+    assert scans == [b, Scan("c_12", ".nrrd", (files["c_12_0000.nrrd"],))]
+    assert failures == [Failure("a.nrrd", "has no channel number; a scan's file is named a_0000.nrrd")]
     assert scan_of(files["b_0000.nii.gz"], ENDINGS) == b
     assert scan_of(files["a.nrrd"], ENDINGS).files == (files["a.nrrd"],)
 
@@ -127,9 +125,9 @@ def test_names_with_brackets_are_names(tmp_path):
 
 
 def test_what_is_no_scan_is_said(tmp_path):
-    lay_out(tmp_path, "b_0001.nii.gz", "notes.txt")
-    with pytest.raises(FileNotFoundError, match=r"no such file: .*b_0000"):
-        scan_of(tmp_path / "b_0000.nii.gz", ENDINGS)
+    lay_out(tmp_path, "b_0001.nii.gz", "b_0000.nii.gz", "notes.txt")
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*c_0000"):
+        scan_of(tmp_path / "c_0000.nii.gz", ENDINGS)
     with pytest.raises(ValueError, match=r"is channel 0001 of b; give the first, b_0000\.nii\.gz"):
         scan_of(tmp_path / "b_0001.nii.gz", ENDINGS)
     with pytest.raises(

@@ -14,6 +14,8 @@ from nnunet_ext.compare.labels import LabelSet
 from nnunet_ext.compare.metrics import METRICS, PRIMARY
 from nnunet_ext.compare.result import Outcome
 from nnunet_ext.compare.study import Case
+from nnunet_ext.nnunet.geometry import LIMIT, Grid, grid_of, placement
+from nnunet_ext.nnunet.label_maps import read_pair
 
 LABEL_COLOURS = ("#ffb000", "#4cc9f0", "#ff6fae", "#9be564", "#c69cff", "#ff8552", "#5eead4", "#f4e04d")
 _BACKGROUND = "#101418"
@@ -60,14 +62,13 @@ def _overlay(entrant: str, rank: str, case: Case, score: float, labels: LabelSet
     from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 
     reader = recursive_find_reader_writer_by_name(labels.reader)()
-    truth, properties = reader.read_seg(str(case.truth))
-    prediction, _ = reader.read_seg(str(case.prediction))
-    axis, index = chosen_slice(truth[0], prediction[0], properties["spacing"])
-    maps = [np.take(volume[0], index, axis) for volume in (truth, prediction)]
-    image = _image(reader, case.image, axis, index, maps[0].shape)
-    spacing = np.delete(np.asarray(properties["spacing"], dtype=float), axis)
+    truth, prediction = read_pair(reader, case.truth, case.prediction, labels.values)
+    axis, index = chosen_slice(truth.values, prediction.values, truth.properties["spacing"])
+    maps = [np.take(volume.values, index, axis) for volume in (truth, prediction)]
+    image = _image(reader, case.image, axis, index, truth.grid)
+    spacing = np.delete(np.asarray(truth.properties["spacing"], dtype=float), axis)
     window = _window((maps[0] > 0) | (maps[1] > 0))
-    size = truth[0].shape[axis]
+    size = truth.values.shape[axis]
     dice = METRICS[PRIMARY].shown(score)
     where = f"slice {index + 1} of {size} along axis {axis + 1}"
     return Overlay(
@@ -83,20 +84,20 @@ def _overlay(entrant: str, rank: str, case: Case, score: float, labels: LabelSet
 
 def chosen_slice(truth: NDArray[np.integer], prediction: NDArray[np.integer], spacing: Any) -> tuple[int, int]:
     """Axis and index: across the thickest voxels, where truth and prediction have most foreground together."""
-    axis = 0 if truth.shape[0] == 1 else int(np.argmax(spacing))
+    axis = truth.shape.index(1) if 1 in truth.shape else int(np.argmax(spacing))
     others = tuple(other for other in range(truth.ndim) if other != axis)
     amount = ((truth > 0).astype(int) + (prediction > 0)).sum(axis=others)
     return axis, int(amount.argmax()) if amount.any() else len(amount) // 2
 
 
-def _image(reader: Any, path: Path | None, axis: int, index: int, shape: tuple[int, ...]) -> NDArray[np.floating]:
-    """The slice of the image; black where there is none of this shape."""
+def _image(reader: Any, path: Path | None, axis: int, index: int, grid: Grid) -> NDArray[np.floating]:
+    """The slice of the image on the truth's grid; black where there is none in the same space."""
     if path is not None:
-        image, _ = reader.read_images([str(path)])
-        part = np.take(image[0], index, axis)
-        if part.shape == shape:
-            return part
-    return np.zeros(shape, dtype=np.float32)
+        image, properties = reader.read_images([str(path)])
+        found = placement(grid_of(properties, image.shape[1:]), grid)
+        if found is not None and found.deviation <= LIMIT:
+            return np.take(found.apply(image[0]), index, axis)
+    return np.zeros(tuple(np.delete(grid.shape, axis)), dtype=np.float32)
 
 
 def _window(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
