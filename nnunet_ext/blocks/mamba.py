@@ -1,7 +1,7 @@
 """Mamba: a selective state space model that reads a sequence forwards, or forwards and backwards.
 
 Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (arXiv 2312.00752), as U-Mamba
-uses it; in both directions: Zhu et al., "Vision Mamba" (arXiv 2401.09417), as EM-Net uses it ("v2").
+uses it; the bidirectional form: Zhu et al., "Vision Mamba" (arXiv 2401.09417), as EM-Net uses it ("v2").
 """
 
 from math import ceil, log
@@ -19,12 +19,12 @@ _TIME_STEPS = (0.001, 0.1)
 
 
 class Mamba(nn.Module):
-    """Mamba with one input and output projection and a selective scan per direction.
+    """Mamba with one input projection, one output projection, and one selective scan per direction.
 
     x, z = in_proj(t); y = scan(x, z), in both directions scan_forward(x, z) + scan_backward(x, z);
     result = out_proj(y)
 
-    It computes in float32 at least, whatever autocast says: the exponentials of a float16 scan give NaN.
+    Computed in at least float32 even under autocast, because the exponentials of a float16 scan give NaN.
 
     Args:
         channels: C.
@@ -55,13 +55,14 @@ class Mamba(nn.Module):
 
 
 class Direction(nn.Module):
-    """One direction: short convolution, and a selective scan whose delta, B and C follow from its result.
+    """One direction: a short convolution, and a selective scan whose delta, B and C are computed from its result.
 
         u = SiLU(conv1d(x));  dt, B, C = x_proj(u);  delta = softplus(dt_proj(dt))
         h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t;  y_t = (C_t . h_t + D u_t) SiLU(z_t);  A = -exp(A_log)
 
-    Backwards, t - 1 reads t + 1 and the convolution reads ahead instead of back: the same as reversing x and z, and
-    reversing the result, without the copies. Weights of the convolution are in the causal order in both directions.
+    In the backward direction, t - 1 reads t + 1 and the convolution looks ahead instead of back. This is equivalent to
+    reversing x and z and then the result, without the copies. The convolution's weights are in causal order in both
+    directions.
 
     Args:
         channels: D, the inner channels.

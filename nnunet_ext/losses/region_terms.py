@@ -2,7 +2,7 @@
 
 Source: Huang et al., "SASAN: Spectrum-Axial Spatial Approach Networks for Medical Image Segmentation". The authors
 loop over slices and classes in Python. Every term is a function of a few sums per sample, class and slice, so one
-pass over the voxels gives the sums, and one more their gradient.
+pass over the voxels computes the sums, and another their gradients.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from torch.autograd.function import once_differentiable
 _SMOOTH = 1e-5
 _MAX_ALPHA = 0.8
 _CHUNK_ELEMENTS = 1 << 19
-"""Voxels times classes handled at a time on the CPU, so that temporaries stay in the cache."""
+"""Voxels times classes processed at a time on the CPU, so that temporaries stay in the cache."""
 
 
 class Terms(NamedTuple):
-    """The three terms of the SM loss, scalars."""
+    """The three terms of the SM loss, as scalars."""
 
     dice: Tensor
     cross_entropy: Tensor
@@ -40,8 +40,8 @@ def region_terms(logits: Tensor, target: Tensor, valid: Tensor | None = None, re
     Args:
         logits: Raw network output, at least float32.
         target: Class indices, or with `regions` a mask for each region.
-        valid: Voxels that count; None: all.
-        regions: Overlapping regions instead of classes.
+        valid: Mask of the voxels to include; None: all.
+        regions: Whether there are overlapping regions instead of classes.
 
     Shape:
         logits (B, K, *P); target (B, 1, *P), with `regions` (B, K, *P); valid (B, 1, *P).
@@ -60,7 +60,7 @@ def region_terms(logits: Tensor, target: Tensor, valid: Tensor | None = None, re
 
 
 def region_terms_reference(logits: Tensor, target: Tensor, valid: Tensor | None = None, regions: bool = False) -> Terms:
-    """Plain form of `region_terms`: loops over classes and slices, sums by autograd."""
+    """Naive reference implementation of `region_terms`: loops over classes and slices, gradients by autograd."""
     if logits.ndim == 4:
         logits, target = logits.unsqueeze(2), target.unsqueeze(2)
         valid = None if valid is None else valid.unsqueeze(2)
@@ -96,7 +96,7 @@ def region_terms_reference(logits: Tensor, target: Tensor, valid: Tensor | None 
 class _RegionSums(torch.autograd.Function):
     """Sums per (sample, class, slice): p t, p, p^2, t, boundary voxels; and the total cross-entropy.
 
-    Only the inputs are kept; backward computes the probabilities again, which costs less than storing them.
+    Only the inputs are saved; the backward pass recomputes the probabilities, which costs less than storing them.
     """
 
     @staticmethod
@@ -129,7 +129,7 @@ class _RegionSums(torch.autograd.Function):
             z, keep = logits[:, :, part], None if valid is None else valid[:, :, part]
             truth = _one_hot(target[:, :, part], keep, z.shape[1], ctx.regions).to(z.dtype)
             p, _ = _probabilities(z, None, keep, ctx.regions)
-            # d/dp of the sums, then through the softmax or the sigmoid; masked voxels have p = t = 0.
+            # Derivative of the sums by p, then through the softmax or the sigmoid; masked voxels have p = t = 0.
             grad = torch.addcmul(g_mass[:, :, part], p, g_square[:, :, part], value=2)
             grad.addcmul_(g_overlap[:, :, part], truth)
             if ctx.regions:
@@ -158,7 +158,7 @@ def _one_hot(target: Tensor, keep: Tensor | None, classes: int, regions: bool) -
 def _probabilities(
     z: Tensor, target: Tensor | None, keep: Tensor | None, regions: bool
 ) -> tuple[Tensor, Tensor | float]:
-    """Probabilities, 0 where masked, and the summed cross-entropy if a target is given."""
+    """Probabilities, 0 where masked, and the summed cross-entropy if there is a target."""
     entropy: Tensor | float = 0.0
     if regions:
         p = z.sigmoid()
@@ -180,7 +180,7 @@ def _probabilities(
 
 
 def _interior(truth: Tensor) -> Tensor:
-    """Voxels whose four in-plane neighbours all belong to the class, never at the image's edge."""
+    """Voxels whose four in-plane neighbours all belong to the class; voxels at the image's edge never count."""
     inside = truth.clone()
     inside[..., 1:, :] &= truth[..., :-1, :]
     inside[..., :-1, :] &= truth[..., 1:, :]

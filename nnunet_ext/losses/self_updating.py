@@ -1,4 +1,4 @@
-"""The SM loss: Dice, cross-entropy and boundary terms whose weights update themselves."""
+"""The SM loss: Dice, cross-entropy and boundary terms with self-updating weights."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nnunet_ext.losses.region_terms import Terms, region_terms
 
-# Factors on (u_dice, u_ce, u_boundary), by the largest term and by whether the first of the two others is the larger.
+# Factors for (u_dice, u_ce, u_boundary), by the largest term and by whether the first of the other two is the larger.
 _FACTORS = (
     ((1.0015, 1.0, 1.0005), (1.0015, 1.001, 1.0)),
     ((1.0, 1.0015, 1.0005), (1.001, 1.0015, 1.0)),
@@ -19,7 +19,7 @@ _OTHERS = ((1, 2), (0, 2), (1, 0))
 
 
 def output_weights(count: int, lowest: float = 0.0) -> list[float]:
-    """nnU-Net's weights of `count` outputs: 1, 1/2, 1/4, ..., the last one `lowest`, divided by their sum."""
+    """nnU-Net's weights of `count` outputs: 1, 1/2, 1/4, ..., with `lowest` for the last, divided by their sum."""
     weights = [0.5**i for i in range(count)]
     if count > 1:
         weights[-1] = lowest
@@ -29,27 +29,29 @@ def output_weights(count: int, lowest: float = 0.0) -> list[float]:
 class SelfUpdatingLoss(nn.Module):
     """L = sum_i softplus(u_i) / sum_j softplus(u_j) * term_i over Dice, cross-entropy and boundary terms.
 
-    In a training step (`self.training` and gradients enabled), before u is used: if Dice < `dice_threshold` and CE <
-    `ce_threshold` and Boundary < `boundary_threshold`, u of the largest term is multiplied by 1.0015 and u of the
-    larger of the two others by 1.001 or 1.0005 (Dice largest: CE 1.001 or boundary 1.0005; CE largest: Dice 1.001 or
-    boundary 1.0005; boundary largest: CE 1.001 or Dice 1.0005). Under DDP the decision uses the mean over ranks.
-    The values u are the buffer `raw_weights`: part of the state dict, never of the optimiser.
+    In a training step (`self.training` and gradients enabled), u is updated before it is used: if Dice <
+    `dice_threshold`, CE < `ce_threshold` and Boundary < `boundary_threshold`, u of the largest term is multiplied by
+    1.0015 and u of the larger of the other two by 1.001 or 1.0005 (Dice largest: CE 1.001 or boundary 1.0005; CE
+    largest: Dice 1.001 or boundary 1.0005; boundary largest: CE 1.001 or Dice 1.0005). Under DDP the decision uses the
+    mean over ranks. The values u are the buffer `raw_weights`, which is part of the state dict but not trained by the
+    optimiser.
 
-    A class that is absent from a slice gives the constant 1 there, so for small structures the boundary term may
-    stay above its threshold, and u as it is. Everything is computed in float32 with autocast off.
+    A class that is absent from a slice contributes the constant 1 there, so for small structures the boundary term may
+    stay above its threshold, and u unchanged. Everything is computed in float32 with autocast off.
 
     Args:
-        regions: Overlapping regions (sigmoid, binary cross-entropy) instead of classes (softmax).
-        ignore_label: Class index whose voxels count in no term. With `regions`, any value but None says that the
-            target's last channel marks the voxels to ignore.
-        deep_supervision_weights: Weight per output for lists of outputs, full resolution first; None: 1, 1/2, 1/4,
-            ... with the last one 0, divided by their sum, as nnU-Net has it.
-        dice_threshold: See above; the paper leaves the three thresholds to the task.
-        ce_threshold: See above.
-        boundary_threshold: See above.
+        regions: Whether there are overlapping regions (sigmoid, binary cross-entropy) instead of classes (softmax).
+        ignore_label: Class index whose voxels are left out of all terms. With `regions`, any value except None means
+            that the target's last channel marks the voxels to ignore.
+        deep_supervision_weights: Weight per output for lists of outputs, full resolution first; None: nnU-Net's 1, 1/2,
+            1/4, ... with 0 for the last one, divided by their sum.
+        dice_threshold: Threshold for the Dice term; the paper says that the three thresholds depend on the task.
+        ce_threshold: Threshold for the cross-entropy term.
+        boundary_threshold: Threshold for the boundary term.
 
     Shape:
-        output (B, K, *P) and target (B, 1, *P) (with regions one mask a channel), or lists of them; result a scalar.
+        output (B, K, *P) and target (B, 1, *P) (with regions, one mask per channel), or lists of them; the result is a
+        scalar.
 
     Raises:
         ValueError: for lists of different lengths, or weights of another length.
@@ -80,11 +82,11 @@ class SelfUpdatingLoss(nn.Module):
         self.register_buffer("_factors", torch.tensor(_FACTORS).flatten(0, 1), persistent=False)
         self.register_buffer("_others", torch.tensor(_OTHERS), persistent=False)
         self.last_terms: Terms | None = None
-        """Terms of the last call at full resolution, detached."""
+        """Terms of the last call at full resolution, detached from the graph."""
 
     @property
     def weights(self) -> Tensor:
-        """The weights in use: softplus(u) / sum softplus(u), in the order Dice, cross-entropy, boundary."""
+        """The current weights softplus(u) / sum softplus(u), in the order Dice, cross-entropy, boundary."""
         positive = F.softplus(self.raw_weights)
         return positive / positive.sum()
 
@@ -140,7 +142,7 @@ class SelfUpdatingLoss(nn.Module):
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(terms)
             terms = terms / dist.get_world_size()
-        # Without branches on values, so that nothing waits for the GPU.
+        # No branches on values, so that nothing waits for the GPU.
         terms = terms.to(self.raw_weights.dtype)
         largest = terms.argmax(keepdim=True)
         first, second = terms.gather(0, self._others.index_select(0, largest)[0]).unbind(0)

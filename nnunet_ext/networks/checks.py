@@ -1,4 +1,4 @@
-"""Checks of a user's input that every network makes."""
+"""Checks of the user's input that all networks share."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def check_widths(input_channels: int, num_classes: int) -> None:
-    """Raises ValueError unless there is a channel to read and a logit to give."""
+    """Raises ValueError unless there are at least one input channel and one class."""
     if input_channels < 1:
         raise ValueError(f"`input_channels`={input_channels} must be at least 1")
     if num_classes < 1:
@@ -14,7 +14,7 @@ def check_widths(input_channels: int, num_classes: int) -> None:
 
 
 def check_input(x: Tensor, input_channels: int, patch_size: Sequence[int]) -> None:
-    """Raises ValueError, naming both sizes, unless x is (B, input_channels, *patch_size)."""
+    """Raises a ValueError that names both shapes unless x has the shape (B, input_channels, *patch_size)."""
     expected = (input_channels, *patch_size)
     if tuple(x.shape[1:]) != expected:
         raise ValueError(

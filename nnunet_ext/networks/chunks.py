@@ -1,4 +1,4 @@
-"""Images in chunks, which are recomputed for their gradients."""
+"""Processing of images in chunks that are recomputed in the backward pass."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -13,13 +13,14 @@ from torch.utils.checkpoint import checkpoint
 def in_chunks(
     function: Callable[..., tuple[Tensor, ...]], size: int, *tensors: Tensor, norms: nn.Module | None = None
 ) -> tuple[Tensor, ...]:
-    """function(*tensors) on `size` images at a time; several chunks are recomputed for their gradients.
+    """Computes function(*tensors) on `size` images at a time; if there are several chunks, they are checkpointed.
 
     Args:
-        function: What is computed.
-        size: Images at a time.
-        tensors: Of all images.
-        norms: Holds what `function` has of batch norms, whose running statistics take each chunk once.
+        function: Function to compute.
+        size: Images per chunk.
+        tensors: Tensors of all images.
+        norms: Module that holds the batch norms of `function`, so that recomputing a chunk does not update their
+            running statistics again.
     """
     if tensors[0].shape[0] <= size:
         return function(*tensors)
@@ -39,7 +40,7 @@ def in_chunks(
 
 @contextmanager
 def _statistics_kept(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Within: batch norms normalise by the batch, but leave their running statistics as they are."""
+    """Context in which batch norms normalise by the batch without changing their running statistics."""
     momenta = [norm.momentum for norm in norms]
     counters = [cast(Tensor, norm.num_batches_tracked) for norm in norms]
     counts = [counter.clone() for counter in counters]

@@ -21,27 +21,27 @@ def network_from_plan(
     """Builds `network` with the topology of a plan's configuration.
 
     Args:
-        network: The class, with nnU-Net's constructor vocabulary.
+        network: Class of the network, with nnU-Net's constructor vocabulary.
         configuration: nnU-Net's ``ConfigurationManager``.
         input_channels: Channels of the input.
         num_classes: Number of logits.
-        deep_supervision: Whether the network returns outputs of lower levels too.
-        **settings: Further arguments of the network; they win over the plan's.
+        deep_supervision: Whether the network also returns outputs at lower resolutions.
+        **settings: Further arguments of the network, which override the plan's.
 
     Raises:
-        ValueError: if the plan lacks a part of the topology, or names another patch size for the network.
+        ValueError: if the plan lacks a part of the topology, or specifies another patch size for the network.
     """
     arguments = planned_arguments(network, configuration) | settings | {"deep_supervision": deep_supervision}
     return network(input_channels=input_channels, num_classes=num_classes, **arguments)
 
 
 def planned_arguments(network: type[nn.Module], configuration: Any) -> dict[str, Any]:
-    """The arguments that a plan's configuration has for `network`.
+    """Constructor arguments for `network` from a plan's configuration.
 
-    A plan made for this very network gives all its arguments; from a plan for another one (nnU-Net's own) the
-    topology is taken: stages, features, kernels, strides, 2D or 3D, and the patch size. A network that lays its
-    stages out in its own way has a class method `adapt_topology`, which gets these and returns its own. Further
-    arguments that the plan may have are named by the network's `plan_arguments`.
+    A plan made for this very network provides all of its arguments. A plan made for another network (such as
+    nnU-Net's own) provides the topology: stages, features, kernels, strides, 2D or 3D, and the patch size. A network
+    that arranges its stages differently has a class method `adapt_topology`, which converts this topology to its own.
+    The network's `plan_arguments` names further arguments that are taken from the plan where it has them.
     """
     arguments = dict(configuration.network_arch_init_kwargs)
     for key in configuration.network_arch_init_kwargs_req_import:
@@ -67,7 +67,7 @@ def planned_arguments(network: type[nn.Module], configuration: Any) -> dict[str,
 
 
 def adapted_topology(network: type[nn.Module], topology: dict[str, Any]) -> dict[str, Any]:
-    """A U-Net's topology as a network lays it out: by its class method `adapt_topology`, if it has one."""
+    """A U-Net's topology converted by the network's class method `adapt_topology`, if it has one."""
     adapt = getattr(network, "adapt_topology", None)
     return topology if adapt is None else adapt(**topology)
 
@@ -75,7 +75,7 @@ def adapted_topology(network: type[nn.Module], topology: dict[str, Any]) -> dict
 def output_scales(network: type[nn.Module], configuration: Any) -> list[list[float]]:
     """Sizes of a network's outputs under deep supervision relative to the patch, per output and axis.
 
-    There is one output a stage, full resolution first, but none for the lowest stage.
+    There is one output per stage, full resolution first, except for the lowest stage.
     """
     arguments = planned_arguments(network, configuration)
     topology = Topology.create(**{key: arguments[key] for key in (*_TOPOLOGY, "patch_size")})

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 def check_keys(network: str, given: Iterable[str], expected: Iterable[str]) -> None:
-    """Raises ValueError, listing them, if keys are missing or left over."""
+    """Raises a ValueError that lists the missing and the unexpected keys, if there are any."""
     given, expected = set(given), set(expected)
     missing, extra = sorted(expected - given), sorted(given - expected)
     if missing or extra:
@@ -17,7 +17,7 @@ def check_keys(network: str, given: Iterable[str], expected: Iterable[str]) -> N
 
 
 def load_checked(name: str, network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Loads weights; raises ValueError, listing them, if shapes differ."""
+    """Loads weights; raises a ValueError that lists the tensors whose shapes differ, if there are any."""
     expected = network.state_dict()
     wrong = [
         f"{key} {tuple(value.shape)} instead of {tuple(expected[key].shape)}"

@@ -1,4 +1,4 @@
-"""One line a network: what the tests, the command line and the importer of weights go through."""
+"""The registry of networks, which the tests, the command line and the weight import iterate over."""
 
 from dataclasses import dataclass
 
@@ -15,16 +15,16 @@ from nnunet_ext.networks.u_mamba import UMamba
 
 @dataclass(frozen=True)
 class NetworkInfo:
-    """A network and what belongs to it.
+    """A network and its metadata.
 
     Attributes:
         name: Short name, as in `nnunet_ext.weights.from_authors`, which has `umamba_bot` and `umamba_enc` for U-Mamba.
-        network: The class.
-        trainers: Trainers that build it.
-        variants: Names of its variants, in the paper's letters; empty if there is one form only.
-        paper: The paper's setting: constructor arguments at which parameters are reported.
-        lower_outputs: Whether it has outputs of lower levels, for deep supervision.
-        any_size: Whether it takes images of another size than its patch.
+        network: Class of the network.
+        trainers: Names of the trainers that build it.
+        variants: Names of its variants, in the paper's letters; empty if there is only one form.
+        paper: The paper's setting: constructor arguments for which parameters are reported.
+        lower_outputs: Whether it has outputs at lower resolutions, for deep supervision.
+        any_size: Whether it accepts images of a size other than its patch.
     """
 
     name: str
@@ -88,7 +88,7 @@ _INFOS = (
             "input_channels": 1,
             "num_classes": 2,
             "patch_size": (257, 257),
-            "n_stages": 2,  # stages are the plan's encoder's; the paper has a ResNet-101
+            "n_stages": 2,  # only the plan's encoder uses these stages; the paper's encoder is a ResNet-101
             "features_per_stage": 1,
             "conv_op": nn.Conv2d,
             "kernel_sizes": 1,
@@ -119,7 +119,7 @@ NETWORKS: dict[str, NetworkInfo] = {info.name: info for info in _INFOS}
 
 
 def network_info(name: str) -> NetworkInfo:
-    """Looks a network up by its short name.
+    """Looks up a network by its short name.
 
     Raises:
         ValueError: for an unknown name; the message lists the known ones.

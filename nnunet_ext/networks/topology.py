@@ -1,4 +1,4 @@
-"""A plan's topology, checked once for every network: stages, features, kernels, strides, patch."""
+"""A plan's topology (stages, features, kernels, strides, patch), checked in one place for all networks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ PerStage = int | Sequence[int] | Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Topology:
-    """Sizes of an encoder, one entry a stage; build it with `Topology.create`.
+    """Sizes of an encoder, one entry per stage; build it with `Topology.create`.
 
     Attributes:
         patch_size: P in voxels.
@@ -42,8 +42,8 @@ class Topology:
         """Broadcasts scalars over stages and axes and checks everything.
 
         Raises:
-            ValueError: for a wrong length, an even kernel, a stride into the first stage, a patch that the strides
-                do not divide (the message names the axis and the nearest sizes).
+            ValueError: for a wrong length, an even kernel, a stride into the first stage, or a patch that is not
+                divisible by the strides (the message names the axis and the nearest sizes).
         """
         n = spatial_dims(conv_op)
         if n_stages < 2:

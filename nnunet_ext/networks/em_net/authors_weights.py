@@ -1,4 +1,4 @@
-"""EM-Net from the authors' weights."""
+"""Import of the authors' EM-Net weights."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -17,19 +17,19 @@ _IGNORED = ".num_batches_tracked"
 def em_net_from_authors(
     state_dict: Mapping[str, Tensor], patch_size: int | Iterable[int] | None = None, efl_layout: str = "authors"
 ) -> EMNet:
-    """EM-Net with the authors' weights, and with the heads that they have; sizes are read off the tensors.
+    """EM-Net with the authors' weights and the heads they contain; sizes are inferred from the tensors.
 
-    The variant follows from the stages that hold EFL layers, and so does the patch size: a stage's two filters show
-    all its axes.
+    The variant follows from the stages that have EFL layers, and the patch size from their filters: the two filters of
+    a stage together show the size of every axis.
 
     Args:
         state_dict: The authors' parameter names and values.
-        patch_size: P in voxels; None: as the filters show it, without any (variant A) a cube.
-        efl_layout: ``"authors"``, the one of their code, or ``"spatial"`` to train on in the paper's.
+        patch_size: P in voxels; None: inferred from the filters or, without filters (variant A), assumed to be a cube.
+        efl_layout: ``"authors"``, the layout of their code, or ``"spatial"`` to continue training in the paper's.
 
     Raises:
-        ValueError: for missing or left-over keys, tensors of the wrong shape, or a patch that is no cube and not
-            given.
+        ValueError: for missing or unexpected keys, tensors of the wrong shape, or a patch that is not a cube and was
+            not specified.
     """
     state_dict = {k: v for k, v in state_dict.items() if not k.endswith(_IGNORED)}
     found = [int(m[1]) for k in state_dict if (m := re.match(r"mamba_encoder\.stages\.(\d+)\.", k))]
@@ -69,12 +69,12 @@ def em_net_from_authors(
 
 
 def pointwise(weight: Tensor, ndim: int) -> Tensor:
-    """A 1x1 convolution's weight as the matrix that it is, where a matrix (`ndim` 2) is wanted."""
+    """A 1x1 convolution's weight, reshaped to a matrix if a matrix (`ndim` 2) is needed."""
     return weight.flatten(1) if ndim == 2 < weight.ndim and weight.shape[2:].numel() == 1 else weight
 
 
 def csr_mamba_names(ours: str, theirs: str) -> dict[str, str]:
-    """Names of a CSR Mamba layer's tensors under a prefix of ours -> under one of the authors'."""
+    """Maps the names of a CSR Mamba layer's tensors, from our prefix to the authors'."""
     names = {"pos": "pos_embed", "gamma": "gamma"}
     names |= _both("norm", "norm") | _both("norm_m", "norm1") | _both("norm_s", "norm2")
     names |= _both("mlp.fc1", "mlp.fc1") | _both("mlp.fc2", "mlp.fc2") | _both("project", "conv8.1")
@@ -93,14 +93,14 @@ def csr_mamba_names(ours: str, theirs: str) -> dict[str, str]:
 
 
 def efl_names(ours: str, theirs: str) -> dict[str, str]:
-    """Names of an EFL layer's tensors under a prefix of ours -> under one of the authors'."""
+    """Maps the names of an EFL layer's tensors, from our prefix to the authors'."""
     same = ("norm1", "norm2", "mlp.fc1", "mlp.fc2")
     names = {"weight": "ffp_module.complex_weight"}
     return _under(ours, theirs, names | {k: v for name in same for k, v in _both(name, name).items()})
 
 
 def authors_names(efl_layers: tuple[int, ...], heads: int) -> dict[str, str]:
-    """Our parameter name -> the authors', for EFL layers per stage and a number of heads."""
+    """Maps our parameter names to the authors', given the EFL layers per stage and the number of heads."""
     names: dict[str, str] = {}
     for s, n_efl in enumerate(efl_layers):
         for i in range(2):
@@ -149,7 +149,7 @@ def _filter(stage: int, layer: int) -> str:
 
 
 def _variant(state_dict: Mapping[str, Tensor], stages: int) -> str:
-    """The variant whose EFL layers fit best; keys that it does not explain are listed by the check of keys."""
+    """The variant whose EFL layers fit best; `check_keys` then lists the keys that it does not explain."""
     held = [sum(_filter(s, i) in state_dict for i in range(LAYERS_PER_STAGE)) for s in range(stages)]
     names = [name for name, variant in VARIANTS.items() if variant.mamba]
 
@@ -168,7 +168,7 @@ def _patch_size(
         stage, voxels = 0, state_dict[f"{_last_layer(0)}.pos_embed"].shape[1]
         size = (round(voxels ** (1 / n)),) * n
         if prod(size) != voxels:
-            raise ValueError(f"{voxels} tokens in the first stage are no cube: `patch_size` must be given")
+            raise ValueError(f"{voxels} tokens in the first stage do not form a cube: `patch_size` must be given")
     else:
         # The last axis of a filter is halved; the second filter has the last two axes exchanged.
         first, second = (state_dict[_filter(stage, layer)].shape[1:-1] for layer in range(2))

@@ -34,9 +34,9 @@ class CSRMamba(nn.Module):
     Args:
         conv_op: ``torch.nn.Conv2d`` or ``torch.nn.Conv3d``.
         channels: C.
-        size: P in voxels, which `pos` is tied to.
+        size: P in voxels, to which `pos` is tied.
         kernel_size: Odd kernel size of the convolution block, per axis.
-        mamba: False leaves Mamba out: m = norm_m(n), s = norm_s(mlp(n)).
+        mamba: Whether to apply Mamba; without it, m = norm_m(n) and s = norm_s(mlp(n)).
 
     Shape:
         (B, C, *P) -> (B, C, *P) in channels-last memory

@@ -4,11 +4,11 @@ Source: Chang, Zeng, Huang, Ni, "EM-Net: Efficient Channel and Frequency Learnin
 Segmentation", MICCAI 2024 (arXiv 2409.17675).
 
 The authors' code differs from the paper in two ways:
-* It leaves the volume with its last two axes exchanged after each layer, which needs them equal. Layers come in
-  pairs; here the second of a pair works on the exchanged axes and gives the volume back as it got it, which is the
-  authors' function for equal axes, and defined for all.
-* It transforms the memory of the channels-last map read as if channels came first, so that its FFT does not run over
-  space. That is `layout="authors"`.
+* It leaves the volume with its last two axes exchanged after each layer, which requires them to be equal. Layers come
+  in pairs; here the second layer of a pair works on the exchanged axes and then restores their order, which is the
+  authors' function for equal axes and is defined for all sizes.
+* It transforms the memory of the channels-last map as if the channels came first, so that its FFT does not run over
+  space. `layout="authors"` reproduces this.
 """
 
 from collections.abc import Sequence
@@ -23,20 +23,20 @@ LAYOUTS = ("spatial", "authors")
 
 
 def check_layout(layout: str) -> None:
-    """Raises ValueError, listing the known ones, for an unknown layout."""
+    """Raises a ValueError that lists the known layouts, for an unknown one."""
     if layout not in LAYOUTS:
         raise ValueError(f"unknown `efl_layout` {layout!r}; known: {', '.join(LAYOUTS)}")
 
 
 class EFL(nn.Module):
-    """x' = x + mlp(norm2(f)), f = irfftn(rfftn(norm1(x)) * W), transforms orthonormal, in float32 at least.
+    """x' = x + mlp(norm2(f)), f = irfftn(rfftn(norm1(x)) * W), orthonormal transforms in at least float32.
 
     Args:
         channels: C.
-        size: P in voxels, which W is tied to.
+        size: P in voxels, to which W is tied.
         exchanged: Whether to work on the volume with its last two axes exchanged (and to exchange them back).
-        layout: ``"spatial"``: the transform runs over space, as the paper has it; ``"authors"``: over the map's
-            memory (B, *P, C) read as (B, C, *P), as their code has it.
+        layout: ``"spatial"``: the transform runs over space, as in the paper; ``"authors"``: it runs over the map's
+            memory (B, *P, C) read as (B, C, *P), as in the authors' code.
 
     Shape:
         (B, C, *P) -> (B, C, *P) in channels-last memory
@@ -52,7 +52,7 @@ class EFL(nn.Module):
         self.size = (*size[:-2], size[-1], size[-2]) if exchanged else tuple(size)
         self.norm1, self.norm2 = ChannelNorm(channels), ChannelNorm(channels)
         self.mlp = ChannelMLP(channels, max(1, channels // 2))
-        # Real and imaginary part in the last axis: (C, h, w, d // 2 + 1, 2), in memory as the spectrum is.
+        # Real and imaginary part in the last axis: (C, h, w, d // 2 + 1, 2), in the memory layout of the spectrum.
         half = (*self.size[:-1], self.size[-1] // 2 + 1)
         if self.spatial:
             weight = torch.randn(*half, channels, 2).movedim(-2, 0)

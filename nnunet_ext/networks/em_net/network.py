@@ -3,13 +3,13 @@
 Source: Chang, Zeng, Huang, Ni, "EM-Net: Efficient Channel and Frequency Learning with Mamba for 3D Medical Image
 Segmentation", MICCAI 2024 (arXiv 2409.17675).
 
-A U-shaped network on tokens: a patch-embedding stem, stages of EFL layers (a learnable filter on the spectrum) and
-CSR Mamba layers (Mamba on tokens and on their squeezed channels), a decoder of CSR Mamba layers, and convolutions
-at full resolution. Beyond the authors' code, which fixes the stem to 4, the downsamplings to 2 and the last two axes
-of the patch to one length: any stem, strides and patch, 2D, several modalities, a head on every decoder stage. EFL
-transforms space, as the paper says, where their code transforms misread memory: `efl_layout="authors"`, which imported
-weights have, is their form (see `nnunet_ext.networks.em_net.efl`). Both Mamba calls of a layer run as one batch, which
-changes rounding only.
+EM-Net is a U-shaped network on tokens: a patch-embedding stem, stages of EFL layers (a learnable filter on the
+spectrum) and CSR Mamba layers (Mamba on tokens and on their squeezed channels), a decoder of CSR Mamba layers, and
+convolutions at full resolution. The authors' code fixes the stem to 4, the downsamplings to 2 and the last two axes of
+the patch to the same length; this implementation supports any stem, strides and patch, 2D, several modalities, and a
+head on every decoder stage. EFL transforms over space, as the paper says, whereas the authors' code transforms memory
+in the wrong order: `efl_layout="authors"`, which imported weights have, reproduces it (see
+`nnunet_ext.networks.em_net.efl`). Both Mamba calls of a layer run as one batch, which only affects rounding.
 """
 
 from collections.abc import Sequence
@@ -33,9 +33,9 @@ from nnunet_ext.networks.topology import PerStage, Topology
 
 LAYERS_PER_STAGE = 3
 EFL_LAYERS = 2
-"""Of a stage that has any; they come in pairs, see `nnunet_ext.networks.em_net.efl`."""
+"""EFL layers of a stage that has any; they come in pairs, see `nnunet_ext.networks.em_net.efl`."""
 _WIDTHS = (48, 96, 192, 384)
-"""Of the paper's stages; full resolution has the first one's."""
+"""Widths of the paper's stages; full resolution has the width of the first stage."""
 _SKIP_EXPANSION = 4
 _STAGE_EPS = 1e-6
 _SLOPE = 0.01
@@ -47,14 +47,14 @@ class EMNetVariant:
 
     Attributes:
         efl: Stages that begin with two EFL layers: the deeper half, the shallower half, all or none.
-        mamba: Whether CSR layers have their Mamba.
+        mamba: Whether the CSR layers apply Mamba.
     """
 
     efl: Literal["deep", "shallow", "all", "none"]
     mamba: bool = True
 
     def efl_layers(self, stages: int) -> tuple[int, ...]:
-        """EFL layers of each of `stages` stages; the other layers of a stage are CSR Mamba."""
+        """Number of EFL layers for each of `stages` stages; the other layers of a stage are CSR Mamba layers."""
         half, whole = stages // 2, range(stages)
         chosen = {"deep": whole[stages - half :], "shallow": whole[:half], "all": whole, "none": whole[:0]}[self.efl]
         return tuple(EFL_LAYERS if stage in chosen else 0 for stage in whole)
@@ -67,18 +67,18 @@ VARIANTS = {
     "C": EMNetVariant(efl="all"),
     "no_mamba": EMNetVariant(efl="deep", mamba=False),
 }
-"""The paper's variants in its letters, and EM-Net with both Mamba calls replaced by the identity."""
+"""The paper's variants by its letters, and EM-Net with both Mamba calls replaced by the identity."""
 
 
 class EMNet(nn.Module):
     """EM-Net with nnU-Net's constructor vocabulary.
 
-    Level 0 is full resolution and has a decoder stage only; levels 1 to S carry the encoder's stages. The encoder
-    embeds by a convolution of kernel and stride strides[1] and goes down by strides[2:]; a stage's output x is
-    handed to the decoder as mlp(norm(x)). The decoder goes up by transposed convolutions of the same kernels and
-    adds the skips, at full resolution a convolution block on the image.
+    Level 0 is full resolution and has only a decoder stage; levels 1 to S hold the encoder's stages. The encoder
+    embeds the image by a convolution with kernel and stride strides[1] and downsamples by strides[2:]; a stage's output
+    x is passed to the decoder as mlp(norm(x)). The decoder upsamples by transposed convolutions with the same kernels
+    and adds the skips; at full resolution it adds a convolution block on the image.
 
-    Positions and filters are tied to the patch: an input of another size is an error.
+    Positions and filters are tied to the patch, so an input of another size raises an error.
 
     Args:
         input_channels: M, the number of modalities.
@@ -88,10 +88,11 @@ class EMNet(nn.Module):
         features_per_stage: Width of the full-resolution convolutions, then of each stage.
         conv_op: ``torch.nn.Conv2d`` or ``torch.nn.Conv3d``.
         kernel_sizes: Odd kernel sizes of the residual convolution blocks, per level and axis.
-        strides: All 1, the stem's, then those into each later stage; per level and axis.
-        variant: A name of `VARIANTS`.
+        strides: Strides per level and axis: all 1, then the stem's, then those into each later stage.
+        variant: A name in `VARIANTS`.
         efl_layout: ``"spatial"`` or ``"authors"``; see `nnunet_ext.networks.em_net.efl`.
-        outputs: Heads with deep supervision, from full resolution down; None: one on every decoder stage, S.
+        outputs: Number of heads with deep supervision, from full resolution down; None: one on each of the S decoder
+            stages.
         deep_supervision: Whether to build and return heads on the lower decoder stages.
 
     Shape:
@@ -100,8 +101,7 @@ class EMNet(nn.Module):
 
     Raises:
         ValueError: for sizes that do not fit together (see `Topology.create`), fewer than two stages, a patch that
-            leaves one voxel at the lowest stage, an unknown variant or layout, a number of outputs that there is
-            not.
+            leaves one voxel at the lowest stage, an unknown variant or layout, or an invalid number of outputs.
     """
 
     def __init__(
@@ -158,13 +158,13 @@ class EMNet(nn.Module):
         kernel_sizes: PerStage,
         strides: PerStage,
     ) -> dict[str, Any]:
-        """EM-Net's arguments for the poolings of a U-Net's plan, in the paper's widths.
+        """EM-Net's arguments for the poolings of a U-Net's plan, with the paper's widths.
 
-        With Q poolings: the stem takes the first two as one (the first alone if Q = 2), each later stage one more,
-        up to four stages; poolings beyond are left unused. Kernels are 3, widths 48, 96, 192, 384.
+        With Q poolings, the stem combines the first two (only the first if Q = 2) and each later stage uses one more,
+        for up to four stages; further poolings are unused. Kernels are 3, widths 48, 96, 192, 384.
 
         Raises:
-            ValueError: for fewer than two poolings, and as `Topology.create`.
+            ValueError: for fewer than two poolings, and for the same reasons as `Topology.create`.
         """
         plan = Topology.create(conv_op, patch_size, n_stages, features_per_stage, kernel_sizes, strides)
         ones, *poolings = plan.strides
@@ -187,7 +187,7 @@ class EMNet(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """Lists have one entry a stage: entry s belongs to level s + 1."""
+    """Lists have one entry per stage: entry s belongs to level s + 1."""
 
     def __init__(
         self,
@@ -204,7 +204,7 @@ class _Encoder(nn.Module):
         for level, n_efl in enumerate(efl_layers, start=1):
             features, size, stride = topology.features[level], topology.sizes[level], topology.strides[level]
             down = conv_op(width, features, kernel_size=stride, stride=stride)
-            # The stem normalises what it gives, the later ones what they get.
+            # The stem normalises its output, the later downsamplings their input.
             parts = (down, _VolumeNorm(features)) if level == 1 else (_VolumeNorm(width), down)
             self.downsampling.append(nn.Sequential(*parts))
             filters = [EFL(features, size, bool(i % 2), efl_layout) for i in range(n_efl)]
@@ -261,10 +261,10 @@ class _Decoder(nn.Module):
         x, outputs = skips[-1], []
         for level in reversed(range(len(self.stages))):
             if level == 0 and x.device.type != "cpu":
-                # Off the CPU, instance norm would copy each full-resolution map to this layout.
+                # On other devices, instance norm would copy each full-resolution map to this layout.
                 x = x.contiguous()
             x = cpu_channels_last(self.upsampling[level](x))
-            # In place: no gradient needs the memory of an upsampled map, the largest ones here.
+            # In place: no gradient needs the upsampled maps, which are the largest ones here.
             x += self.image(image) if level == 0 else skips[level - 1]
             x = self.stages[level](x)
             if level == 0 or (self.deep_supervision and level < self.outputs):
@@ -283,7 +283,7 @@ class _VolumeNorm(ChannelNorm):
 
 
 class _Skip(nn.Module):
-    """mlp(norm(x)) over channels, C -> 4C -> C: what a stage hands to the decoder."""
+    """mlp(norm(x)) over channels, C -> 4C -> C, applied to a stage's output for the decoder."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -295,7 +295,7 @@ class _Skip(nn.Module):
 
 
 class _ImageBlock(nn.Module):
-    """LeakyReLU(conv2(conv1(image)) + shortcut(image)), each convolution with its norm, conv1 with its activation."""
+    """LeakyReLU(conv2(conv1(image)) + shortcut(image)); each convolution has a norm, and conv1 an activation."""
 
     def __init__(self, conv_op: type[nn.Module], channels: int, features: int, kernel: Sequence[int]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""AFF (adaptive frequency filter) of FAF-Net: an attention map's spectrum, filtered by what the image's features say.
+"""AFF (adaptive frequency filter) of FAF-Net: filters an attention map's spectrum, depending on the image's features.
 
 Source: Cheng et al., "FAF-Net" (few-shot medical image segmentation).
 """
@@ -14,21 +14,21 @@ from nnunet_ext.blocks.real_inverse import real_inverse
 
 
 class AFF(nn.Module):
-    """Filters amplitude and phase of (h, w) maps, one pair of filters a head, made from a feature map.
+    """Filters amplitude and phase of (h, w) maps with one pair of filters per head, computed from a feature map.
 
         r1 = conv1x1(F);  r2 = conv3x3(ReLU(r1)) + r1;  r3 = ReLU(conv1x1(ReLU(r2)));  f = W r3 + b
         Z = rfft2(A);  A' = irfft(ifft(|Z| f_amplitude exp(i arg(Z) f_phase)))
 
-    W ties the filters to a grid. On features of another size r3 is resized to the grid and the filters back, with
-    corners aligned, or the zero frequency would move.
+    W ties the filters to a grid. For features of another size, r3 is resized to the grid and the filters are resized
+    back, with aligned corners, because otherwise the zero frequency would move.
 
     Args:
         channels: C, channels of the features.
-        heads: m, filters of each kind.
-        grid: (h, w) of the features that the filters are made for.
+        heads: m, number of filters of each kind.
+        grid: (h, w) of the features for which the filters are made.
 
     Shape:
-        `filters`: (B, C, h', w') -> twice (B, m, h', w' // 2 + 1); `forward`: (..., h', w') and filters that broadcast
+        `filters`: (B, C, h', w') -> two of (B, m, h', w' // 2 + 1); `forward`: (..., h', w') and filters that broadcast
         with its spectrum -> (..., h', w')
     """
 
@@ -37,21 +37,21 @@ class AFF(nn.Module):
         self.amplitude, self.phase = (FilterBranch(channels, heads, grid) for _ in range(2))
 
     def filters(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Filters of amplitude and phase for these features, in float32 at least."""
+        """Filters of amplitude and phase for these features, in at least float32."""
         return self.amplitude(features), self.phase(features)
 
     def forward(self, maps: Tensor, amplitude: Tensor, phase: Tensor) -> Tensor:
-        # In half precision cuFFT takes powers of two only.
+        # In half precision cuFFT supports powers of two only.
         with torch.autocast(maps.device.type, enabled=False):
             spectrum = torch.fft.rfft2(at_least_float32(maps))
             modulus, angle = spectrum.abs() * amplitude, spectrum.angle() * phase
-            # Not torch.polar, whose gradient is wrong for a negative modulus, which filters may give.
+            # Not torch.polar: its gradient is wrong for a negative modulus, which the filters may produce.
             filtered = torch.complex(modulus * angle.cos(), modulus * angle.sin())
             return real_inverse(filtered, (-2, -1), maps.shape[-1])
 
 
 class FilterBranch(nn.Module):
-    """Features to one kind of filters; arguments as `AFF`.
+    """Computes one kind of filter (amplitude or phase) from features; arguments as for `AFF`.
 
     Shape:
         (B, C, h', w') -> (B, m, h', w' // 2 + 1)
@@ -81,7 +81,7 @@ class FilterBranch(nn.Module):
 
 
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, C, h, w) -> (B, C, *size), bilinearly with corners aligned; the map itself if it has that size."""
+    """(B, C, h, w) -> (B, C, *size), bilinear with aligned corners; returns the map itself if it has that size."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=True)

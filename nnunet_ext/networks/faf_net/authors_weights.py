@@ -1,4 +1,4 @@
-"""FAF-Net from the authors' weights."""
+"""Import of the authors' FAF-Net weights."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -12,13 +12,13 @@ from nnunet_ext.networks.faf_net.head import FAFHead
 from nnunet_ext.networks.keys import check_keys, load_checked
 
 _RESNETS = {2: "resnet18", 6: "resnet50", 23: "resnet101"}
-"""By the blocks of layer3."""
+"""ResNets by the number of blocks in layer3."""
 _IGNORED = ".num_batches_tracked"
 """A counter that batch norm does not use at its default momentum."""
 _FIRST = "layer1.0.conv1.weight"
 _DEAD = ("layer4.", "fc.")
 _DEAD_WIDTHS = (2048, 1000)
-"""Of what layer4 and fc give; no output depends on what reads it."""
+"""Output channels of layer4 and fc; no output of the network depends on the layers that read them."""
 _ICM = "cross_att."
 
 
@@ -29,24 +29,24 @@ def faf_net_from_authors(
     num_classes: int = 2,
     filter_grid: int | Iterable[int] | None = None,
 ) -> FAFNet | FAFHead:
-    """FAF-Net with the authors' weights; sizes are read off the tensors.
+    """FAF-Net with the authors' weights; sizes are inferred from the tensors.
 
-    The encoder is found by torchvision's names, under any prefix; the convolutions behind it by their shapes: of the
-    two that read layer3, the threshold's is the one whose name is most like that of the convolution to one channel.
-    layer4, fc and what reads them are ignored.
+    The encoder is recognised by torchvision's names, under any prefix, and the convolutions after it by their shapes.
+    Of the two convolutions that read layer3, the threshold's is the one whose name most resembles that of the
+    convolution to one channel. layer4, fc and the layers that read them are ignored.
 
     Args:
         state_dict: The authors' parameter names and values.
-        patch_size: Of the images, (H, W); None: those that have the filters' grid at stride 4.
+        patch_size: Image size (H, W); None: the size whose features at stride 4 have the filters' grid.
         input_channels: Channels of the images.
-        num_classes: Outputs, background included.
-        filter_grid: (h, w) of the filters; None: as tensors show it.
+        num_classes: Number of outputs, including background.
+        filter_grid: (h, w) of the filters; None: inferred from the tensors.
 
     Returns:
-        A 2D `FAFNet`, which needs a support before it predicts; its `FAFHead` if there is no encoder among the weights.
+        A 2D `FAFNet`, which needs a support before it predicts, or its `FAFHead` if the weights have no encoder.
 
     Raises:
-        ValueError: for missing or left-over keys, tensors of the wrong shape, or filters that do not show their grid.
+        ValueError: for missing or unexpected keys, tensors of the wrong shape, or filters whose grid is ambiguous.
     """
     state_dict = {k: v for k, v in state_dict.items() if not k.endswith(_IGNORED)}
     prefixes = [k.removesuffix(_FIRST) for k in state_dict if k.endswith(_FIRST)]
@@ -79,7 +79,7 @@ def faf_net_from_authors(
         check_keys("FAF-Net", backbone, ours)
         names = {f"decoder.{k}": v for k, v in names.items()}
         names |= {f"encoder.backbone.{k}": f"{prefixes[0]}{k}" for k in ours}
-        names |= _names_behind_the_backbone(rest, channels, network.encoder.backbone.width)
+        names |= _names_after_the_backbone(rest, channels, network.encoder.backbone.width)
     else:
         network = FAFHead(num_classes, channels, heads, grid)
     kept = {k: v for k, v in network.state_dict().items() if k not in names}
@@ -88,7 +88,7 @@ def faf_net_from_authors(
 
 
 def _icm_names() -> dict[str, str]:
-    """Names of ICM's tensors -> the authors' under ``cross_att.``."""
+    """Maps the names of ICM's tensors to the authors' under ``cross_att.``."""
     names = {f"fc_{i}.{kind}": f"fc_{i}.{kind}" for i in "qkvo" for kind in ("weight", "bias")}
     for ours, theirs, linear in (("amplitude", "amp", "down1"), ("phase", "pha", "down2")):
         for i, place in ((1, 0), (2, 1), (3, 1)):
@@ -107,12 +107,12 @@ def _grid(weight: Tensor, given: int | Iterable[int] | None) -> tuple[int, int]:
         return sizes
     side = isqrt(positions)
     if (side * side, side * (side // 2 + 1)) != (positions, spectrum):
-        raise ValueError(f"filters of {positions} positions are of no square grid: `filter_grid` must be given")
+        raise ValueError(f"filters of {positions} positions have no square grid: `filter_grid` must be given")
     return side, side
 
 
 def _split(state_dict: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The backbone's tensors under torchvision's names, and what is neither in it nor in ICM, without the dead."""
+    """The backbone's tensors under torchvision's names, and the remaining ones outside ICM, without unused layers."""
     backbone, rest = {}, {}
     first = ("conv1.", "bn1.", "layer", "fc.")
     for key, value in state_dict.items():
@@ -126,17 +126,17 @@ def _split(state_dict: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Ten
     return backbone, {k: v for k, v in rest.items() if k.rpartition(".")[0] not in dead}
 
 
-def _names_behind_the_backbone(rest: Mapping[str, Tensor], channels: int, width: int) -> dict[str, str]:
-    """Names of the features' and the threshold's convolutions -> the authors', by shape."""
+def _names_after_the_backbone(rest: Mapping[str, Tensor], channels: int, width: int) -> dict[str, str]:
+    """Maps the names of the features' and the threshold's convolutions to the authors', by shape."""
     last = [k for k, v in rest.items() if tuple(v.shape) == (1, channels, 1, 1)]
     wide = [k for k, v in rest.items() if tuple(v.shape) == (channels, width, 1, 1)]
     if (len(last), len(wide), len(rest)) != (1, 2, 3):
         listed = ", ".join(f"{k} {tuple(v.shape)}" for k, v in sorted(rest.items())) or "none"
         raise ValueError(
-            f"these are not the authors' FAF-Net weights: beside backbone and cross_att there must be two tensors of "
-            f"shape {(channels, width, 1, 1)} and one of {(1, channels, 1, 1)}, there are: {listed}"
+            f"these are not the authors' FAF-Net weights: besides backbone and cross_att there must be two tensors of "
+            f"shape {(channels, width, 1, 1)} and one of shape {(1, channels, 1, 1)}, but there are: {listed}"
         )
-    reduce, threshold = sorted(wide, key=lambda k: _same_start(k, last[0]))
+    reduce, threshold = sorted(wide, key=lambda k: _common_prefix_length(k, last[0]))
     return {
         "encoder.reduce.weight": reduce,
         "encoder.threshold.0.weight": threshold,
@@ -144,6 +144,6 @@ def _names_behind_the_backbone(rest: Mapping[str, Tensor], channels: int, width:
     }
 
 
-def _same_start(a: str, b: str) -> int:
-    """Letters that two names begin with together."""
+def _common_prefix_length(a: str, b: str) -> int:
+    """Length of the common prefix of two names."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))

@@ -1,4 +1,4 @@
-"""torchvision's ResNets up to layer3, at stride 4: layer2 and layer3 dilated instead of strided.
+"""torchvision's ResNets up to layer3, at stride 4: layer2 and layer3 are dilated instead of strided.
 
 Sources: He et al., "Deep Residual Learning for Image Recognition" (CVPR 2016); Chen et al., "Rethinking Atrous
 Convolution for Semantic Image Segmentation" (arXiv 1706.05587). torchvision is imported when one is built.
@@ -13,7 +13,7 @@ RESNETS = ("resnet101", "resnet50", "resnet18")
 _COCO = {"resnet101": "deeplabv3_resnet101", "resnet50": "deeplabv3_resnet50"}
 _DROPPED = ("layer4.", "fc.")
 _DILATIONS = {"layer2": (1, 2), "layer3": (2, 4)}
-"""Of a layer's first block and of its others."""
+"""Dilations of a layer's first block and of its other blocks."""
 
 
 class DilatedResNet(nn.Module):
@@ -23,9 +23,10 @@ class DilatedResNet(nn.Module):
         name: One of `RESNETS`.
 
     Attributes:
-        width: Channels of the output, read off the layers.
-        frozen_norms: Whether batch norms keep their statistics also in training, as pretrained ones do: a few slices
-            make poor statistics. Set by `freeze_norms` and `load_pretrained`. Their scales and shifts learn either way.
+        width: Channels of the output.
+        frozen_norms: Whether batch norms keep their statistics even in training, as pretrained ones do, because a few
+            slices give poor statistics. Set by `freeze_norms` and `load_pretrained`. Scales and shifts are always
+            trained.
 
     Shape:
         (B, 3, H, W) -> (B, width, ceil(H / 4), ceil(W / 4)) in channels-last memory on the CPU
@@ -45,7 +46,7 @@ class DilatedResNet(nn.Module):
         self.frozen_norms = False
         self.conv1, self.bn1, self.maxpool = resnet.conv1, resnet.bn1, resnet.maxpool
         self.layer1, self.layer2, self.layer3 = resnet.layer1, resnet.layer2, resnet.layer3
-        # By hand, as torchvision's basic block (resnet18) refuses dilation.
+        # Done by hand because torchvision's basic block (resnet18) does not support dilation.
         for layer, dilations in _DILATIONS.items():
             for i, block in enumerate(self.get_submodule(layer).children()):
                 _dilate(block, dilations[min(i, 1)])
@@ -60,19 +61,19 @@ class DilatedResNet(nn.Module):
         super().train(mode)
         if self.frozen_norms:
             for module in self.modules():
-                # Of any class: distributed training has synchronised ones.
+                # Any kind of batch norm: distributed training uses synchronised ones.
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
 
     def load_pretrained(self, weights: str) -> None:
-        """Loads what torchvision offers, downloading it once, and freezes the batch norms' statistics.
+        """Loads torchvision's weights, downloading them once, and freezes the batch norms' statistics.
 
         Args:
             weights: ``"imagenet"``, or ``"coco"``: the backbone of DeepLabV3 (resnet101 and resnet50).
 
         Raises:
-            ValueError: for unknown weights, or where torchvision has none.
+            ValueError: for unknown weights, or if torchvision has none for this network.
             RuntimeError: if they cannot be downloaded.
         """
         import torchvision
@@ -99,13 +100,13 @@ class DilatedResNet(nn.Module):
         self.freeze_norms()
 
     def freeze_norms(self) -> None:
-        """From now on batch norms keep their statistics."""
+        """Makes the batch norms keep their statistics from now on."""
         self.frozen_norms = True
         self.train(self.training)
 
 
 def _dilate(block: nn.Module, dilation: int) -> None:
-    """Takes a block's stride out and dilates its 3x3 convolutions."""
+    """Removes a block's stride and dilates its 3x3 convolutions."""
     for conv in block.modules():
         if isinstance(conv, nn.Conv2d):
             conv.stride = (1, 1)

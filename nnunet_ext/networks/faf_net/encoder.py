@@ -53,10 +53,10 @@ class FAFEncoder(nn.Module):
         return self.reduce(x), self.threshold(x)
 
     def grid(self, size: Sequence[int]) -> tuple[int, ...]:
-        """Feature grid of images of a size.
+        """Size of the feature grid for images of a given size.
 
         Raises:
-            ValueError: if that is less than 2 on an axis.
+            ValueError: if the grid has fewer than 2 positions on an axis.
         """
         if isinstance(self.backbone, DilatedResNet):
             steps: tuple[int, ...] = (_STRIDE,) * 2
@@ -72,7 +72,7 @@ class FAFEncoder(nn.Module):
 
 
 class _PlanBackbone(nn.Module):
-    """The plan's stages, in-plane, as long as the stride is at most 4 on both axes."""
+    """The plan's stages, in-plane, up to a total stride of 4 on both axes."""
 
     def __init__(self, input_channels: int, topology: Topology) -> None:
         super().__init__()

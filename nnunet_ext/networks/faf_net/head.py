@@ -16,21 +16,21 @@ from nnunet_ext.networks.faf_net.icm import ICM
 from nnunet_ext.networks.faf_net.prototypes import foreground_probability, masked_average
 
 MIN_PROBABILITY = 1e-6
-"""Probabilities are clamped to it and to 1 minus it; a class without prototype has it everywhere."""
+"""Lower bound of probabilities (1 minus it is the upper bound); a class without a prototype has it everywhere."""
 UNLABELLED = -1
-"""In support masks: pixels of which nothing is known (nnU-Net's ignore label), in no prototype and no loss."""
+"""Value in support masks for pixels with unknown labels (nnU-Net's ignore label), left out of prototypes and losses."""
 THRESHOLDS = ("query", "support")
 _CLASS_WEIGHTS = (0.1, 1.0)
-"""Of background and foreground in the query's loss."""
+"""Weights of background and foreground in the query's loss."""
 
 
 class Support(NamedTuple):
-    """What a support tells of R classes; leading axes are those of the episodes or images it is for.
+    """Information from a support about R classes; the leading axes are those of the episodes or images it is for.
 
     Attributes:
-        prototypes: (..., R, C).
-        thresholds: (..., R), mean tau of the support images; used with `threshold_from="support"` only.
-        valid: (..., R), whether any support image shows the class.
+        prototypes: Prototypes of the classes, (..., R, C).
+        thresholds: Mean tau of the support images, (..., R); used only with `threshold_from="support"`.
+        valid: Whether any support image shows the class, (..., R).
     """
 
     prototypes: Tensor
@@ -44,10 +44,10 @@ class Episode(NamedTuple):
     Attributes:
         probabilities: P of every class, (E, Q, R, H, W).
         logits: log(P / (1 - P)), (E, Q, R, H, W).
-        query_loss: Cross-entropy of P, weighted 0.1 background and 1 foreground, over the sum of these weights; 0
-            without query masks.
-        alignment_loss: Cross-entropy of the support segmented by the query's prediction.
-        prototype_loss: Mean squared difference of the adapted prototypes of both directions.
+        query_loss: Cross-entropy of P with weights 0.1 for background and 1 for foreground, divided by the sum of these
+            weights; 0 without query masks.
+        alignment_loss: Cross-entropy of the support, segmented with the query's prediction as its support.
+        prototype_loss: Mean squared difference between the adapted prototypes of the two directions.
     """
 
     probabilities: Tensor
@@ -61,15 +61,15 @@ class FAFHead(nn.Module):
     """p = ICM(p_s, F) + p_s;  P = 1 - sigmoid(0.5 (-20 cos(F, p) - tau)), upsampled; see `ICM` and `AFF`.
 
     Args:
-        rows: Classes whose prototypes it can keep.
+        rows: Number of classes whose prototypes can be stored.
         channels: C.
         heads: m, heads of ICM.
-        grid: (h, w) of the features that AFF's filters are made for.
+        grid: (h, w) of the features for which AFF's filters are made.
         regions: Whether no output is background; see `PrototypeBank`.
-        threshold_from: ``"query"``: tau is the map of the image that is segmented; ``"support"``: a number a class,
-            the mean of the maps of the images that its prototype is from.
-        slices_per_chunk: Images that are segmented at a time in an episode; more are checkpointed.
-        deep_supervision: nnU-Net's switch; there is one output either way.
+        threshold_from: ``"query"``: tau is the map of the segmented image; ``"support"``: tau is one number per class,
+            the mean over the maps of the images that the prototype comes from.
+        slices_per_chunk: Images that are segmented at a time in an episode; several chunks are checkpointed.
+        deep_supervision: nnU-Net's switch; there is a single output either way.
 
     Raises:
         ValueError: for an unknown `threshold_from`.
@@ -93,17 +93,17 @@ class FAFHead(nn.Module):
         self.slices_per_chunk = slices_per_chunk
         self.deep_supervision = deep_supervision
         self.icm = ICM(channels, heads, grid)
-        # Under the name that nnU-Net's -pretrained_weights leaves out: prototypes belong to the classes of a dataset.
+        # nnU-Net's -pretrained_weights skips this name, and prototypes belong to the classes of one dataset.
         self.seg_layers = PrototypeBank(rows, channels, regions)
 
     def segment(self, features: Tensor, tau: Tensor, support: Support, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Segments images, each by its own support.
+        """Segments images, each with its own support.
 
         Args:
-            features: Of the images.
+            features: Features of the images.
             tau: Threshold maps of the images.
-            support: For each image.
-            size: Of the result, in pixels.
+            support: Support of each image.
+            size: Size of the result in pixels.
 
         Shape:
             (N, C, h, w), (N, 1, h, w), prototypes (N, R, C) -> probabilities (N, R, *size), clamped, and adapted
@@ -119,11 +119,11 @@ class FAFHead(nn.Module):
     def segment_features(
         self, support_features: Tensor, support_mask: Tensor, query_features: Tensor, query_threshold: Tensor
     ) -> Tensor:
-        """One class from one support image to one query image, per sample.
+        """Segments one class in one query image from one support image, for each sample.
 
         Args:
             support_features: F_s.
-            support_mask: Foreground of the support images; its size is the result's.
+            support_mask: Foreground of the support images; the result has its size.
             query_features: F_q.
             query_threshold: tau of the query images.
 
@@ -145,7 +145,8 @@ class FAFHead(nn.Module):
         query_size: Sequence[int],
         query_masks: Tensor | None = None,
     ) -> Episode:
-        """E episodes on features: S support and Q query images each, R classes; see `FAFNet.forward_episode`.
+        """Runs E episodes on features, each with S support and Q query images and R classes; see
+        `FAFNet.forward_episode`.
 
         Shape:
             support (E, S, C, h, w), (E, S, 1, h, w), (E, S, R, H, W); query (E, Q, C, h, w), (E, Q, 1, h, w),
@@ -160,7 +161,7 @@ class FAFHead(nn.Module):
         )
         probabilities = probabilities.unflatten(0, (e, q))
 
-        # Backwards: every query image, as it was segmented, supports the segmentation of every support image.
+        # Reverse direction: every query image, with its prediction, supports the segmentation of every support image.
         predicted = probabilities.detach() > 0.5
         backwards = shots(query_features, query_tau, predicted)
         per_shot = Support(
@@ -170,7 +171,7 @@ class FAFHead(nn.Module):
             support_features.flatten(0, 1), support_tau.flatten(0, 1), per_shot, support_masks.shape[-2:]
         )
         returned = returned.unflatten(1, (q, r)).unflatten(0, (e, s))
-        # Where nothing is predicted, and in support images without the class, there is nothing to align.
+        # Alignment is undefined where nothing is predicted and for support images without the class.
         weights = (backwards.valid[:, None] & of_slices.valid[:, :, None]).to(returned.dtype)  # (E, S, Q, R)
         possible = support.valid.sum() * q
         labelled = (support_masks >= 0).to(returned.dtype)[:, :, None]
@@ -201,13 +202,13 @@ class FAFHead(nn.Module):
 
 
 class PrototypeBank(nn.Module):
-    """The support that a trained network carries, one row an output, in persistent buffers.
+    """The support stored in a trained network, one row per output, in persistent buffers.
 
-    Whether output 0 is background, for which there is no prototype, is a buffer as well: who builds a network to
-    predict with knows the number of outputs only.
+    Whether output 0 is background, which has no prototype, is a buffer too, because code that builds a network for
+    prediction knows only the number of outputs.
 
     Args:
-        rows: K, outputs of the network.
+        rows: K, number of outputs of the network.
         channels: C.
         regions: Whether no output is background (region-based training).
     """
@@ -226,7 +227,7 @@ class PrototypeBank(nn.Module):
 
     @torch.no_grad()
     def store(self, support: Support) -> None:
-        """Writes the support of all classes, background not included, in place."""
+        """Stores the support of all classes except background, in place."""
         first = self.prototypes.shape[0] - support.prototypes.shape[0]
         for kept, new in zip((self.prototypes, self.thresholds, self.prototype_valid), support, strict=True):
             kept.zero_()
@@ -236,7 +237,8 @@ class PrototypeBank(nn.Module):
         """The stored support of all rows; a background row is not valid.
 
         Raises:
-            RuntimeError: if there is none. A compiled network, which cannot branch on values, gives NaN instead.
+            RuntimeError: if no support is stored. A compiled network, which cannot branch on values, returns NaN
+                instead.
         """
         present = self.prototype_valid.any()
         known = not (torch.compiler.is_compiling() or isinstance(present, FakeTensor))
@@ -257,7 +259,7 @@ class PrototypeBank(nn.Module):
 
 
 def shots(features: Tensor, tau: Tensor, masks: Tensor) -> Support:
-    """What every support image says by itself; masks of `UNLABELLED` pixels say nothing.
+    """Prototypes and thresholds of every support image separately; `UNLABELLED` pixels do not contribute.
 
     Shape:
         (E, S, C, h, w), (E, S, 1, h, w), (E, S, R, H, W) -> (E, S, R, C), (E, S, R), (E, S, R)
@@ -277,10 +279,10 @@ def summarise(prototypes: Tensor, thresholds: Tensor, valid: Tensor) -> Support:
 
 
 def logit(probabilities: Tensor) -> Tensor:
-    """log(P / (1 - P)) of probabilities that are clamped already."""
+    """log(P / (1 - P)) of probabilities that are already clamped."""
     return torch.log(probabilities) - torch.log1p(-probabilities)
 
 
 def _cross_entropy(probabilities: Tensor, masks: Tensor) -> Tensor:
-    """-log of the probability of what the mask says, per pixel."""
+    """Negative log-probability of the mask's label, per pixel."""
     return -torch.where(masks > 0.5, torch.log(probabilities), torch.log1p(-probabilities))

@@ -1,4 +1,4 @@
-"""ICM of FAF-Net: cross attention in which a prototype of the support reads the query's features.
+"""ICM of FAF-Net: cross attention from a prototype of the support to the query's features.
 
 Source: Cheng et al., "FAF-Net" (few-shot medical image segmentation).
 """
@@ -19,14 +19,14 @@ class ICM(nn.Module):
         Q = fc_q(p),  K = fc_k(F),  V = fc_v(F), each m heads of width C
         A = Q K^T / sqrt(C);  a = softmax_l(AFF(A));  ICM(p, F) = fc_o(sum_l a_l V_l)
 
-    K and V are never made: Q K^T = (Q W_k) F^T + Q b_k, and as the a_l sum to one, sum_l a_l V_l is
-    W_v (sum_l a_l F_l) + b_v. That leaves products per prototype where there were two C x mC per position.
-    `icm_reference` is the plain form. In float32 at least, but for AFF's convolutions.
+    K and V are never computed: Q K^T = (Q W_k) F^T + Q b_k, and because the a_l sum to one, sum_l a_l V_l equals
+    W_v (sum_l a_l F_l) + b_v. This needs products per prototype instead of two C x mC products per position.
+    `icm_reference` is the naive reference implementation. Computed in at least float32, except for AFF's convolutions.
 
     Args:
         channels: C.
         heads: m.
-        grid: (h, w) of the features that AFF's filters are made for.
+        grid: (h, w) of the features for which AFF's filters are made.
 
     Shape:
         prototypes (B, N, C) and features (B, C, h', w') -> (B, N, C)
@@ -56,7 +56,7 @@ class ICM(nn.Module):
 
 
 def icm_reference(icm: ICM, prototypes: Tensor, features: Tensor) -> Tensor:
-    """Plain form of an `ICM`: keys and values at every position, one prototype at a time."""
+    """Naive reference implementation of `ICM`: keys and values at every position, one prototype at a time."""
     heads = (icm.heads, icm.channels)
     tokens = features.flatten(2).transpose(1, 2)
     k, v = (fc(tokens).unflatten(-1, heads).transpose(1, 2) for fc in (icm.fc_k, icm.fc_v))  # (B, m, L, C)

@@ -1,12 +1,13 @@
 """FAF-Net: frequency-aware adaptive filtering network for few-shot segmentation, on 2D images and slices of volumes.
 
-Source: Cheng et al., "FAF-Net" (few-shot medical image segmentation), in the line of ADNet.
+Source: Cheng et al., "FAF-Net" (few-shot medical image segmentation), in the tradition of ADNet.
 
-Labelled support slices give a prototype per class; a query slice is segmented by likeness to it, after cross attention
-filtered in the frequency domain has adapted it to the query. Beyond the authors' code, which takes one class, one
-support slice, ResNet-101 and 257 x 257 images: prototypes as buffers of the network, so that it predicts without a
-support image; any number of classes, several modalities, volumes, any image size and filter grid, other encoders, the
-plan's among them. 18.06 M parameters of theirs that no output depends on are left out.
+Labelled support slices give a prototype for each class. A query slice is segmented by its similarity to the prototype,
+after cross attention filtered in the frequency domain has adapted the prototype to the query. The authors' code
+supports one class, one support slice, ResNet-101 and 257 x 257 images. This implementation stores prototypes as buffers
+of the network, so that it predicts without a support image, and supports any number of classes, several modalities,
+volumes, any image size and filter grid, and other encoders, including the plan's. It drops 18.06 M of the authors'
+parameters, on which no output depends.
 """
 
 from collections.abc import Sequence
@@ -23,22 +24,23 @@ from nnunet_ext.networks.faf_net.head import Episode, FAFHead, Support, shots, s
 from nnunet_ext.networks.topology import PerStage, Topology
 
 MAX_GRID = 65
-"""Of the filters by default, per axis: the authors', of 257 pixels."""
+"""Default limit of the filter grid per axis: the authors' grid, for 257 pixels."""
 
 
 class FAFNet(nn.Module):
     """FAF-Net with nnU-Net's constructor vocabulary.
 
-    Works on slices: of a volume those along the first spatial axis. Weights are tied to no image size: the filters
-    of another feature grid are resized (see `AFF`).
+    The network works on slices; for a volume, these run along the first spatial axis. Its weights are not tied to an
+    image size: for another feature grid the filters are resized (see `AFF`).
 
-    It predicts what its support shows: `set_support` first, or load weights that were saved after it. The support is
-    part of the state dict, as prototypes under ``decoder.seg_layers``, which nnU-Net's ``-pretrained_weights`` skips.
+    It predicts the classes of its support, so call `set_support` first, or load weights that were saved after it. The
+    support is part of the state dict, as prototypes under ``decoder.seg_layers``, which nnU-Net's
+    ``-pretrained_weights`` skips.
 
     Args:
-        input_channels: M, the number of modalities. A ResNet gets one repeated, three as they are, and another number
-            through a learned 1x1 convolution that starts as the mean.
-        num_classes: K, the number of nnU-Net's outputs: background included, unless `regions`.
+        input_channels: M, the number of modalities. A ResNet gets a single modality repeated, three unchanged, and any
+            other number through a learned 1x1 convolution that is initialised to the mean.
+        num_classes: K, the number of nnU-Net's outputs, including background unless `regions`.
         patch_size: P in voxels, divisible by the product of the strides; the filter grid follows from it.
         n_stages: Stages of the plan's encoder.
         features_per_stage: Channels of the plan's encoder.
@@ -50,16 +52,18 @@ class FAFNet(nn.Module):
         weights: For a ResNet: ``"imagenet"``, ``"coco"`` (DeepLabV3's backbone), or None; see `load_encoder_weights`.
         regions: Whether no output is background; kept in a buffer, which `set_support` can change.
         threshold_from: ``"query"`` (the authors' code) or ``"support"`` (their figure); see `FAFHead`.
-        filter_grid: Of AFF's filters, (h, w); None: the features' of the patch, at most 65 per axis.
-        feature_channels: C of the features; None: 512 (the paper's), with the plan's encoder at most its own width.
+        filter_grid: Grid (h, w) of AFF's filters; None: that of the patch's features, at most 65 per axis.
+        feature_channels: C, channels of the features; None: 512 (the paper's), but with the plan's encoder at most its
+            own width.
         icm_heads: m, heads of ICM.
-        slices_per_chunk: Slices that are encoded at a time; with gradients several chunks are recomputed in the
-            backward pass, so that memory holds one chunk's activations (ResNet-101: 0.25 GB a slice of 128 x 128).
-        deep_supervision: Whether the one output comes in a list; there are no others.
+        slices_per_chunk: Slices that are encoded at a time. With gradients, several chunks are recomputed in the
+            backward pass, so that memory holds only one chunk's activations (ResNet-101: 0.25 GB per slice of
+            128 x 128).
+        deep_supervision: Whether to return the single output in a list.
 
     Shape:
-        (B, M, H, W) or (B, M, D, H, W) -> (B, K, same space) logits: log(P / (1 - P)) of every class, 0 for
-        background; with deep supervision a list of one.
+        (B, M, H, W) or (B, M, D, H, W) -> logits (B, K, H, W) or (B, K, D, H, W): log(P / (1 - P)) of every class, 0
+        for background; with deep supervision, a list with this one entry.
 
     Raises:
         ValueError: for sizes that do not fit together, unknown encoders, weights or thresholds.
@@ -130,13 +134,13 @@ class FAFNet(nn.Module):
         support_masks: Tensor | None = None,
         query_masks: Tensor | None = None,
     ) -> Tensor | list[Tensor] | Episode:
-        """Logits by the stored support; given support images, `forward_episode` with x as the query images.
+        """Logits from the stored support or, if support images are given, `forward_episode` with x as query images.
 
-        The latter is for DistributedDataParallel and torch.compile, which see calls of the network only.
+        The latter exists for DistributedDataParallel and torch.compile, which handle only calls of the network itself.
 
         Raises:
-            ValueError: for inputs of other axes or channels, or too small ones.
-            RuntimeError: before any support is set.
+            ValueError: for inputs with other axes or channels, or inputs that are too small.
+            RuntimeError: if no support has been set.
         """
         if support_images is not None:
             if support_masks is None:
@@ -153,11 +157,11 @@ class FAFNet(nn.Module):
         return [logits] if self.decoder.deep_supervision else logits
 
     def segment(self, images: Tensor, support: Support) -> Tensor:
-        """Probabilities of every class of a support, whatever classes the network was trained on.
+        """Probabilities of every class of a support, regardless of the classes that the network was trained on.
 
         Args:
             images: Slices.
-            support: From `encode_support`, for all of them, or stacked, one for each.
+            support: Result of `encode_support`, for all slices, or stacked, one for each slice.
 
         Shape:
             (N, M, H, W), prototypes (R, C) or (N, R, C) -> (N, R, H, W)
@@ -174,7 +178,7 @@ class FAFNet(nn.Module):
         return in_chunks(segment, self.slices_per_chunk, images, *support, norms=self.encoder)[0]
 
     def encode_support(self, images: Tensor, masks: Tensor) -> Support:
-        """Prototypes of the classes, each a mean over the slices that show it, with gradients if they are enabled.
+        """Prototypes of the classes, each a mean over the slices that show the class, with gradients if enabled.
 
         Args:
             images: Slices, of any size.
@@ -184,7 +188,7 @@ class FAFNet(nn.Module):
             (N, M, H, W), (N, R, H, W) -> prototypes (R, C), thresholds (R,), valid (R,)
 
         Raises:
-            ValueError: if images and masks do not fit together or to the network.
+            ValueError: if images and masks do not match each other or the network.
         """
         self._check_slices(images)
         _check_masks(images, masks)
@@ -198,20 +202,20 @@ class FAFNet(nn.Module):
 
     @torch.no_grad()
     def set_support(self, images: Tensor, masks: Tensor, regions: bool | None = None) -> None:
-        """Computes the prototypes that the network predicts with, in eval mode, and keeps them in its buffers.
+        """Computes the prototypes for prediction, in eval mode, and stores them in the network's buffers.
 
-        A class that no slice shows will be predicted nowhere.
+        A class that no slice shows will not be predicted anywhere.
 
         Args:
-            images: Slices, of any size; for volumes too.
+            images: Slices of any size, also for networks on volumes.
             masks: Foreground of every class in the order of the outputs; no channel for background.
-            regions: Whether no output is background (nnU-Net's region-based training); None: as it was.
+            regions: Whether no output is background (nnU-Net's region-based training); None: unchanged.
 
         Shape:
             (N, M, H, W), (N, R, H, W); R = K with regions, else K - 1
 
         Raises:
-            ValueError: if images and masks do not fit together or to the network, or no mask has foreground.
+            ValueError: if images and masks do not match each other or the network, or if no mask has foreground.
         """
         bank = self.decoder.seg_layers
         background = bool(bank.has_background) if regions is None else not regions
@@ -228,13 +232,13 @@ class FAFNet(nn.Module):
         finally:
             self.train(training)
         if not support.valid.any():
-            raise ValueError("no mask has foreground: there is nothing to take a prototype from")
+            raise ValueError("no mask has foreground: no prototype can be computed")
         bank.has_background.fill_(background)
         bank.store(support)
 
     @property
     def has_support(self) -> bool:
-        """Whether there is a prototype to predict with."""
+        """Whether a prototype is stored for prediction."""
         return bool(self.decoder.seg_layers.prototype_valid.any())
 
     def forward_episode(
@@ -244,29 +248,29 @@ class FAFNet(nn.Module):
         query_images: Tensor,
         query_masks: Tensor | None = None,
     ) -> Episode:
-        """Segments E episodes' query slices by their own support slices, with the losses of training.
+        """Segments the query slices of E episodes with their own support slices, and computes the training losses.
 
-        The paper's training has one class, support and query slice in an episode (S = Q = R = 1) and batches of
-        episodes; a bank of labelled slices for a batch of query slices is one episode (E = 1). Everything carries
-        gradients, the encoding of the support included, but the prediction that the alignment starts from, which is
-        a hard mask. Batch norms of pretrained encoders stay frozen; those trained from scratch see the support's
-        slices and the query's in one batch, as far as a chunk holds them.
+        The paper's training has one class, one support slice and one query slice per episode (S = Q = R = 1) and
+        batches of episodes; a bank of labelled slices for a batch of query slices is a single episode (E = 1).
+        Gradients flow through everything, including the encoding of the support, except the prediction from which the
+        alignment starts, which is a hard mask. Batch norms of pretrained encoders stay frozen; those trained from
+        scratch see the slices of support and query in one batch, as far as they fit into a chunk.
 
-        Alignment and prototype losses are means over query slices and classes, with 0 where nothing is predicted,
-        and over the support slices that show the class. Classes that no support slice of an episode shows count in
-        no loss. The stored support is neither used nor changed.
+        Alignment and prototype losses are averaged over query slices and classes (0 where nothing is predicted) and
+        over the support slices that show the class. Classes that no support slice of an episode shows are left out of
+        all losses. The stored support is neither used nor changed.
 
         Args:
             support_images: Slices.
-            support_masks: Foreground of every class, `UNLABELLED` where that is not known; no channel for background.
+            support_masks: Foreground of every class, `UNLABELLED` where it is unknown; no channel for background.
             query_images: Slices, of any size.
-            query_masks: Foreground of every class, for the query's loss; None: that loss is 0.
+            query_masks: Foreground of every class, for the query's loss; None: this loss is 0.
 
         Shape:
             (E, S, M, H, W), (E, S, R, H, W), (E, Q, M, H', W'), (E, Q, R, H', W'); see `Episode`
 
         Raises:
-            ValueError: if shapes do not fit together or to the network.
+            ValueError: if shapes do not match each other or the network.
         """
         for images, masks in ((support_images, support_masks), (query_images, query_masks)):
             if images.ndim != 5:
@@ -276,10 +280,10 @@ class FAFNet(nn.Module):
                 _check_masks(images, masks)
         e, s = support_images.shape[:2]
         if query_images.shape[0] != e:
-            raise ValueError(f"`query_images` are of {query_images.shape[0]} episodes and `support_images` of {e}")
+            raise ValueError(f"`query_images` have {query_images.shape[0]} episodes, but `support_images` have {e}")
         if query_masks is not None and query_masks.shape[2] != support_masks.shape[2]:
             raise ValueError(
-                f"`query_masks` have {query_masks.shape[2]} classes and `support_masks` {support_masks.shape[2]}"
+                f"`query_masks` have {query_masks.shape[2]} classes, but `support_masks` {support_masks.shape[2]}"
             )
         groups = [support_images.flatten(0, 1), query_images.flatten(0, 1)]
         if support_images.shape[-2:] == query_images.shape[-2:]:
@@ -310,19 +314,19 @@ class FAFNet(nn.Module):
     def load_encoder_weights(self, weights: str) -> None:
         """Loads torchvision's weights into a ResNet encoder and freezes its batch norms' statistics.
 
-        For training: weights of a whole network, loaded later, replace them, and the norms stay frozen.
+        This is for training: loading the weights of a whole network later replaces them, and the norms stay frozen.
 
         Args:
             weights: ``"imagenet"`` or ``"coco"``.
 
         Raises:
             ValueError: for unknown weights or another encoder.
-            RuntimeError: if they cannot be downloaded.
+            RuntimeError: if the weights cannot be downloaded.
         """
         backbone = self.encoder.backbone
         if not isinstance(backbone, DilatedResNet):
             raise ValueError(
-                f"`weights`={weights!r} are for {', '.join(RESNETS)}; encoder 'plan' has weights=None only"
+                f"`weights`={weights!r} exist for {', '.join(RESNETS)} only; encoder 'plan' needs weights=None"
             )
         backbone.load_pretrained(weights)
 
@@ -344,10 +348,10 @@ class FAFNet(nn.Module):
 
 
 def _check_masks(images: Tensor, masks: Tensor) -> None:
-    """Raises ValueError unless masks have the images' leading axes and size."""
+    """Raises ValueError unless the masks have the same leading axes and size as the images."""
     lead = images.ndim - 3
     if masks.ndim != images.ndim or masks.shape[:lead] != images.shape[:lead] or masks.shape[-2:] != images.shape[-2:]:
         raise ValueError(
-            f"masks of shape {tuple(masks.shape)} do not fit images of shape {tuple(images.shape)}: the same axes but "
-            "for the channels, of which masks have one a class"
+            f"masks of shape {tuple(masks.shape)} do not match images of shape {tuple(images.shape)}: all axes must be "
+            "equal except the channels, of which masks have one per class"
         )

@@ -1,4 +1,4 @@
-"""Prototypes of few-shot segmentation: a class as one vector, and the pixels that are like it.
+"""Prototypes for few-shot segmentation: one vector per class, and the probability of pixels similar to it.
 
 Source: Cheng et al., "FAF-Net" (few-shot medical image segmentation), after ADNet.
 """
@@ -17,8 +17,9 @@ _AREA_EPS = 1e-5
 def masked_average(features: Tensor, masks: Tensor) -> Tensor:
     """p = sum_x m(x) U(F)(x) / (sum_x m(x) + 1e-5), U: bilinear upsampling to the masks' size, corners aligned.
 
-    The masks go down by the transpose of U, which gives the same sums without C channels at full resolution;
-    `masked_average_reference` is the plain form. In float32 at least; gradients reach features and masks.
+    The masks are downsampled by the transpose of U, which gives the same sums without C channels at full resolution;
+    `masked_average_reference` is the naive reference implementation. Computed in at least float32, with gradients for
+    features and masks.
 
     Shape:
         features (B, C, h, w), masks (B, R, H, W) -> (B, R, C)
@@ -36,7 +37,7 @@ def masked_average(features: Tensor, masks: Tensor) -> Tensor:
 
 
 def masked_average_reference(features: Tensor, masks: Tensor) -> Tensor:
-    """Plain form of `masked_average`: features upsampled, then averaged."""
+    """Naive reference implementation of `masked_average`: upsamples the features, then averages them."""
     upsampled = F.interpolate(features, tuple(masks.shape[-2:]), mode="bilinear", align_corners=True)
     masks = masks.to(features.dtype)
     sums = (upsampled[:, None] * masks[:, :, None]).sum((-2, -1))
@@ -44,18 +45,18 @@ def masked_average_reference(features: Tensor, masks: Tensor) -> Tensor:
 
 
 def _upsampling(source: int, target: int, like: Tensor) -> Tensor:
-    """Matrix (source, target) of linear upsampling along one axis, corners aligned."""
+    """Matrix (source, target) of linear upsampling along one axis, with aligned corners."""
     identity = torch.eye(source, dtype=like.dtype, device=like.device)
     return F.interpolate(identity[None], target, mode="linear", align_corners=True)[0]
 
 
 def foreground_probability(features: Tensor, prototypes: Tensor, threshold: Tensor) -> Tensor:
-    """P = 1 - sigmoid(0.5 (-s - tau)), s = 20 cos(F, p), in float32 at least.
+    """P = 1 - sigmoid(0.5 (-s - tau)), s = 20 cos(F, p), in at least float32.
 
     Args:
         features: F.
-        prototypes: p, one a class.
-        threshold: tau, a map or a number a class.
+        prototypes: p, one per class.
+        threshold: tau, a map or one number per class.
 
     Shape:
         features (B, C, h, w), prototypes (B, R, C), threshold (B, 1, h, w) or (B, R, 1, 1) -> (B, R, h, w)

@@ -1,4 +1,4 @@
-"""LSTM-SA: SALSTM and LSTMSA, recurrent and self-attention over neighbouring slices."""
+"""LSTM-SA: SALSTM and LSTMSA, with LSTM and self-attention over neighbouring slices."""
 
 from nnunet_ext.networks.lstm_sa.network import LSTMSA, MT_UNET, SALSTM
 

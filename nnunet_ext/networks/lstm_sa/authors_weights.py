@@ -1,4 +1,4 @@
-"""SALSTM and LSTMSA from the authors' weights."""
+"""Import of the authors' SALSTM and LSTMSA weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -11,7 +11,7 @@ from nnunet_ext.networks.mt_unet.authors_weights import mt_unet_from_authors
 
 _BACKBONE = "encoder."
 _ATTENTION_SIZE = 88 * 88
-"""Of the published checkpoints, for images of 224 x 224."""
+"""Attention size of the published checkpoints, for images of 224 x 224."""
 _PASSES = ("forward_net", "reverse_net")
 _GATED = {"query": "q_matrix", "key": "k_matrix", "value": "v_matrix"}
 
@@ -28,13 +28,13 @@ def salstm_from_authors(
 
     Args:
         state_dict: The authors' parameter names and values.
-        backbone: A module whose weights stand under ``encoder.``, with one map (N, C, H, W) as its result; None: the
+        backbone: A module whose weights are stored under ``encoder.`` and that returns one map (N, C, H, W); None: the
             authors' MT-UNet. Its weights are overwritten.
-        attention_size: s of the attention's scale, which no tensor shows.
-        patch_size: Slice in pixels; None: what MT-UNet shows; any size for another backbone.
+        attention_size: s in the attention's scale, which cannot be inferred from the tensors.
+        patch_size: Size of a slice in pixels; None: inferred from MT-UNet, or any size for another backbone.
 
     Raises:
-        ValueError: for missing or left-over keys, or tensors of the wrong shape.
+        ValueError: for missing or unexpected keys, or tensors of the wrong shape.
     """
     return _from_authors(SALSTM, state_dict, backbone, attention_size, patch_size)
 
@@ -45,7 +45,7 @@ def lstmsa_from_authors(
     attention_size: int = _ATTENTION_SIZE,
     patch_size: int | Sequence[int] | None = None,
 ) -> LSTMSA:
-    """LSTMSA with the authors' weights; arguments and errors as `salstm_from_authors`."""
+    """LSTMSA with the authors' weights; arguments and errors are those of `salstm_from_authors`."""
     return _from_authors(LSTMSA, state_dict, backbone, attention_size, patch_size)
 
 
@@ -82,7 +82,7 @@ def _from_authors(
 
 
 def _head_names(gated: bool) -> dict[str, str]:
-    """Our parameter name -> the authors'."""
+    """Maps our parameter names to the authors'."""
     names = {"decoder.seg_layers.0": "lstmlayer.conv"}
     for i, direction in enumerate(_PASSES):
         names[f"decoder.lstms.{i}.conv"] = f"lstmlayer.{direction}.cell0.conv"

@@ -1,14 +1,14 @@
-"""Convolutional LSTM of two steps over neighbouring slices, evaluated once per slice of a stack.
+"""A convolutional LSTM with two steps over neighbouring slices, evaluated once per slice of a stack.
 
 Source: Ji, Ye, Ma, "Sparse Coding Inspired LSTM and Self-Attention Integration for Medical Image Segmentation", IEEE
 TIP 2024; the cell: Shi et al., "Convolutional LSTM Network", NeurIPS 2015.
 
-The authors run the cell's convolution on [input, hidden] for both steps of every slice. Here it is split into its
-input part and its hidden part: a slice's input part serves it as the previous slice of its neighbour and as the
-current one, and the first step, whose hidden state is 0, needs no hidden part. That is half of the work.
+The authors run the cell's convolution on [input, hidden] for both steps of every slice. Here it is split into an input
+part and a hidden part: a slice's input part is used both when the slice is the current one and when it is its
+neighbour's previous one, and the first step, whose hidden state is 0, needs no hidden part. That halves the work.
 
-On the CPU the element-wise part of a step is one pass of the C extension, where there is one, and nothing is joined,
-cut or copied for it.
+On the CPU, the element-wise part of a step is one pass of the C extension, if available, without concatenating,
+splitting or copying tensors.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from nnunet_ext.ops import lstm_cell
 
 
 class States(NamedTuple):
-    """Of the last step: cell state c, forget gate f, candidate g, hidden state h, each (B, n, H, W, C)."""
+    """States of the last step: cell state c, forget gate f, candidate g, hidden state h, each (B, n, H, W, C)."""
 
     c: Tensor
     f: Tensor
@@ -32,7 +32,7 @@ class States(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What a slice hands to the one that is read after it: c, and the hidden part of that one's gates."""
+    """State passed from a slice to the slice read after it: c, and the hidden part of that slice's gates."""
 
     c: Tensor
     gates: Tensor
@@ -45,7 +45,7 @@ class SliceLSTM(nn.Module):
 
     Args:
         channels: C.
-        kernel_size: Odd, in voxels.
+        kernel_size: Odd kernel size in voxels.
         reverse: Whether the neighbour is the next slice instead of the previous one.
 
     Shape:
@@ -58,15 +58,16 @@ class SliceLSTM(nn.Module):
         self.conv = nn.Conv2d(2 * channels, 4 * channels, kernel_size, padding=kernel_size // 2)
 
     def forward(self, stack: Tensor, memory: Memory | None, last: bool) -> tuple[States, Memory | None]:
-        """States of a stack that is read in parts.
+        """States of one part of a stack that is read in parts.
 
         Args:
             stack: Maps of neighbouring slices.
-            memory: Of the slice read before the stack; None: there is none, the first one is its own neighbour.
-            last: Whether no slice is read after the stack.
+            memory: Memory of the slice read before this part; None: there is none, and the first slice is its own
+                neighbour.
+            last: Whether no slice is read after this part.
 
         Returns:
-            The states, and the memory of the slice read last (None if it is the last of all).
+            The states, and the memory of the slice read last (None if no slice follows).
         """
         of_input, of_hidden = self.conv.weight.split(stack.shape[-1], 1)
         gates = self._convolve(stack, of_input, self.conv.bias)
@@ -89,7 +90,7 @@ class SliceLSTM(nn.Module):
 
 
 def _first_step(gates: Tensor, read: slice) -> tuple[Tensor, Tensor]:
-    """c and h of some slices after a step from c = 0, where the forget gate does not matter."""
+    """c and h of some slices after a step from c = 0, where the forget gate has no effect."""
     library = lstm_cell.native_cell(gates)
     if library is not None:
         return _FirstStep.apply(library, gates, read)
@@ -99,13 +100,13 @@ def _first_step(gates: Tensor, read: slice) -> tuple[Tensor, Tensor]:
 
 
 def _second_step(gates: Tensor, memory: Memory | None, handed: Memory | None, reverse: bool) -> States:
-    """States of n slices, each after the memory of the slice read before it.
+    """States of n slices, each computed from the memory of the slice read before it.
 
     Args:
-        gates: Of the n slices.
-        memory: Of the slice read before the first of them; None: the first is its own neighbour.
-        handed: Of these slices in their own order, at least of those that are read before another one of them (or of
-            the only one, without `memory`); None: of none.
+        gates: Gates of the n slices.
+        memory: Memory of the slice read before the first of them; None: the first is its own neighbour.
+        handed: Memories of these slices in their own order, at least of those that are read before another one of them
+            (or of the only one, without `memory`); None: no memories.
         reverse: Whether slices are read from the last to the first.
     """
     before = (None, None) if memory is None else memory
@@ -121,7 +122,7 @@ def _second_step(gates: Tensor, memory: Memory | None, handed: Memory | None, re
 
 
 def _read_before(memory: Tensor | None, handed: Tensor | None, n: int, reverse: bool) -> Tensor:
-    """Of the slice read before each of n slices."""
+    """For each of n slices, the memory of the slice read before it."""
     edge, parts = _sources(memory, handed, n, reverse)
     if parts is None:
         return edge
@@ -129,7 +130,7 @@ def _read_before(memory: Tensor | None, handed: Tensor | None, n: int, reverse: 
 
 
 def _sources(memory: Tensor | None, handed: Tensor | None, n: int, reverse: bool) -> tuple[Tensor, Tensor | None]:
-    """What the slice read first takes from, and what the n - 1 others take from (None: there are none); views."""
+    """Views of the memory read by the first slice, and of those read by the n - 1 others (None if there are none)."""
     if memory is None:
         assert handed is not None  # for mypy: a memory was given or made
         memory = handed[:, -1:] if reverse else handed[:, :1]
@@ -140,12 +141,12 @@ def _sources(memory: Tensor | None, handed: Tensor | None, n: int, reverse: bool
 
 
 def _targets(x: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
-    """Of n slices the one that is read first, and the others; views."""
+    """Views of the slice that is read first, and of the other slices."""
     return (x[:, -1:], x[:, :-1]) if reverse else (x[:, :1], x[:, 1:])
 
 
 class _FirstStep(torch.autograd.Function):
-    """`_first_step` by the C extension; keeps the gates, which exist anyway."""
+    """`_first_step` in the C extension; saves the gates, which exist anyway."""
 
     @staticmethod
     def forward(ctx, library, gates, read):
@@ -177,7 +178,7 @@ class _FirstStep(torch.autograd.Function):
 
 
 class _SecondStep(torch.autograd.Function):
-    """`_second_step` by the C extension; keeps the states and what c was before."""
+    """`_second_step` in the C extension; saves the states and the previous c."""
 
     @staticmethod
     def forward(ctx, library, gates, memory_c, memory_gates, handed_c, handed_gates, reverse):
@@ -187,7 +188,7 @@ class _SecondStep(torch.autograd.Function):
         written = ("gates", "states", "next_c", "h")
         maps: list[tuple[Tensor, Tensor | None]] = [_targets(x, reverse) for x in (gates, states, c, h)]
         maps += [_sources(*x, n, reverse) for x in ((memory_gates, handed_gates), (memory_c, handed_c))]
-        for part in list(zip(*maps, strict=True))[:n]:  # of a single slice there are no others
+        for part in list(zip(*maps, strict=True))[:n]:  # a single slice has no others
             lstm_cell.forward(library, channels, **dict(zip((*written, "before", "c"), part, strict=True)))
         ctx.save_for_backward(states, memory_c, handed_c)
         ctx.library, ctx.reverse = library, reverse
@@ -200,7 +201,7 @@ class _SecondStep(torch.autograd.Function):
         states, memory_c, handed_c = ctx.saved_tensors
         channels, n = states.shape[-1] // lstm_cell.GATES, states.shape[1]
         grad_gates = torch.empty_like(states)
-        # Of the slice read first, its memory's; the others' go to what was handed to them.
+        # Gradients of the first slice's memory; those of the other slices go to the memories passed to them.
         edge_c, edge_gates = (x.new_empty(x.shape[0], 1, *x.shape[2:]) for x in (grads[0], states))
         handed: list[Tensor | None] = [None, None]
         if handed_c is not None:
@@ -216,7 +217,7 @@ class _SecondStep(torch.autograd.Function):
         for whole, edge in zip(handed, edges, strict=True):
             if whole is None:
                 continue
-            # Slices that are read after the last of these have their gradient from elsewhere.
+            # The gradient of the slices read last comes from the following part.
             unread = whole.shape[1] - (n - 1)
             (whole[:, :unread] if ctx.reverse else whole[:, n - 1 :]).zero_()
             if memory_c is None:

@@ -3,11 +3,12 @@
 Source: Ji, Ye, Ma, "Sparse Coding Inspired LSTM and Self-Attention Integration for Medical Image Segmentation", IEEE
 TIP 2024.
 
-Every slice is segmented from the features of itself and of its two neighbours: a ConvLSTM reads previous and current
-slice, another next and current one, the states of each pass a channel attention, and a 1x1 convolution gives the
-logits. Beyond the authors' code, which segments one slice at a time and runs its 2D network three times for it: whole
-volumes with each slice's features made once and half of the recurrent convolutions, the same values and gradients;
-any plan; deep supervision; activation checkpointing by chunks of slices.
+Every slice is segmented from its own features and those of its two neighbours: one ConvLSTM reads the previous and the
+current slice, another reads the next and the current slice, the states of each go through a channel attention, and a
+1x1 convolution gives the logits. The authors' code segments one slice at a time and runs its 2D network three times for
+it. This implementation processes whole volumes, computing each slice's features once and half of the recurrent
+convolutions, with the same values and gradients. It supports any plan, deep supervision, and activation checkpointing
+by chunks of slices.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,19 +32,20 @@ from nnunet_ext.networks.topology import PerStage, Topology
 _KEPT_VALUES = 40
 """Values that a voxel of the head keeps for its gradient, in units of C: gates and states of both directions."""
 _MAX_BYTES, _CHUNK_BYTES = 4 << 30, 1 << 29
-"""Above the first, for a batch of two in float32, slices are checkpointed in chunks of about the second."""
+"""If a batch of two in float32 needs more than the first, slices are checkpointed in chunks of about the second."""
 _CPU_GATE_BYTES = 16 << 20
 _HEAD_STD = 2.0
-"""Of the head's initial weights. What it reads is small: states h = o tanh(c) of a LSTM with its default weights are
-some tenths, and attention begins as their mean over channels. With a convolution's default, weights of 0.07, logits
-vary by 0.01 over an image (LSTMSA: 0.001), and Adam, which moves a weight by at most its rate, needs epochs to begin.
+"""Standard deviation of the head's initial weights. The head's input is small: the states h = o tanh(c) of an LSTM with
+default weights are a few tenths, and the attention starts as their mean over channels. With a convolution's default
+weights of 0.07, the logits vary by 0.01 over an image (LSTMSA: 0.001), and Adam, which moves a weight by at most its
+learning rate per step, needs epochs before the network starts to learn.
 """
 MT_UNET = "mt_unet"
 _MT_UNET_CHANNELS = 64
 
 
 class _SliceNetwork(nn.Module):
-    """What SALSTM and LSTMSA share; they differ in their attention."""
+    """Base class of SALSTM and LSTMSA, which differ only in their attention."""
 
     gated: bool
 
@@ -93,7 +95,7 @@ class _SliceNetwork(nn.Module):
         return outputs if self.decoder.deep_supervision else outputs[0]
 
     def forward_slices(self, previous: Tensor, current: Tensor, following: Tensor) -> Tensor:
-        """Logits of slices from themselves and their neighbours, as the authors have it.
+        """Logits of slices from themselves and their neighbours, with the interface of the authors' code.
 
         Shape:
             (B, M, H, W) each -> (B, K, H, W)
@@ -146,34 +148,34 @@ class _SliceNetwork(nn.Module):
 class SALSTM(_SliceNetwork):
     """SALSTM: attention whose query, key and value are the states of ConvLSTMs over neighbouring slices.
 
-    For the features f of a slice: states of LSTM(f_prev, f) and LSTM'(f_next, f), each through
-    softmax((c + f)/2 ((g + h)/2)^T / sqrt(s)) h, concatenated, 1x1 convolution to the logits. Slices beyond the patch
-    repeat the border slice; in 2D a slice is its own neighbour.
+    For the features f of a slice, the states of LSTM(f_prev, f) and LSTM'(f_next, f) each go through
+    softmax((c + f)/2 ((g + h)/2)^T / sqrt(s)) h; the results are concatenated and a 1x1 convolution gives the logits.
+    Beyond the patch, the border slice is repeated; in 2D a slice is its own neighbour.
 
-    With nnU-Net's constructor vocabulary. Slices run along the first axis of a 3D patch; kernels and strides along it
-    are not used.
+    The constructor has nnU-Net's vocabulary. Slices run along the first axis of a 3D patch; kernels and strides along
+    it are not used.
 
     Args:
         input_channels: M, the number of modalities.
         num_classes: K, the number of logits.
-        patch_size: P in voxels, divisible in-plane by the product of the strides; None: any size, for a backbone
-            that is given.
+        patch_size: P in voxels, divisible in-plane by the product of the strides; None: any size, if `backbone` is a
+            module.
         n_stages: Levels of the plan's U-Net, at least 2.
         features_per_stage: Channels per level; the first is C, the width of the LSTMs.
         conv_op: ``torch.nn.Conv2d`` or ``torch.nn.Conv3d``.
         kernel_sizes: Odd kernel sizes, per level and axis.
         strides: Strides into each level, per level and axis; all 1 for the first.
-        backbone: What makes the features of slices (N, M, H, W): None: the plan's U-Net; ``"mt_unet"``: MT-UNet with
-            64 channels; or a module that returns (N, C, H, W), or a list of such maps, full resolution first, whose
-            channels are then `features_per_stage`.
-        attention_size: s; None: the voxels of a slice. The authors' checkpoints have 7744.
-        checkpoint_slices: Slices at a time whose activations are made again in the backward pass; 0: none are; None:
-            where a batch of two would keep more than 4 GB.
+        backbone: Network that computes the features of slices (N, M, H, W). None: the plan's U-Net; ``"mt_unet"``:
+            MT-UNet with 64 channels; or a module that returns (N, C, H, W), or a list of such maps, full resolution
+            first, whose channels are then `features_per_stage`.
+        attention_size: s; None: the number of voxels of a slice. The authors' checkpoints have 7744.
+        checkpoint_slices: Number of slices whose activations are recomputed together in the backward pass; 0: no
+            checkpointing; None: checkpointing if a batch of two would keep more than 4 GB.
         deep_supervision: Whether to build and return 1x1 heads on the backbone's lower levels.
 
     Shape:
-        (B, M, *P) -> (B, K, *P); with deep supervision a list, full resolution first, with the sizes of the levels
-        in-plane and all slices.
+        (B, M, *P) -> (B, K, *P); with deep supervision a list, full resolution first, with the levels' sizes in-plane
+        and all slices.
 
     Raises:
         ValueError: for sizes that do not fit together; see `Topology.create`.
@@ -187,7 +189,7 @@ class LSTMSA(_SliceNetwork):
 
     As `SALSTM`, with (c + f)/2 * W_q h, (g + h)/2 * W_k h and h * W_v h (element-wise) for query, key and value.
 
-    Args, Shape, Raises: as `SALSTM`.
+    Args, Shape, Raises: as for `SALSTM`.
     """
 
     gated = True
@@ -211,7 +213,7 @@ class _Decoder(nn.Module):
         self.register_load_state_dict_pre_hook(drop_unused_heads)
 
     def forward(self, maps: list[Tensor], step: int, run: Callable) -> list[Tensor]:
-        """Maps (B, D, H_l, W_l, C_l) -> logits (B, D, K, H_l, W_l); `run` calls what works on `step` slices."""
+        """Maps (B, D, H_l, W_l, C_l) -> logits (B, D, K, H_l, W_l); `run` calls functions on `step` slices."""
         finest, *lower = maps
         if self.deep_supervision:
             check_heads(self.seg_layers, self.outputs)
@@ -225,7 +227,7 @@ class _Decoder(nn.Module):
         logits = []
         for direction, lstm in enumerate(self.lstms):
             outputs, memory = [], None
-            # In the order of reading, so that each stack gets the memory of the one before.
+            # In reading order, so that each part of the stack gets the memory of the previous one.
             for i, stack in enumerate(stacks[::-1] if lstm.reverse else stacks, start=1):
                 out, memory = run(self._read, direction, stack, memory, i == len(stacks))
                 outputs.append(out)
@@ -233,7 +235,7 @@ class _Decoder(nn.Module):
         return logits[0] + logits[1]
 
     def head_of_slice(self, features: Tensor, neighbours: Sequence[Tensor]) -> Tensor:
-        """As `head` of one slice, from it and its neighbours, (B, 1, H, W, C) each."""
+        """The result of `head` for one slice, from this slice and its neighbours, (B, 1, H, W, C) each."""
         logits = []
         for direction, (lstm, neighbour) in enumerate(zip(self.lstms, neighbours, strict=True)):
             _, memory = lstm(neighbour, None, False)
@@ -241,7 +243,7 @@ class _Decoder(nn.Module):
         return logits[0] + logits[1]
 
     def _read(self, direction: int, stack: Tensor, memory: Memory | None, last: bool) -> tuple[Tensor, Memory | None]:
-        """One direction's part in the logits of a stack, and the memory of the slice read last."""
+        """One direction's contribution to the logits of a stack, and the memory of the slice read last."""
         states, memory = self.lstms[direction](stack, memory, last)
         layer = self.seg_layers[0]
         projection = cast(Tensor, layer.weight).flatten(1).chunk(2, 1)[direction]  # of the concatenated directions
@@ -259,7 +261,7 @@ def _checkpointed(function: Callable, *arguments: Any) -> Any:
 
 
 def _chunk(stack: Tensor, channels: int) -> int:
-    """Slices at a time where nothing is kept: few enough for their gates to stay in a cache or in little memory."""
+    """Slices to process at a time without gradients: few enough that their gates fit into a cache or little memory."""
     gates = 4 * channels * stack[:, 0, 0].numel() * stack.element_size()
     return max(1, (_CPU_GATE_BYTES if stack.device.type == "cpu" else _CHUNK_BYTES) // gates)
 
@@ -271,7 +273,7 @@ def _pointwise(layer: nn.Module, maps: Tensor) -> Tensor:
 def _backbone(
     backbone: nn.Module | str | None, input_channels: int, widths: int | Sequence[int], topology: Topology | None
 ) -> tuple[nn.Module, tuple[int, ...]]:
-    """The module, and the channels of the maps that it gives."""
+    """The backbone, and the channels of the maps that it returns."""
     if isinstance(backbone, nn.Module):
         return backbone, (widths,) if isinstance(widths, int) else tuple(widths)
     if backbone not in (None, MT_UNET):
@@ -310,6 +312,6 @@ def _flat(value: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def _needed_chunk(channels: int, patch_size: tuple[int, ...]) -> int:
-    """Slices to checkpoint at a time; 0 where the memory without checkpointing is small."""
+    """Slices to checkpoint at a time; 0 if little memory is needed without checkpointing."""
     per_slice = 2 * 4 * _KEPT_VALUES * channels * prod(patch_size[-2:])
     return 0 if per_slice * patch_size[0] <= _MAX_BYTES else max(1, _CHUNK_BYTES // per_slice)

@@ -13,14 +13,14 @@ from nnunet_ext.networks.lstm_sa.conv_lstm import States
 class StateAttention(nn.Module):
     """softmax(Q K^T / sqrt(s)) V over channels, Q = (c + f) / 2, K = (g + h) / 2, V = h; (C, HW) matrices.
 
-    Gated: Q, K and V are multiplied element-wise by three learnt projections of h, whose biases begin at 1: as if not
-    gated. (With PyTorch's default all three would begin a tenth as large.) Computed in float32 at least, the
-    scale within Q: products over all voxels pass the limit of float16.
+    Gated: Q, K and V are multiplied element-wise by three learnt projections of h, whose biases start at 1, as if there
+    were no gates. (With PyTorch's default, all three would start a tenth as large.) Computed in at least float32, with
+    the scale applied to Q, because products over all voxels exceed the range of float16.
 
     Args:
         channels: C.
-        size: s, the authors' attention size; the number of voxels of a slice.
-        gated: Whether states gate projections (LSTMSA) or stand by themselves (SALSTM).
+        size: s, the authors' attention size: the number of voxels of a slice.
+        gated: Whether the states gate projections (LSTMSA) or are used directly (SALSTM).
 
     Shape:
         states (B, n, H, W, C) -> V (B, n, HW, C) and the attention's matrix (B, n, C, C); see `project`
@@ -49,7 +49,7 @@ class StateAttention(nn.Module):
 
 
 def project(values: Tensor, attention: Tensor, projection: Tensor) -> Tensor:
-    """A 1x1 convolution of attention V; the matrices first, as it has fewer outputs than there are channels.
+    """A 1x1 convolution of attention V. The two matrices are multiplied first, because K is smaller than C.
 
     Shape:
         V (B, n, HW, C), attention (B, n, C, C), projection (K, C) -> (B, n, HW, K)

@@ -1,4 +1,4 @@
-"""A plain 2D U-Net without heads: feature maps of every decoder level."""
+"""A plain 2D U-Net without heads, which returns the feature maps of every decoder level."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,9 @@ _SLOPE = 0.01
 
 
 class UNet2d(nn.Module):
-    """nnU-Net's plain U-Net on slices: two convolutions a level, strided on the way down, transposed on the way up.
+    """nnU-Net's plain U-Net on slices: two convolutions per level, strided ones down, transposed ones up.
 
-    Instance norm sees one slice at a time, so slices do not see each other.
+    Instance norm is computed for each slice, so slices do not affect each other.
 
     Args:
         input_channels: M.

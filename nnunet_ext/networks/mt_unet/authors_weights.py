@@ -1,4 +1,4 @@
-"""MT-UNet from the authors' weights."""
+"""Import of the authors' MT-UNet weights."""
 
 from collections.abc import Iterable, Mapping
 from math import isqrt
@@ -16,22 +16,22 @@ _COLOURS = 3
 _TOKEN_SIZE = 2**STEM_LEVELS
 
 Names = dict[str, tuple[str, ...]]
-"""Our parameter name -> the authors' names, whose tensors are concatenated."""
+"""Maps our parameter name to the authors' names, whose tensors are concatenated."""
 
 
 def mt_unet_from_authors(state_dict: Mapping[str, Tensor], patch_size: int | Iterable[int] | None = None) -> MTUNet:
-    """MT-UNet with the authors' weights; sizes are read off the tensors.
+    """MT-UNet with the authors' weights; sizes are inferred from the tensors.
 
-    A first convolution of three channels is taken for that of one channel, repeated to three, as the authors use it;
-    the parameters of a network of three channels have the same names and shapes.
+    If the first convolution has three channels, the network is assumed to repeat one channel to three, as the authors
+    do; a network for three channels has parameters of the same names and shapes.
 
     Args:
         state_dict: The authors' parameter names and values.
-        patch_size: P in pixels; None: square, as the number of tokens shows it.
+        patch_size: P in pixels; None: square, inferred from the number of tokens.
 
     Raises:
-        ValueError: for missing or left-over keys, tensors of the wrong shape, or a patch that is not square and not
-            given.
+        ValueError: for missing or unexpected keys, tensors of the wrong shape, or a patch that is not square and was
+            not specified.
     """
     state_dict = {k: v for k, v in state_dict.items() if not k.endswith(_IGNORED)}
     names = authors_names()
@@ -61,10 +61,10 @@ def mt_unet_from_authors(state_dict: Mapping[str, Tensor], patch_size: int | Ite
 
 
 def gather(state_dict: Mapping[str, Tensor], names: Names, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' tensors under our names, 1x1 convolutions as matrices where `expected` has a matrix.
+    """The authors' tensors under our names; 1x1 convolutions become matrices where `expected` has a matrix.
 
     Raises:
-        ValueError: if tensors of one parameter of ours differ in shape.
+        ValueError: if the tensors of one of our parameters differ in shape.
     """
     for keys in names.values():
         shapes = [tuple(state_dict[k].shape) for k in keys]
@@ -78,7 +78,7 @@ def gather(state_dict: Mapping[str, Tensor], names: Names, expected: Mapping[str
 
 
 def ea_names(ours: str, theirs: str) -> Names:
-    """Names of an EA module's tensors under a prefix of ours -> under one of the authors'."""
+    """Maps the names of an EA module's tensors, from our prefix to the authors'."""
     names: Names = {f"mixed.axial.{kind}": (f"CSAttention.gaussiantrans.{kind}",) for kind in ("shift", "bias")}
     names |= _both("norm1", "SlayerNorm") | _both("norm2", "ElayerNorm")
     for kind in ("weight", "bias"):
@@ -95,11 +95,11 @@ def ea_names(ours: str, theirs: str) -> Names:
 
 
 def authors_names(ours: str = "", theirs: str = "") -> Names:
-    """Names of MT-UNet's tensors under a prefix of ours -> under one of the authors' (both with their final dot)."""
+    """Maps the names of MT-UNet's tensors, from our prefix to the authors' (both with their final dot)."""
     names: Names = {f"encoder.downsampling.{STEM_LEVELS}.2.pos": ("stem.position_embedding",)}
     for level in range(STEM_LEVELS):
         names |= _double_conv(f"encoder.stages.{level}", f"stem.model.res{level + 1}")
-        # From the lowest level up, where the authors count.
+        # The authors count from the lowest level up.
         names |= _both(f"decoder.upsampling.{level}", f"decoder_stem.block.trans{STEM_LEVELS - level}")
         names |= _double_conv(f"decoder.stages.{level}", f"decoder_stem.block.res{STEM_LEVELS - level}")
     names |= _conv_norm(f"encoder.downsampling.{STEM_LEVELS}.1", "stem.trans_dim")
@@ -150,5 +150,5 @@ def _under(ours: str, theirs: str, names: Names) -> Names:
 def _square(tokens: int) -> int:
     side = isqrt(tokens)
     if side**2 != tokens:
-        raise ValueError(f"{tokens} tokens are no square: `patch_size` must be given")
+        raise ValueError(f"{tokens} tokens do not form a square: `patch_size` must be given")
     return side * _TOKEN_SIZE

@@ -12,7 +12,7 @@ from nnunet_ext.blocks.layout import cpu_channels_last
 
 
 class Pointwise(nn.Conv2d):
-    """A 1x1 convolution, on the CPU as a matrix product.
+    """A 1x1 convolution, computed on the CPU as a matrix product.
 
     Args:
         input_channels: Channels of the input.
@@ -36,10 +36,10 @@ class ConvBatchNorm(nn.Module):
     Args:
         input_channels: Channels of the input.
         output_channels: Channels of the output.
-        kernel_size: In pixels, on both axes.
-        stride: In pixels, on both axes; a 1x1 convolution has none.
+        kernel_size: Kernel size in pixels, on both axes.
+        stride: Stride in pixels, on both axes; a 1x1 convolution has none.
         bias: Whether the convolution has a bias.
-        relu: False leaves the ReLU out.
+        relu: Whether to apply the ReLU.
 
     Shape:
         (B, input_channels, H, W) -> (B, output_channels, H / stride, W / stride)

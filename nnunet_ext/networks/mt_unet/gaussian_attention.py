@@ -1,4 +1,4 @@
-"""Axial self-attention whose scores fall off with the squared distance, as MT-UNet's windows have it.
+"""Axial self-attention whose scores decrease with the squared distance, used on MT-UNet's windows.
 
 Source: Wang et al., "Mixed Transformer U-Net for Medical Image Segmentation", ICASSP 2022, in the form that the authors
 of LSTM-SA publish as their baseline, which visits every position in a loop.
@@ -11,7 +11,7 @@ from nnunet_ext.blocks.channelwise import at_least_float32
 
 
 def gaussian_attention_reference(q: Tensor, k: Tensor, v: Tensor, shift: Tensor, bias: Tensor) -> Tensor:
-    """Plain form of `gaussian_attention`, with the bias b that cancels: every position by itself."""
+    """Naive reference implementation of `gaussian_attention`: one position at a time, with the bias b that cancels."""
     _, height, width, _ = q.shape
     rows, columns = (torch.arange(n, dtype=q.dtype, device=q.device) for n in (height, width))
     out = []
@@ -31,7 +31,7 @@ def gaussian_attention(q: Tensor, k: Tensor, v: Tensor, shift: Tensor) -> Tensor
         a_x(r, c, w) = q(r, c) . k(r, w);  a_y(r, c, h) = q(r, c) . k(h, c)
         out(r, c) = sum_w softmax_w(a_x - s (w - c)^2 - b) v(r, w) + sum_h softmax_h(a_y - s (h - r)^2 - b) v(h, c)
 
-    The scores have no scale. b is the same for all positions that a softmax runs over, so it cancels and is left out.
+    The scores have no scale. b is the same for all positions of a softmax, so it cancels and is left out.
 
     Args:
         q: Queries.
@@ -55,11 +55,11 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, shift: Tensor) -> Tensor:
 
 
 class GaussianAxialAttention(nn.Module):
-    """`gaussian_attention` with q, k, v = W t + b', in float32 at least.
+    """`gaussian_attention` with q, k, v = W t + b', in at least float32.
 
-    The authors' module owns a bias b, which cancels, and an output projection, which is never applied. Both stand in
-    their checkpoints and parameter counts; here they take no gradient, so that distributed training finds no
-    parameter without one.
+    The authors' module has a bias b, which cancels, and an output projection, which is never applied. Both are in their
+    checkpoints and parameter counts. Here they do not require gradients, because distributed training expects a
+    gradient for every parameter that does.
 
     Args:
         channels: C.
@@ -77,6 +77,6 @@ class GaussianAxialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = at_least_float32(self.qkv(x)).chunk(3, -1)
-        # Scores without a scale: sums over C pass float16's range and bfloat16's precision.
+        # The scores have no scale, so sums over C exceed float16's range and bfloat16's precision.
         with torch.autocast(x.device.type, enabled=False):
             return gaussian_attention(q, k, v, at_least_float32(self.shift))

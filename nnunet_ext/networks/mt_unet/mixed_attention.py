@@ -20,23 +20,23 @@ from nnunet_ext.networks.mt_unet.window_attention import (
 
 _EXPANSION = 4
 _MEMORY = 64
-"""Units of the external attention, which stand for keys and values learnt over all samples."""
+"""Units of the external attention's memory: keys and values learnt over all samples."""
 _NORM_EPS = 1e-6
 _SUM_EPS = 1e-9
 
 
 class MixedAttention(nn.Module):
-    """CSA: attention in windows (l), Gaussian axial attention on the windows pooled to tokens (g), both mixed.
+    """CSA: mixes attention within windows (l) and Gaussian axial attention on windows pooled to tokens (g).
 
         l = windows(pad(x));  g = axial(pool(l))
         x' = crop(W [up(g), l] + b), up bilinear with aligned corners
 
-    Upsampling acts on positions and W on channels, so W acts on g before it is upsampled, where there are fewer
+    Upsampling acts on positions and W on channels, so W is applied to g before upsampling, where there are fewer
     positions; only rounding differs.
 
     Args:
         channels: C.
-        heads: Of the attention in windows; a divisor of C.
+        heads: Heads of the attention within windows; a divisor of C.
         window: Side of the windows, in tokens.
 
     Shape:

@@ -4,10 +4,10 @@ Source: Wang et al., "Mixed Transformer U-Net for Medical Image Segmentation", I
 "Sparse Coding Inspired LSTM and Self-Attention Integration for Medical Image Segmentation", IEEE TIP 2024, publish as
 their baseline: the backbone of their LSTM-SA checkpoints.
 
-A convolutional stem of three levels with max-pooling, three levels of EA modules (attention in windows, across windows
-and to a learnt memory), and the way back up. Beyond the authors' code, which fixes a square image of 224 pixels and
-repeats one channel to three: any size that 32 divides, any number of channels, any widths. The Gaussian axial attention
-works on all positions at once.
+MT-UNet has a convolutional stem of three levels with max-pooling, three levels of EA modules (attention within windows,
+across windows and to a learnt memory), and a symmetric decoder. The authors' code requires a square image of 224 pixels
+and repeats one channel to three; this implementation supports any size divisible by 32, any number of channels and any
+widths. The Gaussian axial attention is computed for all positions at once.
 """
 
 from collections.abc import Sequence
@@ -25,46 +25,46 @@ from nnunet_ext.networks.topology import PerStage, Topology
 STEM_LEVELS = 3
 LEVELS = 6
 EA_MODULES = 2
-"""Of every level below the stem, on the way down and on the way up."""
+"""EA modules per level below the stem, in the encoder and in the decoder."""
 _WIDTHS = (64, 128, 256, 256, 512, 1024)
 _STRIDES = (1, 2, 2, 2, 2, 2)
 _KERNEL = 3
 _COLOURS = 3
-"""Channels that a single one is repeated to: the authors' first convolution is for colour images."""
+"""Number of channels to which a single one is repeated: the authors' first convolution is for colour images."""
 
 
 class MTUNet(nn.Module):
     """MT-UNet with nnU-Net's constructor vocabulary.
 
-    Levels 0 to 2 are the stem: two convolutions with a residual one each, max-pooling between. Level 3 begins with
-    max-pooling, a 1x1 convolution and the position embedding, levels 4 and 5 with convolutions 2x2 of stride 2; each
-    has two EA modules. The decoder goes up by transposed convolutions 2x2 and joins the skips: at level 4 brought
-    back to the level's width, at level 3 in both widths together, two EA modules each; in the stem by two convolutions
-    again.
+    Levels 0 to 2 are the stem; each has two convolutions and a residual one, with max-pooling in between. Level 3
+    starts with max-pooling, a 1x1 convolution and the position embedding, levels 4 and 5 with 2x2 convolutions of
+    stride 2; each of them has two EA modules. The decoder upsamples by 2x2 transposed convolutions and concatenates the
+    skips. At level 4 the result is reduced to the level's width, at level 3 it keeps both widths, each followed by two
+    EA modules; the stem's levels have two convolutions again.
 
-    The position embedding is tied to the patch: an input of another size is an error. The architecture is fixed, so
-    that the arguments that nnU-Net's plans have for it can be given, but have one value each.
+    The position embedding is tied to the patch, so an input of another size raises an error. The architecture is fixed:
+    nnU-Net's arguments for it are accepted, but each has only one valid value.
 
     Args:
         input_channels: M, the number of modalities; a single one is repeated to 3.
         num_classes: K, the number of logits.
-        patch_size: P in pixels, divisible by 32. A patch of 32 x 32 leaves one token at the lowest level, which in
-            training needs batches of two or more, for the batch norm.
-        n_stages: 6.
+        patch_size: P in pixels, divisible by 32. A patch of 32 x 32 leaves one token at the lowest level, where the
+            batch norm needs batches of two or more in training.
+        n_stages: Number of levels, always 6.
         features_per_stage: Width of each of the three stem levels, of the two encoder levels, and of the bottleneck.
         conv_op: ``torch.nn.Conv2d``.
-        kernel_sizes: 3, on all levels and axes.
-        strides: 1 for the first level, 2 for the others.
-        heads: Heads of the attention in windows, a quarter of those of the external attention; a divisor of the
+        kernel_sizes: Always 3, on all levels and axes.
+        strides: Always 1 for the first level and 2 for the others.
+        heads: Heads of the attention within windows, a quarter of those of the external attention; a divisor of the
             widths of levels 3, 4 and 5.
         window: Side of the windows, in tokens.
-        deep_supervision: Whether to return a list. There is one output at full resolution, and none below.
+        deep_supervision: Whether to return a list. There is a single output, at full resolution.
 
     Shape:
-        (B, M, *P) -> (B, K, *P); with deep supervision a list of that one.
+        (B, M, *P) -> (B, K, *P); with deep supervision, a list with this one entry.
 
     Raises:
-        ValueError: for another architecture than MT-UNet's, and for sizes that do not fit together; see
+        ValueError: for an architecture other than MT-UNet's, and for sizes that do not fit together; see
             `Topology.create`.
     """
 
@@ -111,7 +111,7 @@ class MTUNet(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """Lists have one entry a level; `downsampling` leads into it."""
+    """Lists have one entry per level; `downsampling` leads into the level."""
 
     def __init__(self, input_channels: int, topology: Topology, heads: int, window: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Attention within the windows of a map, and pooling of windows to tokens.
+"""Attention within the windows of a map, and pooling of each window to a token.
 
 Source: Wang et al., "Mixed Transformer U-Net for Medical Image Segmentation", ICASSP 2022, in the form that the authors
 of LSTM-SA publish as their baseline.
@@ -26,8 +26,8 @@ def head_width(channels: int, heads: int) -> int:
 def pad_to_windows(x: Tensor, window: int) -> Tensor:
     """Pads a map at its end to multiples of the window.
 
-    With zeros, but for the corner block beyond both the last row and the last column: it repeats the map's last rows
-    and columns (its first ones where the map has fewer, a size that the authors' code refuses).
+    The padding is zero, except for the corner block beyond both the last row and the last column, which repeats the
+    map's last rows and columns (or its first ones if the map has fewer, a size that the authors' code rejects).
 
     Shape:
         (B, H, W, C) -> (B, H', W', C)
@@ -47,7 +47,7 @@ def pad_to_windows(x: Tensor, window: int) -> Tensor:
 
 
 def to_windows(x: Tensor, window: int) -> Tensor:
-    """(B, H, W, C), sides multiples of the window -> (B, H / window, W / window, window^2, C)."""
+    """(B, H, W, C), with sides that are multiples of the window -> (B, H / window, W / window, window^2, C)."""
     x = x.unflatten(2, (-1, window)).unflatten(1, (-1, window))
     return x.transpose(2, 3).flatten(3, 4)
 
@@ -82,7 +82,8 @@ class WindowAttention(nn.Module):
     def forward(self, windows: Tensor) -> Tensor:
         grid = windows.shape[1:3]
         qkv = self.qkv(windows.flatten(1, 2)).unflatten(-1, (3, self.heads, -1))  # (B, windows, N, 3, heads, C / heads)
-        # Windows join the heads, not the batch, which fused kernels put on a grid axis of at most 65535 blocks.
+        # Windows are merged with the heads, not the batch: fused kernels put the batch on a grid axis of at most 65535
+        # blocks.
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3)
         mixed = F.scaled_dot_product_attention(q, k, v)  # scores and softmax in float32, whatever autocast says
         mixed = mixed.unflatten(1, (-1, self.heads)).transpose(2, 3).flatten(3)

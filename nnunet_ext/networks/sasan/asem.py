@@ -20,15 +20,15 @@ class ASEM(nn.Module):
     A(z) * (z * sigmoid(conv_1x1(z))), A(z) = 0.2 * sum of n*n axial self-attentions: one for every embedding axis
     (the n spatial axes) and every sequence axis (channels, then the other spatial axes).
 
-    The constructor sets every output projection's bias to 2 / (0.2 n^2), so that A is about 2 and the module about
-    the identity: with the default initialisation A is about -0.03 +- 0.10, outputs shrink to a twentieth and SGD
-    stands still for the first 75 to 150 iterations.
+    The constructor sets the bias of every output projection to 2 / (0.2 n^2), so that A is about 2 and the module is
+    close to the identity. With the default initialisation A is about -0.03 +- 0.10, outputs shrink to a twentieth, and
+    SGD makes no progress for the first 75 to 150 iterations.
 
     Args:
         conv_op: ``torch.nn.Conv2d`` or ``torch.nn.Conv3d``.
         channels: K, the number of logits.
         size: P, in voxels.
-        heads: Heads of every attention; None takes the largest divisor of the embedding's length up to 16.
+        heads: Heads of every attention; None: the largest divisor of the embedding's length up to 16.
 
     Shape:
         (B, K, *P) -> (B, K, *P)
@@ -46,8 +46,8 @@ class ASEM(nn.Module):
         for attention in attentions:
             nn.init.constant_(attention.out.bias, 2 / (self.scale * n * n))
         self.attentions = nn.ModuleList(attentions)
-        # nnU-Net leaves out what stands under "seg_layers" when it takes over pretrained weights, because its shape
-        # follows the number of classes; so does this one's.
+        # nnU-Net skips layers under "seg_layers" when it loads pretrained weights, because their shapes depend on the
+        # number of classes; so does this one's.
         self.seg_layers = nn.ModuleDict({"gate": conv_op(channels, 1, kernel_size=1)})
 
     def axial(self, z: Tensor) -> Tensor:
@@ -64,6 +64,6 @@ class ASEM(nn.Module):
         return self.scale * total
 
     def forward(self, z: Tensor) -> Tensor:
-        # A grows with z, the product with its square: in float16 that ends at logits of some hundred.
+        # A grows with z and the product with its square, which limits logits in float16 to a few hundred.
         axial, gate, z = (at_least_float32(x) for x in (self.axial(z), self.seg_layers["gate"](z), z))
         return axial * (z * torch.sigmoid(gate))

@@ -1,4 +1,4 @@
-"""SASAN from the authors' weights."""
+"""Import of the authors' SASAN weights."""
 
 import re
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ _AUTHORS_LEVELS = 5
 
 
 def sasan_from_authors(state_dict: Mapping[str, Tensor], heads: int | None = None) -> SASAN:
-    """SASAN with the authors' weights; sizes are read off the tensors.
+    """SASAN with the authors' weights; sizes are inferred from the tensors.
 
-    Three things differ between their masks and ours, and are folded in here: they are in the shifted order of the
-    spectrum; the authors shift over channels too, so mask c acts on feature channel (c + C/2) mod C; and theirs act
+    Their masks differ from ours in three ways, which this function compensates: they are in the shifted order of the
+    spectrum; the authors' shift includes the channels, so mask c acts on feature channel (c + C/2) mod C; and they act
     on amplitudes that cropping has multiplied by prod(P) / prod(P_l).
 
     Args:
@@ -27,8 +27,8 @@ def sasan_from_authors(state_dict: Mapping[str, Tensor], heads: int | None = Non
         heads: Heads of ASEM's attentions; None: the largest divisor of the axis length up to 16.
 
     Raises:
-        ValueError: for missing or left-over keys, tensors of the wrong shape, or an odd number of channels at a
-            level (the authors' shift over channels has no counterpart then).
+        ValueError: for missing or unexpected keys, tensors of the wrong shape, or an odd number of channels at a
+            level (for which the authors' shift over channels has no equivalent).
     """
     found = [int(m[1]) for k in state_dict if (m := re.match(r"down_(\d+)\.", k))]
     levels = max(found) + 1 if found else _AUTHORS_LEVELS
@@ -71,7 +71,7 @@ def _convs(level: int) -> str:
 
 
 def _names(levels: int, attentions: int) -> dict[str, list[str]]:
-    """Our parameter name -> the authors' names, whose tensors are concatenated."""
+    """Maps our parameter name to the authors' names, whose tensors are concatenated."""
     names: dict[str, list[str]] = {}
 
     def add(ours: str, theirs: str, *kinds: str) -> None:

@@ -1,4 +1,4 @@
-"""Axial self-attention: of tokens along one axis of a map that carry another axis as their features.
+"""Axial self-attention between tokens along one axis of a map, whose features are another axis.
 
 Source: Huang et al., "SASAN: Spectrum-Axial Spatial Approach Networks for Medical Image Segmentation".
 """
@@ -14,24 +14,24 @@ from nnunet_ext.ops.axial_attention import mix, mix_backward, mix_reference, nat
 
 _MAX_HEADS = 16
 _CHUNK_ELEMENTS = 1 << 20
-"""Values of q, k and v (without the C extension: attention scores) at a time on the CPU: few enough to stay in the
-cache."""
+"""Values of q, k and v (without the C extension: attention scores) processed at a time on the CPU, so that they stay in
+the cache."""
 _MAX_BATCH = 32768
 """Fused attention kernels put the batch on a grid axis of at most 65535 blocks."""
 
 
 def default_heads(embedding: int) -> int:
-    """Largest divisor of `embedding` that is at most 16."""
+    """The largest divisor of `embedding` that is at most 16."""
     return max(h for h in range(1, _MAX_HEADS + 1) if embedding % h == 0)
 
 
 class AxialAttention(nn.Module):
-    """Multi-head self-attention of tokens that run along one axis and carry another axis as their features.
+    """Multi-head self-attention between tokens along one axis, whose features are another axis.
 
     softmax(q k^T (E/h)^-0.5) v for each of h heads, then the output projection; q, k, v = W t without bias.
 
     Args:
-        embedding: E, the length of the axis that the tokens carry.
+        embedding: E, the length of the axis that serves as features.
         heads: h, a divisor of E.
 
     Shape:
@@ -55,13 +55,13 @@ class AxialAttention(nn.Module):
 
 
 def attend_reference(tokens: Tensor, heads: int, qkv: Tensor, out_weight: Tensor, out_bias: Tensor) -> Tensor:
-    """Plain form of `attend`: the attention matrix is formed and kept."""
+    """Naive reference implementation of `attend`, which computes and keeps the attention matrix."""
     mixed = mix_reference(_projected(tokens[:, :, None], qkv, heads))
     return F.linear(mixed.reshape(tokens.shape), out_weight, out_bias)
 
 
 def attend(tokens: Tensor, heads: int, qkv: Tensor, out_weight: Tensor, out_bias: Tensor) -> Tensor:
-    """Multi-head self-attention that never holds a tensor of size tokens x tokens.
+    """Multi-head self-attention that never allocates a tensor of size tokens x tokens.
 
     Shape:
         tokens and result (B, L, E), qkv (3E, E), out_weight (E, E), out_bias (E,).
@@ -77,7 +77,7 @@ def attend(tokens: Tensor, heads: int, qkv: Tensor, out_weight: Tensor, out_bias
 
 
 def attend_axes(maps: Tensor, axes: Sequence[int], attentions: Sequence[AxialAttention]) -> Tensor:
-    """Sum over `axes` of the attention along that axis; the last axis of `maps` is the embedding.
+    """Sum of the attentions along each of `axes`; the last axis of `maps` is the embedding.
 
     Shape:
         (..., E) -> (..., E)
@@ -102,7 +102,7 @@ def _use_chunks(maps: Tensor) -> bool:
 
 
 class _ChunkedAttention(torch.autograd.Function):
-    """`attend_axes` on the CPU, some sequences at a time; only the input is kept for backward."""
+    """`attend_axes` on the CPU, some sequences at a time; only the input is saved for the backward pass."""
 
     @staticmethod
     def forward(ctx, maps, axes, heads, *weights):
@@ -120,7 +120,7 @@ class _ChunkedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *grads):
         maps, *weights = ctx.saved_tensors
-        with torch.autocast("cpu", enabled=False):  # whose region the caller may not have left
+        with torch.autocast("cpu", enabled=False):  # the caller may still be inside an autocast region
             grad_maps, grad_weights = _gradients(maps, weights, ctx.axes, ctx.heads, grads[0].contiguous())
         return grad_maps, None, None, *grad_weights
 
@@ -128,7 +128,7 @@ class _ChunkedAttention(torch.autograd.Function):
 def _gradients(
     maps: Tensor, weights: Sequence[Tensor], axes: Sequence[int], heads: Sequence[int], grad: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
-    """Of the maps and of the weights."""
+    """Gradients of the maps and of the weights."""
     grad_maps = torch.zeros_like(maps)
     grad_weights = [torch.zeros_like(w) for w in weights]
     for i, (axis, h) in enumerate(zip(axes, heads, strict=True)):

@@ -2,19 +2,19 @@
 
 Source: Huang et al., "SASAN: Spectrum-Axial Spatial Approach Networks for Medical Image Segmentation".
 
-Where this goes beyond the authors' code:
-* As the mixing rate is a scalar, their transform of the feature map and back cancels; only the image's low band is
-  transformed here.
-* They leave the amplitudes of the cropped spectrum as they are, which multiplies the low band by up to
+Differences from the authors' code:
+* Because the mixing rate is a scalar, their forward and inverse transforms of the feature map cancel; here only the
+  image's low band is transformed.
+* They do not rescale the amplitudes of the cropped spectrum, which multiplies the low band by up to
   prod(P) / prod(P_l) (4096 at the fifth level, too much for float16); here the low band keeps the image's
   amplitudes. `nnunet_ext.weights` folds the factor into imported masks.
-* They shift all axes, batch and channels included; here only spatial axes, and the shift is undone properly, so
-  every size and batch is right.
-* Several modalities: feature channel c uses the spectrum of modality c mod M.
+* They shift all axes, including batch and channels; here only spatial axes are shifted, and the shift is undone
+  properly, so that every size and batch gives the right result.
+* Several modalities are supported: feature channel c uses the spectrum of modality c mod M.
 
-Order of a stored mask. The transform is real, so M(k) and M(-k) always act together. `fold_mask` therefore stores,
-along the last axis, M(k) for the half spectrum k_n = 0 .. P_n // 2 in the FFT's order, and behind it M(-k) for
-k_n = 1 .. (P_n - 1) // 2: the two partners lie at one distance and nothing is flipped or shifted at run time.
+Order of a stored mask: the transform is real, so M(k) and M(-k) always act together. Along the last axis, `fold_mask`
+therefore stores M(k) for the half spectrum k_n = 0 .. P_n // 2 in the FFT's order, followed by M(-k) for
+k_n = 1 .. (P_n - 1) // 2. The two partners are at a constant distance, and nothing is flipped or shifted at run time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,12 +26,12 @@ from torch.autograd.function import once_differentiable
 from nnunet_ext.blocks.layout import channels_last, rows, sum_of_products
 
 _SLAB_ELEMENTS = 1 << 18
-"""Values transformed at a time on the CPU."""
+"""Number of values transformed at a time on the CPU."""
 _MAX_HALF = torch.finfo(torch.float16).max
 
 
 def image_spectrum(image: Tensor) -> Tensor:
-    """FFT over the spatial axes, divided by the number of voxels; in float32 at least, whatever autocast says.
+    """FFT over the spatial axes, divided by the number of voxels, in at least float32 even under autocast.
 
     Shape:
         (B, M, *P) -> complex (B, M, *P)
@@ -42,7 +42,7 @@ def image_spectrum(image: Tensor) -> Tensor:
 
 
 def crop_spectrum(spectrum: Tensor, size: Sequence[int]) -> Tensor:
-    """Box of `size` around the zero frequency: frequencies -(size // 2) .. size - size // 2 - 1 on every axis.
+    """The box of `size` around the zero frequency: frequencies -(size // 2) .. size - size // 2 - 1 on every axis.
 
     Shape:
         (B, M, *P) -> (B, M, *size)
@@ -57,7 +57,7 @@ def crop_spectrum(spectrum: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def fold_mask(mask: Tensor) -> Tensor:
-    """Mask in the FFT's order (zero frequency first) -> the order of a stored mask, both (1, C, *P_l)."""
+    """Converts a mask from the FFT's order (zero frequency first) to that of a stored mask, both (1, C, *P_l)."""
     half = _half(mask.shape[-1])
     partners = _reflect(mask, _spatial(mask))[..., 1 : 1 + mask.shape[-1] - half]
     return torch.cat((mask[..., :half], partners), -1)
@@ -71,7 +71,7 @@ def unfold_mask(stored: Tensor) -> Tensor:
 
 
 def low_band_reference(stored: Tensor, spectrum: Tensor) -> Tensor:
-    """Plain form of `low_band`: the real part of the full inverse transform."""
+    """Naive reference implementation of `low_band`: the real part of the full inverse transform."""
     modality = torch.arange(stored.shape[1], device=stored.device) % spectrum.shape[1]
     masked = unfold_mask(stored) * spectrum[:, modality]
     return torch.fft.ifftn(masked, dim=_spatial(spectrum), norm="forward").real
@@ -80,14 +80,14 @@ def low_band_reference(stored: Tensor, spectrum: Tensor) -> Tensor:
 def low_band(stored: Tensor, spectrum: Tensor, symmetric: bool) -> Tensor:
     """Re(sum over k of M_c(k) S_{c mod M}(k) exp(2 pi i k x / P_l)), the masked low band of the image.
 
-    Only the Hermitian part (Z(k) + conj(Z(-k))) / 2 of Z = M S has a real transform: it is built on the half
-    spectrum, and one real inverse transform does the work of the complex one at half the cost.
+    Only the Hermitian part (Z(k) + conj(Z(-k))) / 2 of Z = M S has a real transform. It is computed on the half
+    spectrum, where one real inverse transform replaces the complex one at half the cost.
 
     Args:
         stored: Real mask M in the order of `fold_mask`.
         spectrum: Image spectrum S cropped to the level, divided by the number of the image's voxels.
-        symmetric: Whether S(-k) = conj(S(k)) for every k, as it is without cropping (cropping to an even size cuts
-            one of the two Nyquist planes off).
+        symmetric: Whether S(-k) = conj(S(k)) for every k, which holds without cropping (cropping to an even size cuts
+            off one of the two Nyquist planes).
 
     Shape:
         stored (1, C, *P_l), spectrum complex (B, M, *P_l), result (B, C, *P_l).
@@ -101,14 +101,14 @@ def low_band(stored: Tensor, spectrum: Tensor, symmetric: bool) -> Tensor:
 
 
 def gate_reference(x: Tensor, low: Tensor, rate: Tensor) -> Tensor:
-    """Plain form of `gate`."""
+    """Naive reference implementation of `gate`."""
     return (rate * x + (1 - rate) * low) * x
 
 
 def gate(x: Tensor, low: Tensor, rate: Tensor) -> Tensor:
     """(r x + (1 - r) low) * x, computed in the wider of the types of x and low and returned in that of x.
 
-    The product of features above 256 passes float16's range: it is limited to it, its gradient is not.
+    The product of features above 256 exceeds float16's range: the result is clamped to it, the gradient is not.
 
     Shape:
         x, low and result (B, C, *P); rate a scalar.
@@ -117,7 +117,7 @@ def gate(x: Tensor, low: Tensor, rate: Tensor) -> Tensor:
 
 
 class FINE(nn.Module):
-    """FINE and the gate after it: x <- (r x + (1 - r) low) * x, low being the masked low band of the image.
+    """FINE and the subsequent gate: x <- (r x + (1 - r) low) * x, where low is the masked low band of the image.
 
     Args:
         channels: C of the feature map.
@@ -130,7 +130,7 @@ class FINE(nn.Module):
 
     def __init__(self, channels: int, size: Sequence[int], patch_size: Sequence[int]) -> None:
         super().__init__()
-        # Channels last in memory, as the transform and the CPU's feature maps have them.
+        # Channels last in memory, like the transform and the CPU's feature maps.
         self.mask = nn.Parameter(torch.ones(1, *size, channels).movedim(-1, 1))
         self.rate = nn.Parameter(torch.tensor(0.5))
         self.cropped = tuple(size) != tuple(patch_size)
@@ -162,7 +162,7 @@ def _reflect(x: Tensor, axes: Sequence[int]) -> Tensor:
 
 
 def _per_channel(spectrum: Tensor, channels: int) -> Tensor:
-    """(..., M) -> (..., C), channel c taking modality c mod M; with one modality broadcasting does it."""
+    """(..., M) -> (..., C), where channel c takes modality c mod M; a single modality is broadcast."""
     modalities = spectrum.shape[-1]
     if modalities == 1:
         return spectrum
@@ -177,9 +177,9 @@ def _real_product(a: Tensor, b: Tensor) -> Tensor:
 class _LowBand(torch.autograd.Function):
     """`low_band` with the gradient of the mask only, sample by sample; arrays here are channels last, (*P_l, C).
 
-    With the partner's mask M' = M(-k) and S' = conj(S(-k)) the half spectrum is (M S + M' S') / 2. Backward, with
-    the transform G of the incoming gradient: dM = Re(conj(S) G) and dM' = Re(conj(S') G), each halved on the planes
-    that are their own partners.
+    With the partner's mask M' = M(-k) and S' = conj(S(-k)), the half spectrum is (M S + M' S') / 2. In the backward
+    pass, with the transform G of the incoming gradient, dM = Re(conj(S) G) and dM' = Re(conj(S') G), each halved on the
+    planes that are their own partners.
     """
 
     @staticmethod
@@ -201,13 +201,13 @@ class _LowBand(torch.autograd.Function):
 
 
 def _samples(here: Tensor, there: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-    """S and S' of each sample, channels last; without S', where they are equal, S twice."""
+    """S and S' of each sample, channels last; S twice if they are equal."""
     own = here.movedim(1, -1).unbind(0)
     return list(zip(own, own if there is None else there.movedim(1, -1).unbind(0), strict=True))
 
 
 class _HalfSpectrum:
-    """The Hermitian part of mask times spectrum on the half spectrum, given in slabs of the second axis."""
+    """The Hermitian part of mask times spectrum on the half spectrum, in slabs along the second axis."""
 
     def __init__(self, mask: Tensor, s: Tensor, partner: Tensor) -> None:
         self.mask, self.s, self.partner = mask, s, partner
@@ -237,7 +237,7 @@ class _HalfSpectrum:
 
 
 def _in_slabs(x: Tensor) -> bool:
-    """On the CPU 3D transforms of large maps run in slabs, whose temporaries stay in the cache."""
+    """Whether to transform in slabs, whose temporaries stay in the cache: for large 3D maps on the CPU."""
     large = x.ndim == 4 and x.numel() > _SLAB_ELEMENTS
     return large and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
@@ -248,7 +248,7 @@ def _slabs(x: Tensor, axis: int) -> Iterator[slice]:
 
 
 def _inverse(spectrum: _HalfSpectrum) -> Tensor:
-    """Real transform of a half spectrum, (*P_l, C) in this order in memory."""
+    """Real transform of a half spectrum, (*P_l, C), contiguous in this order."""
     size = spectrum.size
     axes = tuple(range(len(size)))
     if not _in_slabs(spectrum.mask):
@@ -300,7 +300,7 @@ class _Gate(torch.autograd.Function):
     def forward(ctx, x, low, rate):
         ctx.save_for_backward(x, low, rate)
         wide = x.to(torch.promote_types(x.dtype, low.dtype))
-        # x comes first: results take its memory layout.
+        # x comes first, because results take its memory layout.
         out = torch.lerp(wide, low.to(wide.dtype), 1 - rate.to(wide.dtype)).mul_(wide)
         if x.dtype == torch.float16:
             out.clamp_(-_MAX_HALF, _MAX_HALF)

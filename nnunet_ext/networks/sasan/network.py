@@ -2,11 +2,11 @@
 
 Source: Huang et al., "SASAN: Spectrum-Axial Spatial Approach Networks for Medical Image Segmentation".
 
-A U-Net whose every encoder level is gated by the low band of the input image (FINE) and whose logits pass axial
-self-attention (ASEM). Beyond the authors' code, which fixes one modality and a 96 x 96 x 96 patch: any plan's
-stages, kernels, strides and patch, several modalities, deep supervision, and the changes said in
-`nnunet_ext.networks.sasan.fourier` and `nnunet_ext.networks.sasan.axial_attention` (amplitude-preserving low band,
-correct shifts, an initialisation from which training starts).
+SASAN is a U-Net in which every encoder level is gated by the low band of the input image (FINE) and the logits go
+through axial self-attention (ASEM). The authors' code requires one modality and a 96 x 96 x 96 patch; this
+implementation supports any plan's stages, kernels, strides and patch, several modalities and deep supervision. Further
+changes are described in `nnunet_ext.networks.sasan.fourier` and `nnunet_ext.networks.sasan.asem` (amplitude-preserving
+low band, correct shifts, an initialisation that lets training start).
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ class SASAN(nn.Module):
     """SASAN with nnU-Net's constructor vocabulary.
 
     Level l: max-pooling by strides[l], two convolutions, x_l <- (r_l x_l + (1 - r_l) low_l) * x_l. The decoder
-    upsamples by transposed convolutions and joins the gated skips; the full-resolution logits pass ASEM.
+    upsamples by transposed convolutions and concatenates the gated skips; the full-resolution logits go through ASEM.
 
-    Masks and attentions are tied to the patch: an input of another size is an error.
+    Masks and attentions are tied to the patch, so an input of another size raises an error.
 
     Args:
         input_channels: M, the number of modalities.

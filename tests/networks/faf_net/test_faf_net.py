@@ -487,7 +487,7 @@ def test_pretrained_weights_are_asked_of_the_encoder(monkeypatch):
     ("arguments", "message"),
     [
         ({"encoder": "resnet34"}, r"unknown `encoder` 'resnet34'; known: resnet101, resnet50, resnet18, plan"),
-        ({"weights": "imagenet"}, r"`weights`='imagenet' are for resnet101, resnet50, resnet18"),
+        ({"weights": "imagenet"}, r"`weights`='imagenet' exist for resnet101, resnet50, resnet18"),
         ({"threshold_from": "both"}, r"unknown `threshold_from` 'both'; known: query, support"),
         ({"num_classes": 1}, r"`num_classes`=1 is background alone"),
         ({"num_classes": 0}, r"`num_classes`=0 must be at least 1"),
@@ -534,7 +534,7 @@ def test_supports_that_do_not_fit_are_errors():
     with pytest.raises(ValueError, match=r"\(N, 3, H, W\), one channel for every class of the 3 outputs, got"):
         network.set_support(images, masks, regions=True)
     with pytest.raises(
-        ValueError, match=r"masks of shape \(3, 2, 32, 12\) do not fit images of shape \(3, 1, 32, 24\)"
+        ValueError, match=r"masks of shape \(3, 2, 32, 12\) do not match images of shape \(3, 1, 32, 24\)"
     ):
         network.set_support(images, masks[..., ::2])
     before = network.decoder.seg_layers.prototypes.clone()
@@ -544,9 +544,9 @@ def test_supports_that_do_not_fit_are_errors():
     queries = torch.randn(1, 2, 1, 32, 24)
     with pytest.raises(ValueError, match=r"must be \(E, slices, M, H, W\), got \(3, 1, 32, 24\)"):
         network.forward_episode(images, masks[None], queries)
-    with pytest.raises(ValueError, match=r"`query_images` are of 2 episodes and `support_images` of 1"):
+    with pytest.raises(ValueError, match=r"`query_images` have 2 episodes, but `support_images` have 1"):
         network.forward_episode(images[None], masks[None], queries.expand(2, -1, -1, -1, -1))
-    with pytest.raises(ValueError, match=r"`query_masks` have 1 classes and `support_masks` 2"):
+    with pytest.raises(ValueError, match=r"`query_masks` have 1 classes, but `support_masks` 2"):
         network.forward_episode(images[None], masks[None], queries, queries)
     with pytest.raises(ValueError, match=r"`support_images` need `support_masks`"):
         network(queries, images[None])
@@ -623,7 +623,7 @@ def test_missing_extra_and_misshapen_keys_are_listed(golden, whole):
     state = as_authors(whole)
     del state["thre.2.weight"]
     with pytest.raises(
-        ValueError, match=r"one of \(1, 8, 1, 1\), there are: encoder\.reduce1\.weight \(8, 1024, 1, 1\)"
+        ValueError, match=r"one of shape \(1, 8, 1, 1\), but there are: encoder\.reduce1\.weight \(8, 1024, 1, 1\)"
     ):
         from_authors("faf_net", state)
 
@@ -631,7 +631,7 @@ def test_missing_extra_and_misshapen_keys_are_listed(golden, whole):
 def test_filters_of_no_square_grid_need_their_grid():
     head = FAFHead(2, 8, 2, (4, 6))
     names = as_authors_head(head)
-    with pytest.raises(ValueError, match=r"filters of 24 positions are of no square grid: `filter_grid` must be given"):
+    with pytest.raises(ValueError, match=r"filters of 24 positions have no square grid: `filter_grid` must be given"):
         faf_net_from_authors(names)
     assert faf_net_from_authors(names, filter_grid=(4, 6)).icm.aff.phase.grid == (4, 6)
     with pytest.raises(ValueError, match=r"faf_net has no setting heads; its settings: patch_size, "):

@@ -341,7 +341,7 @@ def test_sizes_are_read_off_the_tensors(settings, assert_close):
 
 def test_a_patch_that_is_not_square_needs_its_size(assert_close):
     state = as_authors(MTUNet(**SMALL))
-    with pytest.raises(ValueError, match=r"96 tokens are no square: `patch_size` must be given"):
+    with pytest.raises(ValueError, match=r"96 tokens do not form a square: `patch_size` must be given"):
         from_authors("mt_unet", state)
     assert from_authors("mt_unet", state, patch_size=(96, 64)).patch_size == (96, 64)
     with pytest.raises(ValueError, match=r"downsampling\.3\.2\.pos \(1, 96, 8\) instead of \(1, 64, 8\)"):
