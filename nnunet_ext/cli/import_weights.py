@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.weights import from_authors, read_state_dict, write_pretrained
     from nnunet_ext.weights.authors import check_importable
-    from nnunet_ext.weights.continuation import continuation
+    from nnunet_ext.weights.suggest_trainer import suggest_trainer
 
     check_importable(arguments.network)
     settings = {name: value for name in _SETTINGS if (value := getattr(arguments, name)) is not None}
@@ -59,5 +59,5 @@ def run(arguments: argparse.Namespace) -> int:
     parameters = sum(p.numel() for p in network.parameters())
     print(f"wrote {arguments.output}: {type(network).__name__}, {parameters:,} parameters")
     print(f"for a plan with patch size {getattr(network, 'patch_size', '?')} and the same stages and features")
-    print(continuation(network))
+    print(suggest_trainer(network))
     return 0

@@ -1,4 +1,4 @@
-"""One entry for the authors' weights of every network."""
+"""The entry point for importing the authors' weights of every network."""
 
 from collections.abc import Callable, Mapping
 from inspect import signature
@@ -25,37 +25,37 @@ _IMPORTERS: dict[str, Callable[..., nn.Module]] = {
 
 
 def check_importable(name: str) -> None:
-    """Raises ValueError, listing the known ones, for the name of a network whose weights cannot be imported."""
+    """Raises a ValueError that lists the known names, for a network whose weights cannot be imported."""
     if name not in _IMPORTERS:
         raise ValueError(f"unknown network {name!r}; known: {', '.join(sorted(_IMPORTERS))}")
 
 
 def from_authors(name: str, state_dict: Mapping[str, Tensor], **settings: object) -> nn.Module:
-    """Builds a network from the authors' state dict, with their weights, in eval mode.
+    """Builds a network with the authors' weights from their state dict, in eval mode.
 
-    Sizes are read off the tensors. Settings that tensors do not show:
+    Sizes are inferred from the tensors. The following settings cannot be inferred:
 
     * ``sasan``: `heads` of ASEM's attentions (default: the largest divisor of the axis length up to 16, the
       authors' 16 at 96).
-    * ``em_net``: `patch_size`, for variant A only, whose tensors show no more than the number of voxels (default: a
-      cube); `efl_layout` (default: ``"authors"``, the one the weights were trained with).
-    * ``salstm``, ``lstmsa``: `backbone`, a module whose weights stand under ``encoder.`` (default: MT-UNet);
-      `attention_size` (default: the published checkpoints' 7744); `patch_size` (default: what MT-UNet shows).
+    * ``em_net``: `patch_size`, only for variant A, whose tensors show only the number of voxels (default: a cube);
+      `efl_layout` (default: ``"authors"``, the layout that the weights were trained with).
+    * ``salstm``, ``lstmsa``: `backbone`, a module whose weights are stored under ``encoder.`` (default: MT-UNet);
+      `attention_size` (default: the published checkpoints' 7744); `patch_size` (default: inferred from MT-UNet).
     * ``faf_net``: `patch_size` (default: 4 (h - 1) + 1 for a filter grid of h), `input_channels` (default: 1),
-      `num_classes` (default: 2, background and a class); `filter_grid` (default: as the tensors show it). Without an
-      encoder among the weights it is the network after its encoder, which has `segment_features`.
-    * ``mt_unet``: `patch_size`, of which tensors show no more than the number of tokens (default: a square).
+      `num_classes` (default: 2, background and one class); `filter_grid` (default: inferred from the tensors). If the
+      weights have no encoder, the result is the network after its encoder, which has `segment_features`.
+    * ``mt_unet``: `patch_size`, of which the tensors show only the number of tokens (default: a square).
     * ``umamba_bot``, ``umamba_enc``: `strides` of the plan (default: 2 into every stage but the first; required where
-      kernels differ between the axes); `patch_size` (default for ``umamba_enc``: the cube that a stage with channels
-      as tokens shows, required if none does).
+      the kernels differ between axes); `patch_size` (default for ``umamba_enc``: the cube that a stage with channels
+      as tokens shows; required if no stage has them).
 
     Args:
         name: Short name of the network.
         state_dict: The authors' parameter names and values.
-        **settings: See above.
+        **settings: Settings of the network; see above.
 
     Raises:
-        ValueError: for an unknown name or setting (lists the known ones), or for missing or left-over keys (lists
+        ValueError: for an unknown name or setting (lists the known ones), or for missing or unexpected keys (lists
             them).
     """
     check_importable(name)

@@ -1,4 +1,4 @@
-"""Files of weights: the authors' in, nnU-Net's out."""
+"""Reads the authors' weight files and writes nnU-Net's."""
 
 import re
 import warnings
@@ -14,24 +14,24 @@ _NESTED_UNDER = ("state_dict", "model_state_dict", "network_weights", "model", "
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a third party's checkpoint; never runs code that the file may carry.
+    """Reads the tensors of a third party's checkpoint without ever executing code that the file may contain.
 
-    Finds the state dict at the top or under one of the usual keys, and drops DataParallel's ``module.`` prefix.
+    Finds the state dict at the top level or under one of the usual keys, and drops DataParallel's ``module.`` prefix.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file holds anything but tensors and plain values, or no state dict.
+        ValueError: if the file holds anything other than tensors and plain values, or no state dict.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    with path.open("rb"):  # the operating system's own words, where it cannot be opened
+    with path.open("rb"):  # raises the operating system's own error if the file cannot be opened
         pass
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of an unusual pickle protocol; whether it loads is what counts
+            warnings.simplefilter("ignore")  # about an unusual pickle protocol; only whether it loads matters
             content = torch.load(path, map_location="cpu", weights_only=True)
-    # What torch raises depends on which bytes are wrong.
+    # The type of torch's error depends on which bytes are wrong.
     except Exception as error:
         raise ValueError(f"{path} cannot be read safely: {_reason(path, error)}") from error
     for key in _NESTED_UNDER:
@@ -45,10 +45,10 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 def write_pretrained(network: nn.Module, path: str | Path) -> None:
     """Writes weights so that ``nnUNetv2_train ... -pretrained_weights PATH`` accepts them.
 
-    The file appears complete or not at all.
+    The file is written completely or not at all.
 
     Raises:
-        OSError: if it cannot be written, with its name and the reason.
+        OSError: if the file cannot be written; the message has its name and the reason.
     """
     with replacing(path) as file:
         torch.save({"network_weights": network.state_dict()}, file)
@@ -60,8 +60,8 @@ def _reason(path: Path, error: Exception) -> str:
     named = re.search(r"GLOBAL ([\w.]+)", str(error))
     if named:
         return (
-            f"it holds Python objects beside tensors ({named[1]}), and loading those can run any code. Ask for the "
-            "network's state_dict() alone; or, if you trust its author, load it yourself with "
+            f"it holds Python objects besides tensors ({named[1]}), and loading those can execute arbitrary code. Ask "
+            "for the network's state_dict() alone; or, if you trust its author, load it yourself with "
             "torch.load(..., weights_only=False), save the state_dict() and import that file"
         )
-    return "it is cut off, or no file of torch's; copy or download it again"
+    return "it is truncated or was not written by torch; copy or download it again"

@@ -204,7 +204,9 @@ def test_import_weights_names_a_damaged_file(kind, golden, tmp_path, capsys):
     write_damaged(kind, file, torch.nn.Linear(3, 3))
     assert main(["import-weights", "sasan", str(file), str(tmp_path / "ours.pth")]) == 2
     error = capsys.readouterr().err
-    reason = {"empty": "it is empty", "a tensor": "holds no state dict"}.get(kind, "it is cut off, or no file of torch")
+    reason = {"empty": "it is empty", "a tensor": "holds no state dict"}.get(
+        kind, "it is truncated or was not written by torch"
+    )
     assert error.startswith(f"nnunet_ext import-weights: {file} ")
     assert reason in error
     assert not (tmp_path / "ours.pth").exists()

@@ -6,7 +6,7 @@ import torch
 from nnunet_ext.cli.main import main
 from nnunet_ext.networks import LSTMSA, SALSTM, SASAN, EMNet, UMamba
 from nnunet_ext.weights import from_authors, read_state_dict
-from nnunet_ext.weights.continuation import continuation
+from nnunet_ext.weights.suggest_trainer import suggest_trainer
 
 
 def test_missing_and_extra_keys_are_listed(golden):
@@ -67,7 +67,7 @@ class _Payload:
         return (print, ("code ran",))
 
 
-def test_files_that_carry_code_are_refused(tmp_path, capsys):
+def test_files_with_code_are_rejected(tmp_path, capsys):
     torch.save({"state_dict": _Payload()}, tmp_path / "evil.pth")
     with pytest.raises(ValueError, match="cannot be read safely"):
         read_state_dict(tmp_path / "evil.pth")
@@ -99,8 +99,8 @@ def test_files_that_carry_code_are_refused(tmp_path, capsys):
         (UMamba, {"variant": "Bot"}, "train with -tr UMambaBotTrainer"),
     ],
 )
-def test_the_trainer_that_goes_on_is_named(network, settings, expected):
-    """Weights of equal shapes load into another layout or scale too, and compute something else."""
+def test_a_trainer_is_suggested(network, settings, expected):
+    """Weights of equal shapes also load into another layout or scale, but compute something else."""
     topology = {"n_stages": 3, "features_per_stage": (4, 6, 8), "kernel_sizes": 3, "strides": 2}
     made = network(1, 3, patch_size=(16, 16, 16), conv_op=torch.nn.Conv3d, **topology, **settings)
-    assert expected in continuation(made)
+    assert expected in suggest_trainer(made)

@@ -223,7 +223,8 @@ def test_weights_of_every_variant_are_recognised(variant, settings, heads, asser
 
 def test_variant_a_of_a_patch_that_is_no_cube_needs_its_size():
     state = as_authors(EMNet(**SMALL, variant="A"), (0, 0), 1)
-    with pytest.raises(ValueError, match=r"192 tokens in the first stage do not form a cube: `patch_size` must be given"):
+    message = r"192 tokens in the first stage do not form a cube: `patch_size` must be given"
+    with pytest.raises(ValueError, match=message):
         from_authors("em_net", state)
     with pytest.raises(ValueError, match=r"encoder\.stages\.0\.0\.pos \(1, 192, 6\) instead of \(1, 384, 6\)"):
         from_authors("em_net", state, patch_size=(8, 12, 32))

@@ -1,4 +1,4 @@
-"""Which trainer goes on from imported weights, and what it must be told that tensors do not carry."""
+"""Suggests a trainer for imported weights, with the settings that the tensors do not hold."""
 
 from math import prod
 from typing import Any, cast
@@ -17,8 +17,11 @@ _EM_NET = {
 }
 
 
-def continuation(network: nn.Module) -> str:
-    """In words, for a network of `from_authors`; weights of equal shapes load under other settings without an error."""
+def suggest_trainer(network: nn.Module) -> str:
+    """A sentence that names the trainer for a network of `from_authors`, and the settings that it needs.
+
+    The settings matter because weights of equal shapes load under other settings without an error.
+    """
     found = _trainer(network)
     if found is None:
         return f"{type(network).__name__} has no trainer of its own"
@@ -26,13 +29,13 @@ def continuation(network: nn.Module) -> str:
     if not settings:
         return f"train with -tr {trainer}"
     return (
-        f"train with a trainer of your own, as the file does not hold these settings: "
+        f"train with a trainer of your own, because the file does not hold these settings: "
         f"class MyTrainer({trainer}): network_settings = {settings}"
     )
 
 
 def _trainer(network: nn.Module) -> tuple[str, dict[str, Any]] | None:
-    """A trainer, and the settings in which a subclass of it must differ."""
+    """A trainer, and the settings that a subclass of it must change."""
     if isinstance(network, SASAN):
         attentions = cast(list[AxialAttention], list(network.decoder.asem.attentions))
         usual = all(a.heads == default_heads(a.qkv.in_features) for a in attentions)
