@@ -2,6 +2,6 @@ from nnunet_ext.training import EMNetBaseTrainer
 
 
 class EMNetNoMambaTrainer(EMNetBaseTrainer):
-    """EM-Net without Mamba, which is replaced by the identity: Mamba's part in the result."""
+    """EM-Net with Mamba replaced by the identity, to isolate Mamba's contribution."""
 
     network_settings = {"variant": "no_mamba"}

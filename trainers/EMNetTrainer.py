@@ -2,4 +2,4 @@ from nnunet_ext.training import EMNetBaseTrainer
 
 
 class EMNetTrainer(EMNetBaseTrainer):
-    """EM-Net as the paper describes it: its FFT runs over space."""
+    """EM-Net as described in the paper, with an FFT over space."""

@@ -3,7 +3,7 @@ from nnunet_ext.training import SliceNetworkTrainer
 
 
 class LSTMSAMTUNetTrainer(SliceNetworkTrainer):
-    """LSTMSA on MT-UNet, the authors' baseline; for patches that 32 divides."""
+    """LSTMSA on MT-UNet, the authors' baseline; for patches divisible by 32 in-plane."""
 
     network_class = LSTMSA
     network_settings = {"backbone": "mt_unet"}

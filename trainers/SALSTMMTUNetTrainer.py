@@ -3,7 +3,7 @@ from nnunet_ext.training import SliceNetworkTrainer
 
 
 class SALSTMMTUNetTrainer(SliceNetworkTrainer):
-    """SALSTM on MT-UNet, the authors' baseline; for patches that 32 divides."""
+    """SALSTM on MT-UNet, the authors' baseline; for patches divisible by 32 in-plane."""
 
     network_class = SALSTM
     network_settings = {"backbone": "mt_unet"}

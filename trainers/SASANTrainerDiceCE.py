@@ -3,6 +3,6 @@ from nnunet_ext.training import PluginTrainer
 
 
 class SASANTrainerDiceCE(PluginTrainer):
-    """SASAN with nnU-Net's own loss: the network's part in `SASANTrainer`'s result."""
+    """SASAN with nnU-Net's own loss, to isolate the network's contribution to the result of `SASANTrainer`."""
 
     network_class = SASAN

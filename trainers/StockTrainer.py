@@ -2,4 +2,4 @@ from nnunet_ext.training import PluginTrainer
 
 
 class StockTrainer(PluginTrainer):
-    """nnU-Net's default network and training, under the budget variables of this package: for fair short runs."""
+    """nnU-Net's default network and training, with this package's budget variables, for fair short runs."""

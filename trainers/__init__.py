@@ -1,1 +1,1 @@
-"""The folder that nnU-Net scans for trainers: `export nnUNet_extTrainer="$(nnunet_ext trainers)"`."""
+"""The folder that nnU-Net searches for trainers: `export nnUNet_extTrainer="$(nnunet_ext trainers)"`."""
