@@ -1,4 +1,4 @@
-"""nnU-Net's experiment planner for each of our networks, and the papers' own settings."""
+"""An experiment planner for nnU-Net and the paper's own setting, for each of our networks."""
 
 from nnunet_ext.planning.planner import TracedPlanner
 from nnunet_ext.plans.em_net import EMNetPlanner
@@ -22,6 +22,6 @@ __all__ = ["PLANNERS", "planner_for", *(planner.__name__ for planner in PLANNERS
 
 
 def planner_for(trainer: type) -> type[TracedPlanner]:
-    """The planner of a trainer's network; nnU-Net's own trainers, and others, train the plan's U-Net."""
+    """The planner for a trainer's network; for nnU-Net's own and other trainers, `StockPlanner`."""
     network = getattr(trainer, "network_class", None)
     return next((planner for planner in PLANNERS if planner.network is network), StockPlanner)

@@ -6,7 +6,7 @@ from nnunet_ext.planning.preset import Preset
 
 
 class EMNetPlanner(TracedPlanner):
-    """EM-Net in the paper's widths, its stem and stages laid out over nnU-Net's poolings."""
+    """EM-Net with the paper's widths; its stem and stages are derived from nnU-Net's poolings."""
 
     network = EMNet
     trainer_name = "EMNetTrainer"

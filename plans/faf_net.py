@@ -8,7 +8,7 @@ from nnunet_ext.planning.preset import Preset
 
 
 class FAFNetPlanner(TracedPlanner):
-    """FAF-Net; its trainers' step is what is traced: support slices, and some of a patch's slices as queries."""
+    """FAF-Net, traced with its trainers' step: support slices, and some of a patch's slices as queries."""
 
     network = FAFNet
     trainer_name = "FAFNetResNet101Trainer"
@@ -16,7 +16,7 @@ class FAFNetPlanner(TracedPlanner):
     preset = Preset(
         configuration="2d",
         patch_size=(257, 257),
-        arguments={  # of the plan's own encoder, which a ResNet does not use; strides of 1 divide 257
+        arguments={  # for the plan's own encoder, which a ResNet does not use; 257 is divisible by strides of 1
             "n_stages": 2,
             "features_per_stage": (32, 64),
             "conv_op": nn.Conv2d,

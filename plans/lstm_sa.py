@@ -11,7 +11,7 @@ from nnunet_ext.planning.preset import Preset
 
 _MT_UNET_MULTIPLE = 32
 _SLICES = 8
-"""Of the preset's patch: the paper segments a slice at a time and names no number."""
+"""Slices in the preset's patch: the paper segments one slice at a time and specifies no number."""
 _PRESET = Preset(
     configuration="3d_fullres",
     patch_size=(_SLICES, 224, 224),
@@ -23,12 +23,12 @@ _PRESET = Preset(
         "strides": [(1, 1, 1)] + [(1, 2, 2)] * 5,
     },
     settings={"backbone": MT_UNET},
-    source=f"Ji, Ye, Ma, LSTM-SA: slices of 224 x 224 by MT-UNet; {_SLICES} neighbouring ones a patch",
+    source=f"Ji, Ye, Ma, LSTM-SA: slices of 224 x 224 by MT-UNet; {_SLICES} neighbouring slices per patch",
 )
 
 
 class LSTMSAPlanner(TracedPlanner):
-    """LSTMSA on the plan's U-Net, or on MT-UNet with patches that 32 divides in-plane."""
+    """LSTMSA on the plan's U-Net, or on MT-UNet with patches divisible by 32 in-plane."""
 
     network: type[nn.Module] | None = LSTMSA
     trainer_name = "LSTMSAMTUNetTrainer"
@@ -42,7 +42,7 @@ class LSTMSAPlanner(TracedPlanner):
 
 
 class SALSTMPlanner(LSTMSAPlanner):
-    """SALSTM, as `LSTMSAPlanner`."""
+    """SALSTM, planned like LSTMSA."""
 
     network = SALSTM
     trainer_name = "SALSTMMTUNetTrainer"

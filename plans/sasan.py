@@ -6,7 +6,7 @@ from nnunet_ext.planning.preset import Preset
 
 
 class SASANPlanner(TracedPlanner):
-    """SASAN on nnU-Net's stages; its masks grow with the patch, so they are in the trace."""
+    """SASAN on nnU-Net's stages; its masks grow with the patch, which the trace includes."""
 
     network = SASAN
     trainer_name = "SASANTrainer"

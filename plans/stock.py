@@ -1,7 +1,7 @@
-"""Plans for trainers without a network of ours."""
+"""Plans for trainers that use none of our networks."""
 
 from nnunet_ext.planning.planner import TracedPlanner
 
 
 class StockPlanner(TracedPlanner):
-    """nnU-Net's U-Net, or whatever network a trainer builds of such a plan, by the trace of its training."""
+    """nnU-Net's U-Net, or any network that a trainer builds from such a plan, planned by tracing its training."""
