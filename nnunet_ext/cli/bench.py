@@ -1,4 +1,4 @@
-"""Measure networks on this machine against nnU-Net's own: time, memory, scaling; writes CSV files."""
+"""Measure time, memory and scaling of networks on this machine against nnU-Net's own; writes CSV files."""
 
 import argparse
 from pathlib import Path
@@ -13,30 +13,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=["networks"],
         choices=["networks", "operators", "scaling", "tiles"],
         help="networks: side by side; operators: training steps against their convolutions and matrix products alone; "
-        "scaling: against the patch; tiles: prediction against the number of tiles (default: networks)",
+        "scaling: against the patch size; tiles: prediction against the number of tiles (default: networks)",
     )
-    parser.add_argument("--networks", nargs="+", metavar="N", help="default: all that fit; ratios are to the first")
-    parser.add_argument("--patch", nargs="+", type=int, help="voxels (default: 40 56 40)")
-    parser.add_argument("--batch-size", type=int, help="of a training step (default: 2)")
-    parser.add_argument("--plans", help="a plans file with its dataset.json beside it, instead of patch and batch size")
-    parser.add_argument("--configuration", default="3d_fullres", help="of the plans (default: %(default)s)")
-    parser.add_argument("--sizes", nargs="+", type=int, default=[32, 48, 64], help="of scaling (default: 32 48 64)")
-    parser.add_argument("--tiles", nargs="+", type=int, default=[1, 2, 4, 8], help="of tiles (default: 1 2 4 8)")
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        metavar="N",
+        help="networks to measure; ratios are relative to the first (default: all that fit)",
+    )
+    parser.add_argument("--patch", nargs="+", type=int, help="patch size in voxels (default: 40 56 40)")
+    parser.add_argument("--batch-size", type=int, help="batch size of a training step (default: 2)")
+    parser.add_argument(
+        "--plans", help="plans file with its dataset.json in the same folder, instead of patch and batch size"
+    )
+    parser.add_argument(
+        "--configuration", default="3d_fullres", help="configuration of the plans (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--sizes", nargs="+", type=int, default=[32, 48, 64], help="patch sizes for scaling (default: 32 48 64)"
+    )
+    parser.add_argument(
+        "--tiles", nargs="+", type=int, default=[1, 2, 4, 8], help="numbers of tiles for tiles (default: 1 2 4 8)"
+    )
     parser.add_argument("--precisions", nargs="+", default=["float32"], choices=["float32", "autocast"])
     parser.add_argument(
         "--modes", nargs="+", default=["eager"], choices=["eager", "compiled"], help="compiling takes minutes on a CPU"
     )
     parser.add_argument("--device", choices=DEVICES, default="auto")
-    parser.add_argument("--threads", type=int, help="of the CPU (default: torch's)")
-    parser.add_argument("--repeats", type=int, default=5, help="turns that count (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--repeats", type=int, default=5, help="repeats after the warm-up (default: %(default)s)")
     parser.add_argument(
         "--clock",
         choices=["wall", "processor"],
         default="wall",
-        help="processor: seconds that one thread computes, for a machine that others use (default: wall)",
+        help="wall-clock time, or processor time of one thread for a machine with other users (default: wall)",
     )
-    parser.add_argument("-o", "--output", default="nnunet_ext_bench", help="folder (default: %(default)s)")
-    parser.add_argument("--label", default="", help="in the files' names: networks_LABEL_cpu.csv")
+    parser.add_argument("-o", "--output", default="nnunet_ext_bench", help="output folder (default: %(default)s)")
+    parser.add_argument("--label", default="", help="label in the file names: networks_LABEL_cpu.csv")
 
 
 def run(arguments: argparse.Namespace) -> int:

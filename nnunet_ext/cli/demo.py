@@ -17,9 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--iterations",
         type=int,
         default=400,
-        help="training iterations of every trainer, above ten rounded up to tens (default: %(default)s)",
+        help="training iterations per trainer; above ten, rounded up to a multiple of ten (default: %(default)s)",
     )
-    parser.epilog = "Run it again after an interruption: it goes on where it was."
+    parser.epilog = "After an interruption, run it again: it resumes where it stopped."
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,5 +30,5 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _stop(*_: object) -> None:
-    """Ends the demo as Ctrl-C does, so that the running command of nnU-Net is ended too."""
+    """Stops the demo as Ctrl-C does, so that the running nnU-Net command is stopped too."""
     raise KeyboardInterrupt

@@ -16,42 +16,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         action="append",
         metavar="IMAGE",
-        help="a scan that shows the class; further channels (_0001, ..) are read beside _0000. Can be given again, "
-        "each with its --mask",
+        help="a scan that shows the class; further channels (_0001, ..) are read from the same folder. Can be given "
+        "several times, each time with its own --mask",
     )
-    parser.add_argument("--mask", required=True, action="append", help="its labels, on the same voxels")
+    parser.add_argument("--mask", required=True, action="append", help="labels of the support scan, on the same voxels")
     parser.add_argument(
-        "--label", required=True, type=int, nargs="+", metavar="N", help="value(s) in the mask to look for"
+        "--label", required=True, type=int, nargs="+", metavar="N", help="value(s) in the mask to segment"
     )
-    parser.add_argument("-i", "--input", required=True, metavar="FOLDER", help="scans, named as nnU-Net's")
-    parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="for the masks, with the labels N")
+    parser.add_argument(
+        "-i", "--input", required=True, metavar="FOLDER", help="folder with the scans, named as in nnU-Net"
+    )
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="FOLDER", help="folder for the masks, which have the labels N"
+    )
     parser.add_argument(
         "--parts",
         type=int,
-        help="parts of a volume along the slices, each with a support slice of its own (default: 3, the paper's, and "
-        "40 with --match position)",
+        help="number of parts of a volume along the slices, each with its own support slice (default: 3, as in the "
+        "paper, or 40 with --match position)",
     )
     parser.add_argument(
         "--match",
         choices=["extent", "position"],
         default="extent",
-        help="extent: parts of the label's extent in the support, the paper's; position: parts of the support scan, "
-        "for scans of the same field of view; where it has no label, none is looked for (default: %(default)s)",
+        help="extent: divide the label's extent in the support, as in the paper; position: divide the support scan, "
+        "for scans with the same field of view; parts without the label are skipped (default: %(default)s)",
     )
     parser.add_argument(
         "--sectors",
         type=int,
         default=0,
         metavar="S",
-        help="what surrounds the label in the support, in so many directions, competes with it, 8 for instance; 0, the "
-        "paper's: a threshold alone decides (default: %(default)s)",
+        help="number of directions, for example 8, in which the label's surroundings in the support compete with it; "
+        "0, as in the paper: a threshold alone decides (default: %(default)s)",
     )
-    parser.add_argument("--labels", metavar="FOLDER", help="true labels: write Dice to dice.csv and dice.md in OUTPUT")
-    parser.add_argument("--folds", nargs="+", metavar="K", help="folds to average (default: all that are trained)")
-    parser.add_argument("--checkpoint", default="checkpoint_final.pth", help="default: %(default)s")
+    parser.add_argument(
+        "--labels", metavar="FOLDER", help="folder with true labels; writes the Dice to dice.csv and dice.md in OUTPUT"
+    )
+    parser.add_argument("--folds", nargs="+", metavar="K", help="folds to average (default: all trained folds)")
+    parser.add_argument("--checkpoint", default="checkpoint_final.pth", help="checkpoint file (default: %(default)s)")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="default: %(default)s")
     parser.epilog = (
-        "A scan that cannot be segmented does not stop the others; it is named at the end, and the exit code is 1."
+        "If a scan cannot be segmented, the others still are; it is named at the end, and the exit code is 1."
     )
 
 

@@ -13,22 +13,19 @@ def _stride(text: str) -> int | tuple[int, ...]:
 _NUMBER: dict[str, Any] = {"type": int}
 _SIZES: dict[str, Any] = {"type": int, "nargs": "+"}
 _SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
-    "heads": (_NUMBER, "attention heads, where tensors do not show them (sasan)"),
-    "patch_size": (
-        _SIZES,
-        "voxels per axis, where tensors do not show it (all but sasan)",
-    ),
+    "heads": (_NUMBER, "attention heads, if they cannot be inferred from the tensors (sasan)"),
+    "patch_size": (_SIZES, "voxels per axis, if they cannot be inferred from the tensors (all but sasan)"),
     "strides": (
         {"type": _stride, "nargs": "+"},
-        "of all stages, as 1 2 2, or per axis 1,1,1 1,2,2 2,2,2 (umamba_bot, umamba_enc; default: 1 2 2 ...)",
+        "strides of all stages, as 1 2 2, or per axis 1,1,1 1,2,2 2,2,2 (umamba_bot, umamba_enc; default: 1 2 2 ...)",
     ),
-    "efl_layout": ({}, "authors or spatial (em_net; default: authors)"),
-    "attention_size": (_NUMBER, "of the attention's scale (salstm, lstmsa; default: 7744)"),
-    "input_channels": (_NUMBER, "of the images (faf_net; default: 1)"),
-    "num_classes": (_NUMBER, "outputs, background included (faf_net; default: 2)"),
-    "filter_grid": (_SIZES, "of the filters, where tensors do not show it (faf_net)"),
+    "efl_layout": ({}, "layout of the frequency layers, authors or spatial (em_net; default: authors)"),
+    "attention_size": (_NUMBER, "size in the attention's scale (salstm, lstmsa; default: 7744)"),
+    "input_channels": (_NUMBER, "channels of the images (faf_net; default: 1)"),
+    "num_classes": (_NUMBER, "number of outputs, including background (faf_net; default: 2)"),
+    "filter_grid": (_SIZES, "grid of the filters, if it cannot be inferred from the tensors (faf_net)"),
 }
-"""Of `nnunet_ext.weights.from_authors`."""
+"""Settings of `nnunet_ext.weights.from_authors`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -35,7 +35,7 @@ _COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a subcommand; a user's mistake ends in one line on stderr and exit code 2, a failed run in 1."""
+    """Runs a subcommand; a user's mistake gives one line on stderr and exit code 2, a failed run exit code 1."""
     parser = argparse.ArgumentParser(prog="nnunet_ext", description="Published segmentation networks for nnU-Net v2.")
     parser.add_argument("--version", action="version", version=f"nnunet_ext {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

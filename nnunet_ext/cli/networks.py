@@ -7,7 +7,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--plans", help="a plans file with its dataset.json beside it; without it: the papers' settings"
+        "--plans", help="plans file with its dataset.json in the same folder (default: the papers' settings)"
     )
     parser.add_argument(
         "--configuration", default="3d_fullres", help="configuration of the plan (default: %(default)s)"

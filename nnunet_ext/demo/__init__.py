@@ -1,1 +1,1 @@
-"""`nnunet_ext demo`: nnU-Net's real commands on real scans, from raw data to a comparison."""
+"""`nnunet_ext demo`: runs nnU-Net's own commands on real scans, from raw data to a comparison."""

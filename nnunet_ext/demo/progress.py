@@ -13,7 +13,7 @@ _POLL_SECONDS = 0.5
 
 
 class CommandFailed(RuntimeError):
-    """A console command ended with an error; the message has the end of its log."""
+    """A console command failed; the message contains the end of its log."""
 
 
 def run_command(
@@ -25,12 +25,12 @@ def run_command(
     count_done: Callable[[], int],
     pid_file: Path | None = None,
 ) -> None:
-    """Runs a command to its end, its output in `log`, while a bar shows `count_done()` of `total`.
+    """Runs a command to completion, writes its output to `log` and shows `count_done()` of `total` in a progress bar.
 
-    If this process is told to stop, so is the command; `pid_file` holds its process number meanwhile.
+    If this process is interrupted, so is the command; `pid_file` holds the command's process ID while it runs.
 
     Raises:
-        CommandFailed: if it ends with an error.
+        CommandFailed: if the command ends with an error.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -60,7 +60,7 @@ def run_command(
 
 
 def count_lines(path: Path, *parts: str) -> int:
-    """Number of lines of a log that have one of `parts` near their start, behind a time; 0 if there is no file."""
+    """Number of log lines that have one of `parts` near their start, after a time; 0 if there is no file."""
     if not path.is_file():
         return 0
     with path.open(errors="replace") as lines:

@@ -1,4 +1,4 @@
-"""The demo's steps; each is skipped if an earlier run has done it."""
+"""The demo's steps; each is skipped if an earlier run has completed it."""
 
 import json
 import shutil
@@ -14,19 +14,19 @@ from nnunet_ext.utils.devices import choose_device
 
 
 def run_demo(folder: str | Path, trainers: Sequence[str], iterations: int, device: str = "auto") -> int:
-    """Lays out the shipped scans, plans, preprocesses, trains, predicts, evaluates and writes a summary.
+    """Copies the shipped scans, plans, preprocesses, trains, predicts, evaluates and writes a summary.
 
     Args:
-        folder: Working folder, new or of an earlier run with the same settings.
+        folder: Working folder, new or from an earlier run with the same settings.
         trainers: Names of our trainers.
-        iterations: Training iterations of every trainer.
-        device: cpu, cuda, mps, or auto for the best there is.
+        iterations: Training iterations per trainer.
+        device: cpu, cuda, mps, or auto for the best available device.
 
     Returns:
         Exit code: 0, or 1 if a command of nnU-Net failed.
 
     Raises:
-        ValueError: for unknown trainers, a number of iterations below 1, or a folder that is not the demo's.
+        ValueError: for unknown trainers, fewer than 1 iteration, or a folder that does not belong to the demo.
     """
     if iterations < 1:
         raise ValueError(f"--iterations {iterations} must be at least 1")
@@ -47,7 +47,7 @@ def run_demo(folder: str | Path, trainers: Sequence[str], iterations: int, devic
         for trainer in trainers:
             _predict(space, trainer)
     except CommandFailed as error:
-        print(f"\n{error}\nRun the demo again to go on from here.", file=sys.stderr)
+        print(f"\n{error}\nRun the demo again to resume from here.", file=sys.stderr)
         return 1
     from nnunet_ext.demo.summary import write_summary
 
@@ -122,7 +122,7 @@ def _predict(space: Workspace, trainer: str) -> None:
 
 
 def _validation_cases(space: Workspace) -> int:
-    """Cases of fold 0, a fifth, before nnU-Net has written the split."""
+    """Number of validation cases of fold 0: a fifth of all cases until nnU-Net has written the split."""
     split = space.preprocessed / "splits_final.json"
     if split.is_file():
         return len(json.loads(split.read_text())[0]["val"])

@@ -1,4 +1,4 @@
-"""The demo's summary: a table, training curves, overlays of the predictions."""
+"""The demo's summary: a table, training curves and overlays of the predictions."""
 
 import json
 from collections.abc import Sequence
@@ -20,15 +20,15 @@ _COLOURS = ("tab:orange", "tab:cyan", "tab:pink", "tab:olive")
 
 @dataclass(frozen=True)
 class Result:
-    """What a trained fold gave.
+    """Result of a trained fold.
 
     Attributes:
-        trainer: Its trainer.
-        dice: Validation Dice per label name.
-        mean: Mean of the classes' Dice.
+        trainer: Name of the trainer.
+        dice: Validation Dice by label name.
+        mean: Mean Dice of the classes.
         cases: Number of validation cases.
-        epoch_seconds: Median seconds of an epoch.
-        logging: nnU-Net's record of the training, a list per quantity.
+        epoch_seconds: Median duration of an epoch in seconds.
+        logging: nnU-Net's record of the training, one list per quantity.
     """
 
     trainer: str
@@ -40,7 +40,7 @@ class Result:
 
 
 def write_summary(space: Workspace, trainers: Sequence[str]) -> Path:
-    """Writes summary.md and its pictures into the demo's folder; returns the path of summary.md."""
+    """Writes summary.md and its pictures to the demo's folder; returns the path of summary.md."""
     labels = {v: k for k, v in json.loads((space.raw / "dataset.json").read_text())["labels"].items() if v}
     results = [_read(space.model(trainer), trainer, labels) for trainer in trainers]
     _plot_curves(results, space.root / "curves.png")
@@ -49,7 +49,7 @@ def write_summary(space: Workspace, trainers: Sequence[str]) -> Path:
     setting = (
         f"{budget.epochs} epochs of {budget.iterations} iterations, batch 2, half the plan's widths, on "
         f"{space.settings.device}, the same for every trainer. nnU-Net's default is 1000 epochs of 250 iterations: "
-        "this shows that everything works and learns; which trainer is better it cannot show."
+        "this shows that everything works and learns, not which trainer is better."
     )
     lines = [
         "# Demo: hippocampus, fold 0",
@@ -118,7 +118,7 @@ def _plot_overlay(space: Workspace, image_file: Path, trainers: Sequence[str], l
         sitk.GetArrayFromImage(sitk.ReadImage(str(space.predictions(trainer) / f"{case}.nii.gz")))
         for trainer in trainers
     ]
-    # The slice with most foreground over all trainers shows most.
+    # The slice with the most foreground over all trainers is the most informative.
     index = int(np.sum([(mask > 0).sum((1, 2)) for mask in masks], axis=0).argmax())
     figure, axes = plt.subplots(1, len(trainers), figsize=(4 * len(trainers), 4.4), layout="constrained", squeeze=False)
     for axis, trainer, mask in zip(axes[0], trainers, masks, strict=True):

@@ -1,4 +1,4 @@
-"""The demo's working folder: its layout, its settings, its data."""
+"""The demo's working folder: its layout, settings and data."""
 
 import json
 import os
@@ -29,10 +29,10 @@ _MARKER = "nnunet_ext_demo.json"
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked of the demo; a folder is resumed only with the settings it was begun with.
+    """Settings of the demo; a folder can be resumed only with the settings that it was started with.
 
     Attributes:
-        iterations: Training iterations of every trainer, above ten rounded up to tens.
+        iterations: Training iterations per trainer; numbers above ten are rounded up to a multiple of ten.
         device: cpu, cuda or mps.
     """
 
@@ -41,13 +41,13 @@ class Settings:
 
     @property
     def budget(self) -> Budget:
-        """Epochs of a few iterations, so that progress and curves are seen."""
+        """Budget with short epochs, so that progress and curves are visible."""
         per_epoch = min(self.iterations, _ITERATIONS_PER_EPOCH)
         return Budget(ceil(self.iterations / per_epoch), per_epoch, _VAL_ITERATIONS)
 
 
 class Workspace:
-    """The demo's folder; creates it, or takes up one that an earlier run began.
+    """The demo's folder; creates it, or resumes one that an earlier run created.
 
     Raises:
         ValueError: if the folder holds something else, or a demo with other settings.
@@ -62,11 +62,11 @@ class Workspace:
             found = json.loads(marker.read_text())["settings"]
             if found != wanted:
                 raise ValueError(
-                    f"{self.root} holds a demo with other settings ({found}, asked for: {wanted}); "
+                    f"{self.root} holds a demo with other settings ({found}; requested: {wanted}); "
                     "remove that folder or give another --folder"
                 )
         elif self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
-            raise ValueError(f"{self.root} is not empty and not a demo; give another --folder")
+            raise ValueError(f"{self.root} is neither empty nor a demo; give another --folder")
         else:
             self.root.mkdir(parents=True, exist_ok=True)
             write_atomically(marker, json.dumps({"version": __version__, "settings": wanted}, indent=2))
@@ -97,14 +97,14 @@ class Workspace:
         return self.root / "predictions" / trainer
 
     def environment(self) -> dict[str, str]:
-        """Environment of nnU-Net's commands; the user's own nnU-Net folders are left alone."""
+        """Environment of nnU-Net's commands; the user's own nnU-Net folders are not touched."""
         folders = {name: str(self.root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         ours = {"nnUNet_extTrainer": str(trainers_folder()), "nnUNet_compile": "f", "MPLBACKEND": "Agg"}
         defaults = {"nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2"}
         return defaults | dict(os.environ) | folders | ours | self.settings.budget.environment()
 
     def lay_out_raw(self) -> None:
-        """Copies the shipped scans to nnU-Net's raw format; files that are there already are kept."""
+        """Copies the shipped scans to nnU-Net's raw format; existing files are kept."""
         source = resources.files("nnunet_ext") / "data" / "hippocampus"
         with resources.as_file(source) as folder:
             for part in ("imagesTr", "labelsTr", "imagesTs"):
@@ -118,26 +118,26 @@ class Workspace:
             shutil.copyfile(folder / "dataset.json", self.raw / "dataset.json")
 
     def claim(self) -> None:
-        """Notes this process as the one that works in the folder.
+        """Registers this process as the one that works in the folder.
 
         Raises:
-            ValueError: if another one does, or a command that a killed demo left behind.
+            ValueError: if another process works there, or a command that a killed demo left behind.
         """
         for file in (self.root / "demo.pid", self.command_pid):
             if file.is_file() and is_running(pid := int(file.read_text() or 0)) and pid != os.getpid():
                 raise ValueError(
-                    f"process {pid} is still at work in {self.root}: wait for it or stop it (or, if it is another "
-                    f"program by now, remove {file})"
+                    f"process {pid} is still running in {self.root}: wait for it or stop it (or, if that process ID "
+                    f"now belongs to another program, remove {file})"
                 )
         write_atomically(self.root / "demo.pid", str(os.getpid()))
 
     @property
     def command_pid(self) -> Path:
-        """Holds the process number of the running command of nnU-Net."""
+        """File with the process ID of the running nnU-Net command."""
         return self.root / "command.pid"
 
     def add_configuration(self) -> None:
-        """Adds the demo's configuration to nnU-Net's plan: 3d_fullres, batch 2 and half as wide, to suit a CPU too."""
+        """Adds the demo's configuration to nnU-Net's plan: 3d_fullres with batch 2 and half the width, to suit CPUs."""
         plans = json.loads(self.plans.read_text())
         if CONFIGURATION not in plans["configurations"]:
             architecture = deepcopy(plans["configurations"][_BASE_CONFIGURATION]["architecture"])
@@ -152,7 +152,7 @@ class Workspace:
 
     @property
     def preprocessing_done(self) -> Path:
-        """A file that exists once nnU-Net's preprocessing has ended well."""
+        """File that exists once nnU-Net's preprocessing has succeeded."""
         return self.root / "preprocessed.done"
 
     def count_preprocessed(self) -> int:
@@ -160,7 +160,7 @@ class Workspace:
 
 
 def check_trainers(trainers: Sequence[str]) -> None:
-    """Raises ValueError, listing the known ones, for a trainer that is not ours, and for one named twice."""
+    """Raises ValueError for a trainer that is not ours (lists the known ones) or is named twice."""
     known = known_trainers()
     for trainer in trainers:
         if trainer not in known:
@@ -170,6 +170,6 @@ def check_trainers(trainers: Sequence[str]) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file that appears complete or not at all."""
+    """Writes a text file completely or not at all."""
     with replacing(path, "w") as file:
         file.write(text)

@@ -1,4 +1,4 @@
-"""`nnunet_ext bench` at sizes of a second; what it measures is checked against what is known of it."""
+"""`nnunet_ext bench` at sizes that take a second; its measurements are checked against known values."""
 
 import csv
 import datetime
@@ -64,7 +64,7 @@ def test_scans_have_as_many_tiles_as_they_say(tmp_path, monkeypatch):
 
 
 class CountsCalls(nn.Module):
-    """Three classes, as its setting has."""
+    """Three classes, as in its setting."""
 
     def __init__(self, seen):
         super().__init__()
@@ -76,7 +76,7 @@ class CountsCalls(nn.Module):
 
 
 def test_exponents_are_of_the_three_largest_patches(monkeypatch):
-    """Of known times and memory: voxels to the power of 1.5, and of 0.5 but for the smallest patch."""
+    """Known times and memory: voxels to the power of 1.5, and of 0.5 except for the smallest patch."""
     sides = (16, 32, 64, 128)
     times = {f"{(side,) * 2}": [side**3.0] for side in sides}
     memory = iter([1000.0, *(float(side) for side in sides[1:])])
@@ -181,7 +181,7 @@ def test_the_processor_s_clock_adds_threads_up(tmp_path, capsys):
 
 
 def test_operators_are_those_of_the_step():
-    """A convolution and a linear layer: forward, and backward for what needs it."""
+    """A convolution and a linear layer: forward, and backward where gradients are needed."""
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 36, 5))
     calls = record(training_step(network, torch.randn(4, 1, 8, 8)))
     names = [call.operator.overloadpacket.__name__ for call in calls]
@@ -192,7 +192,7 @@ def test_operators_are_those_of_the_step():
 
 
 def test_operators_within_custom_functions_are_seen():
-    """Projections of axial attention in chunks, and the forward pass of a scan; layouts as they are in the step."""
+    """Projections of axial attention in chunks, and the forward pass of a scan, in the layouts of the step."""
     sasan = Setting.of_patch((16, 16)).build("SASAN")
     calls = record(training_step(sasan, torch.randn(1, 1, 16, 16)))
     names = {call.operator.overloadpacket.__name__ for call in calls}

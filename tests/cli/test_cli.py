@@ -131,7 +131,7 @@ def test_demo_refuses_a_folder_that_is_not_its_own(tmp_path, capsys):
     precious = tmp_path / "thesis.tex"
     precious.write_text("words")
     assert main(["demo", "--folder", str(tmp_path), "--device", "cpu"]) == 2
-    assert "is not empty and not a demo; give another --folder" in capsys.readouterr().err
+    assert "is neither empty nor a demo; give another --folder" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
     assert main(["demo", "--folder", str(precious), "--device", "cpu"]) == 2
 
@@ -150,7 +150,7 @@ def test_demo_refuses_a_folder_in_which_another_one_works(tmp_path, capsys):
     before = signal.getsignal(signal.SIGTERM)
     assert main(["demo", "--folder", str(tmp_path), "--device", "cpu", "--iterations", "10"]) == 2
     assert signal.getsignal(signal.SIGTERM) is before
-    assert f"process {os.getppid()} is still at work" in capsys.readouterr().err
+    assert f"process {os.getppid()} is still running" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
