@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A dataset from nnU-Net's raw format to an answer: plan, train several trainers, compare them, ensemble the two best.
+# From a dataset in nnU-Net's raw format to a result: plan, train, compare the trainers, ensemble the two best.
 #
 #     bash examples/compare_and_ensemble.sh DATASET OUTPUT [CONFIGURATION] [cpu|cuda|mps]
 #
 # nnU-Net's three folders must be set. Environment: TRAINERS (the first is the baseline), FOLDS, and our budget variables
-# for short runs (nnUNetTrainer does not obey them, StockTrainer does). Run again, it goes on where it was.
+# for short runs (StockTrainer respects them, nnUNetTrainer does not). If interrupted, run it again: it resumes.
 set -euo pipefail
 if [ $# -lt 2 ]; then
     echo "usage: bash examples/compare_and_ensemble.sh DATASET OUTPUT [CONFIGURATION] [cpu|cuda|mps]" >&2
@@ -38,13 +38,13 @@ done
 nnunet_ext compare -d "$dataset" -c "$configuration" -tr "${trainers[@]}" -f "${folds[@]}" \
     --baseline "${trainers[0]}" -o "$output/report"
 
-# The two best by mean rank; nnU-Net judges each alone, both together, and whether postprocessing helps.
+# The two best by mean rank; nnU-Net evaluates each alone, their ensemble, and whether postprocessing helps.
 read -ra best < <(python -c 'import json, sys
 print(*list(json.load(open(sys.argv[1]))["ranks"])[:2])' "$output/report/summary.json")
 echo "Ensemble of ${best[*]}"
 nnUNetv2_find_best_configuration "$dataset" -c "$configuration" -tr "${best[@]}" -f "${folds[@]}"
 
-# The same ensemble on scans without labels, and, where there are labels for them, its comparison with its members.
+# The same ensemble on the test scans and, if these have labels, its comparison with its members.
 images="$nnUNet_raw/$name/imagesTs" truth="$nnUNet_raw/$name/labelsTs"
 [ -d "$images" ] || exit 0
 for trainer in "${best[@]}"; do

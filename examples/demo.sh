@@ -27,7 +27,7 @@ cp -r "$scans"/{dataset.json,imagesTr,labelsTr,imagesTs} "$nnUNet_raw/Dataset004
 
 nnUNetv2_plan_and_preprocess -d 4 -c 3d_fullres -np 2 --verify_dataset_integrity
 
-# A configuration of its own in nnU-Net's plan: 3d_fullres, batch 2 and half as wide, to suit a CPU too.
+# Add a configuration to nnU-Net's plan: 3d_fullres with batch 2 and half the width, so that it also suits a CPU.
 python - "$nnUNet_preprocessed/Dataset004_Hippocampus/nnUNetPlans.json" <<'PYTHON'
 import copy, json, pathlib, sys
 file = pathlib.Path(sys.argv[1])

@@ -3,8 +3,8 @@
     python examples/predict_one_scan.py MODEL IMAGE OUTPUT [--device cpu]
 
 MODEL is a trained model's folder, for example
-$nnUNet_results/Dataset004_Hippocampus/SASANTrainer__nnUNetPlans__3d_fullres, IMAGE a scan in the training data's format
-(one channel), OUTPUT the mask to write.
+$nnUNet_results/Dataset004_Hippocampus/SASANTrainer__nnUNetPlans__3d_fullres. IMAGE is a scan in the training data's
+format (one channel), and OUTPUT is the mask to write.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main() -> None:
 
     plans = PlansManager(str(arguments.model / "plans.json"))
     dataset = json.loads((arguments.model / "dataset.json").read_text())
-    # nnU-Net's checkpoints hold Python objects: load only those that you trust.
+    # nnU-Net's checkpoints hold Python objects, so load only files that you trust.
     checkpoint = torch.load(
         arguments.model / f"fold_{arguments.fold}" / "checkpoint_final.pth", map_location="cpu", weights_only=False
     )

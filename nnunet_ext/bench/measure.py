@@ -1,4 +1,4 @@
-"""Times side by side in one process, peak memory, and CSV files that say where they were measured."""
+"""Interleaved timing in one process, peak memory, and CSV files that record where they were measured."""
 
 import csv
 import ctypes
@@ -19,17 +19,17 @@ from nnunet_ext import __version__
 from nnunet_ext.ops.native import native_library
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
-"""Seconds that pass, and seconds that this process computes: of one thread the same, but for what others on the machine
-take meanwhile."""
+"""Wall-clock time, and CPU time of this process: with one thread they differ only by the time that other processes on the
+machine take."""
 
 
 def interleaved_seconds(
     functions: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1, clock: str = "wall"
 ) -> dict[str, list[float]]:
-    """Seconds by one of `CLOCKS` of each function, run in turn `repeats` times: a busy machine hits all of them alike.
+    """Seconds of each function by one of `CLOCKS`, run in turns `repeats` times, so that load affects all of them alike.
 
     Raises:
-        ValueError: for the processor's clock with several threads, whose seconds it would add up.
+        ValueError: for the processor clock with several threads, whose seconds it would add up.
     """
     if clock == "processor" and torch.get_num_threads() != 1:
         raise ValueError(f"the processor's clock needs one thread, not {torch.get_num_threads()}: --threads 1")
@@ -45,28 +45,28 @@ def interleaved_seconds(
 
 
 def median_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """Median over the turns of slow / fast."""
+    """Median of slow / fast over the turns."""
     return statistics.median(s / f for s, f in zip(slow, fast, strict=True))
 
 
 def time_columns(
     seconds: Sequence[float], median: str = "seconds", unit: str = "s", digits: int = 4
 ) -> dict[str, object]:
-    """A row's columns of what `interleaved_seconds` measured: `spread_columns` and the number of turns."""
+    """Columns of a row for the result of `interleaved_seconds`: `spread_columns` and the number of turns."""
     return {**spread_columns(seconds, median, unit, digits), "repeats": len(seconds)}
 
 
 def spread_columns(
     seconds: Sequence[float], median: str = "seconds", unit: str = "s", digits: int = 4, prefix: str = ""
 ) -> dict[str, str]:
-    """Median, lowest and highest, for a row of several times.
+    """Columns with median, lowest and highest time.
 
     Args:
-        seconds: Of the turns that count.
-        median: The name of the median's column.
-        unit: "s" or "ms", that of the columns.
-        digits: Behind the point.
-        prefix: Of the columns' names.
+        seconds: Seconds of the turns after the warm-up.
+        median: Name of the median's column.
+        unit: Unit of the columns, "s" or "ms".
+        digits: Number of decimals.
+        prefix: Prefix of the columns' names.
     """
     shown = {"s": 1.0, "ms": 1e3}[unit]
     values = {median: statistics.median(seconds), f"min_{unit}": min(seconds), f"max_{unit}": max(seconds)}
@@ -74,10 +74,10 @@ def spread_columns(
 
 
 def peak_gigabytes(prepare: Callable[[], Callable[[], object]]) -> tuple[float, float]:
-    """Peak resident memory of a call in a fresh process: what it adds to what was held before, and the whole.
+    """Peak resident memory of a call in a fresh process: the increase over the memory held before, and the total.
 
     Args:
-        prepare: A function of a module, without arguments; what it returns is measured.
+        prepare: Module-level function without arguments that returns the call to measure.
     """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (prepare, torch.get_num_threads()))
@@ -89,10 +89,10 @@ def _peak(prepare: Callable[[], Callable[[], object]], threads: int) -> tuple[fl
 
 
 def added_gigabytes(call: Callable[[], object], device: str = "cpu") -> float | None:
-    """Peak memory that a call adds to what is held before it, in this process; None where nothing counts it.
+    """Peak memory in GB that a call adds to this process; None if the platform cannot measure it.
 
-    On the CPU the resident memory, which Linux counts; of a call that has run before, so that what stays is held. Of a
-    training step gradients are in it; weights and the optimiser's state are held before.
+    On the CPU this is resident memory, which Linux counts. The call must have run once before, so that memory it keeps
+    is not counted. For a training step it includes gradients, but not the weights and the optimiser's state.
     """
     if device == "cuda":
         torch.cuda.synchronize()
@@ -106,8 +106,8 @@ def added_gigabytes(call: Callable[[], object], device: str = "cpu") -> float | 
 
 
 def _peak_of(call: Callable[[], object]) -> tuple[float, float]:
-    # What preparing freed goes back to the system, or the call would have its memory for nothing; and the peak so far,
-    # that of the process which started this one included, is forgotten.
+    # Memory freed during preparation goes back to the system, or the call could reuse it uncounted. The peak so far,
+    # including that of the parent process, is reset.
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = _resident_bytes("VmRSS")
@@ -117,17 +117,17 @@ def _peak_of(call: Callable[[], object]) -> tuple[float, float]:
 
 
 def _resident_bytes(kind: str) -> int:
-    """Resident memory now ("VmRSS") or at its peak ("VmHWM"), as Linux counts it."""
+    """Resident memory, current ("VmRSS") or at its peak ("VmHWM"), as Linux counts it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(f"{kind}:")).split()[1])
 
 
-_MADE = ("benchmarks/results", "docs", "README.md")
-"""What measurements change, so that those after them still run the committed code."""
+_GENERATED = ("benchmarks/results", "docs", "README.md")
+"""Files that measurements write; changes to them do not count as changes of the measured code."""
 
 
 def environment(device: str = "cpu") -> dict[str, str]:
-    """What every row of a result carries beside its numbers."""
+    """Device, software versions, date and commit, which every row of a result records besides its numbers."""
     library = native_library()
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
@@ -142,7 +142,7 @@ def environment(device: str = "cpu") -> dict[str, str]:
 
 
 def commit() -> str:
-    """Of the checkout that this file is in, with ``"+changes"`` if not all is committed; else the package's version."""
+    """Commit of the checkout of this file, with ``"+changes"`` for uncommitted changes; otherwise the version."""
     root = Path(__file__).parents[2]
 
     def git(*words: str) -> str:
@@ -150,9 +150,9 @@ def commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        # An environment may stand within the checkout of another project.
+        # The environment may be inside the checkout of another project.
         if Path(git("rev-parse", "--show-toplevel")).resolve() == root.resolve():
-            changed = git("status", "--porcelain", "-uno", "--", ".", *(f":(exclude){path}" for path in _MADE))
+            changed = git("status", "--porcelain", "-uno", "--", ".", *(f":(exclude){path}" for path in _GENERATED))
             return git("rev-parse", "--short", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         pass
@@ -170,7 +170,7 @@ def _processor() -> str:
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]], where: Mapping[str, str] | None = None) -> Path:
     """Prints the rows and writes them to a CSV file, each with `where` (None: `environment()`).
 
-    A column that some rows lack (those that an earlier version wrote) is empty in them.
+    Rows that lack a column, such as those written by an earlier version, have an empty cell there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     fixed = environment() if where is None else where

@@ -1,14 +1,14 @@
-"""The convolutions and matrix products of a call by themselves: what no optimisation around them can save.
+"""The convolutions and matrix products of a call alone: a lower bound that no optimisation around them can improve.
 
-They are recorded where PyTorch hands them to a device, below autograd, so that those of custom autograd functions, of
-`einsum`, of linear layers and of checkpointed regions are all among them, each with the shapes and strides that it
-really gets; the warm-up is the caller's. Fourier transforms, norms, activations, copies and the optimiser are not: a
-step is measured against its products alone. Nor is axial attention between its projections where the C extension does
-it: all of it counts as overhead, its products included.
+They are recorded below autograd, where PyTorch dispatches them to a device, so that those of custom autograd functions,
+`einsum`, linear layers and checkpointed regions are all included, each with its actual shapes and strides; the caller
+is responsible for the warm-up. Fourier transforms, norms, activations, copies and the optimiser are not included: a
+step is measured against its products alone. Nor is axial attention between its projections, if the C extension computes
+it: all of it counts as overhead, including its products.
 
-EM-Net's selective scan is no product either, though nothing could be left of Mamba without it. It therefore counts as
-overhead in `PRODUCTS`; `SCANS` names it apart, with the short convolution before it (whose activation it includes), so
-that a step can also be measured against products and scans together.
+EM-Net's selective scan is not a product either, although Mamba is impossible without it. It is therefore not in
+`PRODUCTS` and counts as overhead there; `SCANS` lists it separately, with the preceding short convolution (including
+its activation), so that a step can also be measured against products and scans together.
 """
 
 from collections.abc import Callable
@@ -43,20 +43,20 @@ PRODUCTS = (
     _aten._scaled_dot_product_cudnn_attention,
     _aten._scaled_dot_product_cudnn_attention_backward,
 )
-"""Convolutions and matrix products as they reach a device, forward and backward; also those within fused attention,
-whose softmax cannot be taken out."""
+"""Convolutions and matrix products as dispatched to a device, forward and backward, including fused attention, whose
+softmax cannot be separated."""
 SCANS = (
     _ours.selective_scan,
     _ours.selective_scan_backward,
     _ours.causal_conv1d,
     _ours.causal_conv1d_backward,
 )
-"""What Mamba is made of beside its linear layers."""
+"""Operators of Mamba besides its linear layers."""
 
 
 @dataclass(frozen=True)
 class _Like:
-    """A tensor without its content: shape, strides and type."""
+    """A tensor's shape, strides, type and device, without its values."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -77,7 +77,7 @@ class _Like:
 class Call:
     """An operator and its arguments, tensors replaced by their shapes, strides and types.
 
-    Those of `SCANS` keep their tensors: with other decays the states of a scan overflow.
+    Operators in `SCANS` keep their tensors, because with random decays the states of a scan would overflow.
     """
 
     operator: Any
@@ -107,17 +107,17 @@ class _Recorder(TorchDispatchMode):
 
 
 def record(call: Callable[[], object]) -> list[Call]:
-    """`PRODUCTS` and `SCANS` that `call` runs, in order, those of its backward pass included."""
+    """The `PRODUCTS` and `SCANS` that `call` runs, in order, including those of its backward pass."""
     with _Recorder() as recorder:
         call()
     return recorder.calls
 
 
 def replay(calls: list[Call]) -> Callable[[], None]:
-    """A function that runs recorded operators, one after the other, on random tensors laid out as the recorded ones.
+    """A function that runs recorded operators one after the other, on random tensors with the recorded layouts.
 
-    Tensors of one layout share their memory, so that the function holds little more than the call did. They are rather
-    in a cache than those of the call: the time is a lower bound of what the operators take there.
+    Tensors of the same layout share their memory, so that the function needs little more memory than the call. They are
+    more likely to be in the cache than those of the call, so the time is a lower bound for the operators in the call.
     """
     memory = {like: like.random() for call in calls for like in call.tensors}
     ready = [(c.operator, *tree_map_only(_Like, memory.__getitem__, (c.arguments, c.keywords))) for c in calls]

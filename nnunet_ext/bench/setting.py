@@ -1,4 +1,4 @@
-"""Settings to measure networks at: a plan's topology, and the networks on it."""
+"""Settings for measuring networks: a plan's topology, and the networks built on it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ from nnunet_ext.networks.mt_unet import LEVELS
 _MIN_EDGE, _MAX_POOLINGS = 4, 5
 _BASE_WIDTH, _MAX_WIDTH = 32, {2: 512, 3: 320}
 _RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6, 6)
-"""Of the stages of nnU-Net's residual encoder."""
+"""Residual blocks per stage of nnU-Net's residual encoder."""
 _UNETS = ("PlainConvUNet", "ResidualEncoderUNet")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What networks are built on and measured at.
+    """Topology and batch with which networks are built and measured.
 
     Attributes:
         patch_size: P in voxels.
-        strides: Into each stage, per axis.
-        kernel_sizes: Per stage and axis.
-        batch_size: Samples in a batch of a training step; a forward pass has one.
-        input_channels: M.
-        num_classes: K.
+        strides: Strides into each stage, per axis.
+        kernel_sizes: Kernel sizes per stage and axis.
+        batch_size: Samples per batch of a training step; a forward pass has one.
+        input_channels: M, the number of modalities.
+        num_classes: K, the number of logits.
         widths: Features of every stage; None: nnU-Net's.
     """
 
@@ -43,15 +43,15 @@ class Setting:
 
     @classmethod
     def of_patch(cls, patch_size: tuple[int, ...], batch_size: int = 2, option: str = "--patch") -> "Setting":
-        """As nnU-Net plans a patch of isotropic voxels.
+        """The setting that nnU-Net plans for a patch of isotropic voxels.
 
         Args:
             patch_size: P.
             batch_size: B.
-            option: What an error calls the patch.
+            option: Name of the patch in error messages.
 
         Raises:
-            ValueError: for a patch that is not 2D or 3D, or that nnU-Net's poolings do not divide.
+            ValueError: for a patch that is not 2D or 3D, or that is not divisible by nnU-Net's poolings.
         """
         from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
@@ -75,12 +75,12 @@ class Setting:
 
     @classmethod
     def of_plan(cls, plans: Path, configuration: str) -> "Setting":
-        """Of a plans file of nnU-Net's, with its dataset.json beside it.
+        """The setting of an nnU-Net plans file, which has its dataset.json in the same folder.
 
         Raises:
             FileNotFoundError: if a file is missing.
-            ValueError: for an unknown configuration (lists the known ones), or a plan of another network than nnU-Net's
-                U-Nets, whose topology is not one to build all networks on.
+            ValueError: for an unknown configuration (lists the known ones), or a plan for a network other than
+                nnU-Net's U-Nets, whose topology does not suit all networks.
         """
         from nnunet_ext.profiling.counts import read_plan
 
@@ -104,7 +104,7 @@ class Setting:
 
     @property
     def features(self) -> tuple[int, ...]:
-        """Of every stage: the plan's, or as nnU-Net widens a patch's."""
+        """Features of every stage: the plan's, or those that nnU-Net would choose."""
         if self.widths is not None:
             return self.widths
         widest = _MAX_WIDTH[len(self.patch_size)]
@@ -115,7 +115,7 @@ class Setting:
         return " ".join(map(str, self.features))
 
     def topology(self) -> dict[str, Any]:
-        """Arguments of our networks that a plan has."""
+        """Arguments of our networks that come from a plan."""
         return {
             "patch_size": self.patch_size,
             "n_stages": len(self.strides),
@@ -126,7 +126,7 @@ class Setting:
         }
 
     def build(self, name: str, deep_supervision: bool = True) -> nn.Module:
-        """A network of `NETWORKS` on this setting, seeded; before it predicts, `show` it the setting.
+        """A network of `NETWORKS` in this setting, with a fixed seed; call `show` before it predicts.
 
         Raises:
             ValueError: for an unknown name, or a network that does not fit the setting.
@@ -137,21 +137,21 @@ class Setting:
         return NETWORKS[name](self, deep_supervision)
 
     def show(self, network: nn.Module) -> nn.Module:
-        """Gives a few-shot network a support slice, without which it predicts nothing; others stay as they are."""
+        """Gives a few-shot network the support slice that it needs for prediction; leaves others unchanged."""
         if isinstance(network, FAFNet):
             network.set_support(torch.randn(1, self.input_channels, *self.patch_size[-2:]), self._squares(1))
         return network
 
     def images(self, batch_size: int) -> torch.Tensor:
-        """Random ones."""
+        """Random images."""
         torch.manual_seed(1)
         return torch.randn(batch_size, self.input_channels, *self.patch_size)
 
     def training_inputs(self, network: nn.Module) -> tuple[torch.Tensor, ...]:
-        """A batch as a network is trained on.
+        """A batch for a training step of a network.
 
-        Of a few-shot network an episode: slices of the batch, support slices of every class and their masks, as many
-        as FAFNetTrainer takes.
+        For a few-shot network this is an episode: slices of the batch, and as many support slices of every class, with
+        their masks, as FAFNetTrainer uses.
         """
         images = self.images(self.batch_size)
         if not isinstance(network, FAFNet):
@@ -165,7 +165,7 @@ class Setting:
         return images[None], torch.randn(1, shots, *images.shape[1:]), self._squares(shots)[None]
 
     def _squares(self, slices: int) -> torch.Tensor:
-        """Masks of every class but background: a quarter of each slice."""
+        """Masks of every class except background, covering a quarter of each slice."""
         height, width = self.patch_size[-2:]
         masks = torch.zeros(slices, self.num_classes - 1, height, width)
         masks[..., : height // 2, : width // 2] = 1
@@ -186,12 +186,12 @@ def _mt_unet(setting: Setting, deep_supervision: bool) -> nn.Module:
     if len(setting.patch_size) == 3:
         raise ValueError("MT-UNet is a 2D network; give a --patch of two sizes")
     if any(size % 2 ** (LEVELS - 1) for size in setting.patch_size):
-        raise ValueError(f"MT-UNet needs a --patch that {2 ** (LEVELS - 1)} divides, got {setting.patch_size}")
+        raise ValueError(f"MT-UNet needs a --patch divisible by {2 ** (LEVELS - 1)}, got {setting.patch_size}")
     return MTUNet(setting.input_channels, setting.num_classes, setting.patch_size)
 
 
 def _stock(residual: bool) -> Callable[[Setting, bool], nn.Module]:
-    """nnU-Net's own networks with the arguments of its planners."""
+    """nnU-Net's own networks with the arguments that its planners use."""
 
     def build(setting: Setting, deep_supervision: bool) -> nn.Module:
         from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
@@ -233,4 +233,4 @@ NETWORKS: dict[str, Callable[[Setting, bool], nn.Module]] = {
     "U-Mamba Bot": _ours(UMamba, variant="Bot"),
     "U-Mamba Bot without Mamba": _ours(UMamba, variant="no_mamba"),
 }
-"""What can be measured: nnU-Net's networks and ours."""
+"""Networks that can be measured: nnU-Net's and ours."""

@@ -1,4 +1,4 @@
-"""What is timed: a forward pass as prediction runs it, and a training step."""
+"""The timed calls: a forward pass as in prediction, and a training step."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -23,10 +23,10 @@ class Job:
     """A call to measure; picklable, so that another process can measure its memory.
 
     Attributes:
-        network: A name of `nnunet_ext.bench.setting.NETWORKS`.
+        network: A name in `nnunet_ext.bench.setting.NETWORKS`.
         setting: Patch, batch and topology.
         what: One of `WHATS`.
-        device: Type of the device.
+        device: Device type.
         precision: ``"float32"``, or ``"autocast"``: float16 on CUDA, as nnU-Net trains there, bfloat16 on the CPU.
         mode: ``"eager"`` or ``"compiled"``.
     """
@@ -39,7 +39,7 @@ class Job:
     mode: str = "eager"
 
     def prepare(self) -> Callable[[], object]:
-        """The call, its network and batch made."""
+        """The call to measure, with its network and batch already built."""
         training = self.what == "training step"
         network = self.setting.show(self.setting.build(self.network, deep_supervision=training))
         network = network.to(self.device).train(training)
@@ -57,7 +57,7 @@ class Job:
 
 
 def synchronised(call: Callable[[], object], device: str) -> Callable[[], object]:
-    """`call`, on a GPU until the device has done it."""
+    """`call`, which on a GPU waits until the device has finished."""
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device)
     if wait is None:
         return call
@@ -83,14 +83,14 @@ def training_step(
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     run: Callable[..., Any] | None = None,
 ) -> Callable[[], object]:
-    """Forward pass, mean square of all outputs for a loss, backward pass, clipping and SGD as nnU-Net has them.
+    """Forward pass, mean square of all outputs as the loss, backward pass, and clipping and SGD as in nnU-Net.
 
-    Gradients are freed at the end of a step: what it adds to the memory held before has them in it.
+    Gradients are freed at the end of a step, so the memory that a step adds includes them.
 
     Args:
-        network: In training mode.
+        network: Network in training mode.
         inputs: The batch.
-        autocast: What forward pass and loss run within.
+        autocast: Context of forward pass and loss.
         run: The compiled network; None: `network`.
     """
     optimiser = torch.optim.SGD(network.parameters(), 1e-4, momentum=0.99, weight_decay=3e-5, nesterov=True)

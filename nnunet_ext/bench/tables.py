@@ -1,4 +1,4 @@
-"""The measurements of `nnunet_ext bench`: each gives the rows of one CSV file."""
+"""The measurements of `nnunet_ext bench`; each returns the rows of one CSV file."""
 
 import math
 import statistics
@@ -32,13 +32,13 @@ def network_rows(
     """Parameters, multiply-adds, time and memory of networks side by side.
 
     Args:
-        names: Networks; ratios are to the first.
+        names: Names of the networks; ratios are relative to the first.
         setting: Patch, batch and topology.
-        device: Type of the device.
-        precisions: Of `nnunet_ext.bench.steps.PRECISIONS`.
-        modes: Of `nnunet_ext.bench.steps.MODES`.
-        repeats: Turns that count.
-        clock: Of `nnunet_ext.bench.measure.CLOCKS`.
+        device: Device type.
+        precisions: Any of `nnunet_ext.bench.steps.PRECISIONS`.
+        modes: Any of `nnunet_ext.bench.steps.MODES`.
+        repeats: Number of turns after the warm-up.
+        clock: One of `nnunet_ext.bench.measure.CLOCKS`.
     """
     sizes = {name: _sizes(name, setting) for name in names}
     for what, precision, mode in ((w, p, m) for w in WHATS for p in precisions for m in modes):
@@ -65,7 +65,7 @@ def operator_rows(
 ) -> Iterator[Row]:
     """Training steps against their convolutions and matrix products alone, in float32.
 
-    For a network with selective scans also against products and scans; see `nnunet_ext.bench.operators`.
+    A network with selective scans is also compared with products plus scans; see `nnunet_ext.bench.operators`.
     """
     for name in names:
         step = Job(name, setting, "training step", device).prepare()
@@ -95,10 +95,10 @@ def operator_rows(
 def scaling_rows(
     names: Sequence[str], settings: Sequence[Setting], device: str, repeats: int, clock: str = "wall"
 ) -> Iterator[Row]:
-    """Time and memory of a training step against the patch.
+    """Time and memory of a training step against the patch size.
 
-    With the exponents of the voxels that fit best to the three largest patches: what does not grow with the patch, such
-    as gradients of the weights, bends the curves of small ones.
+    The exponents of the number of voxels are fitted to the three largest patches, because constant costs, such as
+    gradients of the weights, bend the curves of small ones.
     """
     for name in names:
         steps = {str(s.patch_size): Job(name, s, "training step", device).prepare() for s in settings}
@@ -120,7 +120,7 @@ def tile_rows(
 ) -> Iterator[Row]:
     """Time of nnU-Net's sliding-window prediction of a scan against its number of tiles.
 
-    Tiles overlap by half, as in nnU-Net's default; no mirroring. The scan is one tile wide on all axes but the last.
+    Tiles overlap by half, nnU-Net's default, without mirroring. The scan is one tile wide on all axes except the last.
     """
     for name in names:
         predictor = _predictor(name, setting, device)
@@ -165,7 +165,7 @@ def _predictor(name: str, setting: Setting, device: str) -> Any:
 
 
 def _sizes(name: str, setting: Setting) -> Row:
-    """Of the network that predicts."""
+    """Columns with parameters and multiply-adds of the network that predicts."""
     with FakeTensorMode():
         network = setting.build(name, deep_supervision=False).eval()
         parameters = sum(p.numel() for p in network.parameters())
@@ -182,7 +182,7 @@ def _described(setting: Setting) -> Row:
 
 
 def _exponent(rows: Sequence[Mapping[str, object]], column: str) -> str:
-    """Of the voxels: the slope of the logarithms; empty if it cannot be fitted."""
+    """Exponent of the number of voxels, the slope of the logarithms; empty if it cannot be fitted."""
     values = [(float(str(row["voxels"])), float(str(row[column]) or 0)) for row in rows]
     if len(values) < 2 or any(value <= 0 for _, value in values):
         return ""
@@ -191,6 +191,6 @@ def _exponent(rows: Sequence[Mapping[str, object]], column: str) -> str:
 
 
 def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Slope and value at 0 of the line that fits best."""
+    """Slope and intercept of the best-fitting line."""
     fit = statistics.linear_regression(x, y)
     return fit.slope, fit.intercept
