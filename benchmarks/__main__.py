@@ -1,8 +1,8 @@
-"""All measurements by one entry.
+"""The entry point of all measurements.
 
-python -m benchmarks                    what there is, and which results are there
-python -m benchmarks NAME [NAME ...]    measures, writes benchmarks/results, then makes docs/results.md anew
-python -m benchmarks all                whatever this machine can measure without further data: hours on two cores
+python -m benchmarks                    lists the measurements and whether their results exist
+python -m benchmarks NAME [NAME ...]    measures, writes benchmarks/results, then regenerates docs/results.md
+python -m benchmarks all                runs everything that needs no further data on this machine: hours on two cores
 """
 
 import argparse
@@ -18,7 +18,7 @@ from benchmarks.registry import MEASUREMENTS, Measurement
 
 
 def listing() -> str:
-    """One paragraph a measurement."""
+    """One paragraph per measurement."""
     lines = []
     for measurement in MEASUREMENTS.values():
         there = all((RESULTS / f"{name}.csv").is_file() for name in measurement.results)
@@ -28,10 +28,10 @@ def listing() -> str:
 
 
 def chosen(names: Sequence[str]) -> list[Measurement]:
-    """Measurements by name; "all": those that can be run as they are.
+    """Measurements by name; "all" selects those that run without further arguments.
 
     Raises:
-        ValueError: for an unknown name, and for one whose command must be filled in.
+        ValueError: for an unknown name, or for a measurement whose command has placeholders.
     """
     if list(names) == ["all"]:
         cuda = torch.cuda.is_available()
@@ -41,7 +41,7 @@ def chosen(names: Sequence[str]) -> list[Measurement]:
         raise ValueError(f"unknown measurement {unknown[0]!r}; known: {', '.join(MEASUREMENTS)}, all")
     for name in names:
         if MEASUREMENTS[name].needs_data:
-            raise ValueError(f"{name} needs data; fill in and run yourself: {MEASUREMENTS[name].shown}")
+            raise ValueError(f"{name} needs data; replace the placeholders and run it: {MEASUREMENTS[name].shown}")
     return [MEASUREMENTS[name] for name in names]
 
 

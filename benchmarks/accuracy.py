@@ -1,14 +1,14 @@
-"""Accuracy on real data: trainers under one budget on one fold, trained, validated and compared.
+"""Accuracy on real data: trains, validates and compares trainers on equal budgets, on one fold.
 
 python -m benchmarks.accuracy --data DATASET_FOLDER --work FOLDER --name hippocampus [--trainers ...] [--epochs 12]
     [--iterations 50] [--batch-size 2] [--spacing Z Y X] [--fold 0] [--configuration 3d_fullres] [--device cpu]
     [--untimed] [--collect] [--results FOLDER]
 
-DATASET_FOLDER is a dataset in nnU-Net's raw format; a `splits_final.json` in it is used. FOLDER gets nnU-Net's three
-folders and the report of `nnunet_ext compare`. Run it again after an interruption: it goes on where it was. Results, in
-benchmarks/results unless told otherwise, are accuracy_NAME.csv (a row for each trainer and label, checkpoints by their
-sha256), accuracy_NAME_cases.csv (Dice of every validation case) and accuracy_NAME.md (the report of all trainers that
-have finished in FOLDER). Rows of trainers that were not asked for are kept, so that they can be run on several days.
+DATASET_FOLDER is a dataset in nnU-Net's raw format; if it has a `splits_final.json`, that is used. FOLDER receives
+nnU-Net's three folders and the report of `nnunet_ext compare`. After an interruption, run it again: it resumes where it
+stopped. The results, by default in benchmarks/results, are accuracy_NAME.csv (one row per trainer and label, with the
+checkpoint's sha256), accuracy_NAME_cases.csv (Dice of every validation case) and accuracy_NAME.md (the report of all
+trainers that have finished in FOLDER). Rows of other trainers are kept, so that trainers can be run on different days.
 """
 
 import argparse
@@ -47,12 +47,12 @@ TRAINERS = (
 )
 _VAL_ITERATIONS = 5
 _SETTING = ("fold", "iterations", "batch_size", "patch", "spacing_mm")
-"""What rows of one file have in common."""
+"""Columns that must be equal in all rows of a file."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One trainer's share of the experiment, and where nnU-Net keeps it."""
+    """One trainer's training in the experiment, and its location in nnU-Net's folders."""
 
     work: Path
     dataset: str
@@ -75,17 +75,17 @@ class Run:
 
     @property
     def began(self) -> Path:
-        """Where it was trained: what `environment` said before its training began."""
+        """File with the environment of the training, recorded before it began."""
         return self.work / "began" / f"{self.trainer}__{self.plans}__{self.configuration}_{self.fold}.json"
 
     def note_beginning(self, device: str) -> None:
-        """Writes `began`, unless the training is under way or done already."""
+        """Writes `began`, unless the training has already started or finished."""
         if not self.folder.exists():
             self.began.parent.mkdir(exist_ok=True)
             self.began.write_text(json.dumps(environment(device), indent=4))
 
     def where(self) -> dict[str, str]:
-        """What `note_beginning` wrote; of a training that it did not see begin, commit and day are unknown."""
+        """The environment from `note_beginning`; commit and date are unknown if it did not see the training begin."""
         if self.began.is_file():
             return json.loads(self.began.read_text())
         return environment() | {"commit": "unknown", "date": "unknown"}
@@ -99,16 +99,16 @@ def prepare(
     spacing: Sequence[str],
     environment: Mapping[str, str],
 ) -> str:
-    """Lays the folders out, plans and preprocesses; returns the name of the plan with this batch size.
+    """Creates the folders, plans and preprocesses; returns the name of the plan with this batch size.
 
     Args:
-        spacing: In mm, as nnU-Net's planner takes it; empty: nnU-Net's own choice.
+        spacing: Target spacing in mm, in the form of nnU-Net's planner; empty: nnU-Net's own choice.
 
     Raises:
-        ValueError: if `data` is no dataset in nnU-Net's raw format.
+        ValueError: if `data` is not a dataset in nnU-Net's raw format.
     """
     if not re.match(r"Dataset\d{3}_", data.name) or not (data / "dataset.json").is_file():
-        raise ValueError(f"--data {data} is no dataset of nnU-Net's: a folder DatasetNNN_NAME with a dataset.json")
+        raise ValueError(f"--data {data} is not an nnU-Net dataset: a folder DatasetNNN_NAME with a dataset.json")
     raw, preprocessed = work / "nnUNet_raw" / data.name, work / "nnUNet_preprocessed" / data.name
     raw.parent.mkdir(parents=True, exist_ok=True)
     if not raw.exists():
@@ -131,7 +131,7 @@ def prepare(
 
 
 def rows_of(run: Run, timed: bool = True) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of a finished trainer: one a label and their mean; one a validation case."""
+    """Rows of a finished trainer: one per label and their mean, and one per validation case."""
     checkpoint = run.folder / "checkpoint_final.pth"
     found = json.loads(run.summary.read_text())
     labels = {
@@ -176,10 +176,10 @@ def rows_of(run: Run, timed: bool = True) -> tuple[list[dict[str, Any]], list[di
 
 
 def merge(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes rows to a CSV file, in place of the trainers' older ones.
+    """Writes rows to a CSV file, replacing the older rows of their trainers.
 
     Raises:
-        ValueError: if what stays was trained under another setting: a table of both would compare them.
+        ValueError: if the other rows in the file were trained with another setting, because they would be compared.
     """
     kept: list[dict[str, Any]] = []
     if path.is_file():
@@ -195,7 +195,7 @@ def merge(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def compare(run: Run, timed: bool) -> Path | None:
-    """Report of `nnunet_ext compare`, in Markdown, on all trainers that have finished like `run`; None of one alone.
+    """Markdown report of `nnunet_ext compare` on all trainers that have finished like `run`; None if there is only one.
 
     The baseline is StockTrainer or, without it, the first of the others.
     """
@@ -212,7 +212,7 @@ def compare(run: Run, timed: bool) -> Path | None:
 
 
 def _place(trainer: str) -> tuple[int, str]:
-    """Its place in tables."""
+    """The trainer's position in tables."""
     return TRAINERS.index(trainer) if trainer in TRAINERS else len(TRAINERS), trainer
 
 
@@ -225,13 +225,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--iterations", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--spacing", nargs="+", default=[], help="in mm, z y x (default: what nnU-Net plans)")
+    parser.add_argument("--spacing", nargs="+", default=[], help="target spacing in mm, z y x (default: nnU-Net's)")
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--configuration", default="3d_fullres")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--untimed", action="store_true", help="no seconds in the rows: other work runs beside it")
+    parser.add_argument("--untimed", action="store_true", help="leave out seconds: other work runs beside it")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files")
-    parser.add_argument("--collect", action="store_true", help="train nothing: the rows of what is finished")
+    parser.add_argument("--collect", action="store_true", help="only collect the rows of finished trainers")
     arguments = parser.parse_args(argv)
     work = arguments.work.resolve()
     budget = Budget(arguments.epochs, arguments.iterations, _VAL_ITERATIONS)

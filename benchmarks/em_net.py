@@ -1,4 +1,4 @@
-"""EM-Net on the CPU, and the part of its scan: against the same network with a multiplication in the scan's place.
+"""EM-Net on the CPU, and the time of its scan, against the same network with a multiplication in place of the scan.
 
 python -m benchmarks.em_net [--threads 2] [--repeats 7] [--clock wall]
 """
@@ -30,7 +30,7 @@ _SETTING = "64^3, batch 1, 1 channel, 9 classes, features 48..384"
 
 @contextmanager
 def scan_as(form: str) -> Iterator[None]:
-    """Within: EM-Net's scan is ours by the backend of that name, or ("multiplication") u * delta."""
+    """Context in which EM-Net's scan uses the backend of that name or, for "multiplication", u * delta."""
     from nnunet_ext.blocks import mamba
 
     if form == "multiplication":
@@ -47,7 +47,7 @@ def _network_and_image() -> tuple[EMNet, Tensor]:
 
 
 def prepare(form: str, backward: bool) -> Callable[[], object]:
-    """A forward pass, or one with backward, of the paper's network on a smaller patch."""
+    """A forward pass, with or without a backward pass, of the paper's network on a smaller patch."""
     network, image = _network_and_image()
 
     def forward() -> Tensor:

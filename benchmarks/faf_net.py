@@ -1,9 +1,9 @@
-"""FAF-Net on the CPU: prediction by stored prototypes against encoding the support again for every query slice.
+"""FAF-Net on the CPU: prediction from stored prototypes against encoding the support for every query slice.
 
 python -m benchmarks.faf_net [--threads 2] [--repeats 5] [--clock wall] [--seconds 30] [--size 64] [--slices 8]
-python -m benchmarks.faf_net --plain   # against a plain transcription of its formulas instead
+python -m benchmarks.faf_net --plain   # against a naive reference implementation instead
 
-A small network's calls are short against what else a machine does: each is repeated for so many seconds at least.
+A small network's calls are short compared with other load on the machine, so each is repeated for at least --seconds.
 """
 
 import argparse
@@ -30,7 +30,7 @@ _METHODS = ("encoded for every slice", "stored, slice by slice", "stored, all sl
 
 
 def build(encoder: str, size: int) -> FAFNet:
-    """A network of one class in eval mode, widths as published; the plan's as nnU-Net chooses them."""
+    """A network for one class in eval mode, with the published widths or, for the plan's encoder, nnU-Net's."""
     torch.manual_seed(0)
     return FAFNet(
         input_channels=1,
@@ -46,7 +46,7 @@ def build(encoder: str, size: int) -> FAFNet:
 
 
 def inputs(size: int, slices: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One support image, its mask of one class, and the query slices."""
+    """One support image, its mask for one class, and the query slices."""
     torch.manual_seed(1)
     mask = torch.zeros(1, 1, size, size)
     mask[..., size // 4 : size // 2, size // 4 : size // 2] = 1
@@ -55,7 +55,7 @@ def inputs(size: int, slices: int) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def encoded_again(network: FAFNet, image: Tensor, mask: Tensor, queries: Tensor) -> Tensor:
-    """Every query slice with its support image; both are encoded as one batch."""
+    """Segments every query slice with its support image; both are encoded in one batch."""
     results = []
     for query in queries:
         features, tau = network.encoder(torch.cat((image, query[None])))
@@ -65,7 +65,7 @@ def encoded_again(network: FAFNet, image: Tensor, mask: Tensor, queries: Tensor)
 
 @torch.no_grad()
 def stored(network: FAFNet, queries: Tensor) -> Tensor:
-    """Query slices as the network predicts them."""
+    """Segments query slices with the network's own prediction."""
     return network(queries)
 
 
@@ -84,7 +84,7 @@ def _prepare(encoder: str, size: int, slices: int) -> dict[str, Callable[[], Ten
 
 
 def plain_rows(encoder: str, size: int, slices: int, repeats: int, clock: str = "wall") -> list[dict[str, object]]:
-    """Ours against the plain transcription, with the same weights: prediction, and a training episode."""
+    """Our implementation against the naive reference, with the same weights: prediction and a training episode."""
     network, (image, mask, queries) = build(encoder, size), inputs(size, slices)
     network.set_support(image, mask)
 
@@ -118,17 +118,17 @@ def _backward(*losses: Tensor) -> tuple[Tensor, ...]:
 
 
 def _comparable(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Probabilities for logits, which rounding moves where a probability is close to 1."""
+    """Probabilities instead of logits, which are sensitive to rounding where a probability is close to 1."""
     return (torch.softmax(result, 1),) if isinstance(result, Tensor) else result
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_timing_options(parser, repeats=5)
-    parser.add_argument("--seconds", type=float, default=30, help="for every encoder, at least")
+    parser.add_argument("--seconds", type=float, default=30, help="minimum time for every encoder")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--slices", type=int, default=8)
-    parser.add_argument("--plain", action="store_true", help="against the plain transcription")
+    parser.add_argument("--plain", action="store_true", help="compare with the naive reference implementation")
     arguments = parser.parse_args(argv)
     where, clock = begin(arguments), arguments.clock
     if arguments.plain:

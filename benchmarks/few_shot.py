@@ -2,15 +2,16 @@
 
 python -m benchmarks.few_shot --model FOLDER --raw DATASET_FOLDER --preprocessed DATASET_FOLDER --label 2 [--supports 5]
 
-Each support is a training case of fold 0, the scans to segment are that fold's validation cases. Rows:
+Each support is a training case of fold 0; the scans to segment are that fold's validation cases. Rows:
 
-* trained, untrained: the model, and the same with weights drawn anew; a slice is segmented by the support's slice at
-  the same relative position, and what surrounds the label there competes with it (``--match position --sectors 8``);
-* trained, untrained, three parts: the same by the paper's protocol, the command's default;
-* shown slices copied: the support slices of the paper's three parts, each laid over every slice of its part;
-* whole mask copied: the support's mask laid over the scan, voxel by voxel, and
-* whole mask resized: stretched to the scan's size; both know all of the support's mask, and, of scans that are cut out
-  around the structure as these are, where it lies.
+* trained, untrained: the model, and the same model with random weights; each slice is segmented with the support's
+  slice at the same relative position, and the label's surroundings there compete with it (``--match position --sectors
+  8``);
+* trained, untrained, three parts: the same with the paper's protocol, the command's default;
+* shown slices copied: the support slices of the paper's three parts, each copied to every slice of its part;
+* whole mask copied: the support's mask laid over the scan, voxel by voxel;
+* whole mask resized: the support's mask stretched to the scan's size. The last two know the support's whole mask and,
+  because these scans are cropped around the structure, its position.
 """
 
 import argparse
@@ -36,7 +37,7 @@ _PROTOCOLS = {"": {"match": "position", "sectors": 8}, ", three parts": {"match"
 
 
 def laid_over(mask: NDArray[np.bool_], shape: Sequence[int]) -> NDArray[np.bool_]:
-    """A mask from the first voxel on, cut or padded."""
+    """A mask cropped or padded to a size, aligned at the first voxel."""
     result = np.zeros(shape, bool)
     for k in range(min(len(mask), shape[0])):
         result[k] = window(mask[k][None], (0, 0), shape[1:])[0]
@@ -44,7 +45,7 @@ def laid_over(mask: NDArray[np.bool_], shape: Sequence[int]) -> NDArray[np.bool_
 
 
 def slices_laid_over(mask: NDArray[np.bool_], shape: Sequence[int]) -> NDArray[np.bool_]:
-    """The support slice of a part over every slice of the part."""
+    """Copies the support slice of each part to every slice of the part."""
     result = np.zeros(shape, bool)
     for part, shown in zip(query_parts(shape[0], _PARTS), support_slices(mask, _PARTS), strict=True):
         result[part.start : part.stop] = window(mask[shown][None], (0, 0), shape[1:])
@@ -64,10 +65,10 @@ COPIES: dict[str, Callable[[NDArray[np.bool_], Sequence[int]], NDArray[np.bool_]
 
 
 def reset(network: torch.nn.Module, seed: int = 0) -> None:
-    """Draws all weights anew.
+    """Reinitialises all weights.
 
     Raises:
-        TypeError: for a module with weights of its own that cannot: it would stay trained.
+        TypeError: for a module that has weights but cannot reinitialise them, and so would stay trained.
     """
     torch.manual_seed(seed)
     for module in network.modules():
@@ -78,7 +79,7 @@ def reset(network: torch.nn.Module, seed: int = 0) -> None:
 
 
 def dice(model_folder: Path, raw: Path, training: Sequence[str], validation: Sequence[str], label: int) -> list[dict]:
-    """A row for each support case and method, with the mean Dice over the validation cases."""
+    """One row per support case and method, with the mean Dice over the validation cases."""
     trained, untrained = FewShotModel(model_folder), FewShotModel(model_folder)
     for network in untrained.networks:
         reset(network)
@@ -96,7 +97,7 @@ def dice(model_folder: Path, raw: Path, training: Sequence[str], validation: Seq
                     failures = segment_scans(model, scans, Path(folder))
                     table, missing = evaluate(model, scans, Path(folder), raw / "labelsTr")
                 if failures or missing:
-                    raise RuntimeError(f"not all scans could be done: {[*failures, *missing]}")
+                    raise RuntimeError(f"not all scans could be segmented: {[*failures, *missing]}")
                 found[name + suffix] = table[label].mean()
         for name, copy in COPIES.items():
             found[name] = np.mean([_dice(copy(truth[case], truth[q].shape), truth[q]) for q in validation])
@@ -113,7 +114,7 @@ def _dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
 
 
 def means(rows: Sequence[dict]) -> dict[str, float]:
-    """Of each method, over the supports."""
+    """Mean Dice of each method over the supports."""
     methods = dict.fromkeys(row["method"] for row in rows)
     return {m: float(np.mean([float(row["dice"]) for row in rows if row["method"] == m])) for m in methods}
 

@@ -1,7 +1,8 @@
-"""MT-UNet's Gaussian axial attention on all positions at once against the loop over positions, on the CPU.
+"""MT-UNet's Gaussian axial attention for all positions at once against a loop over positions, on the CPU.
 
-7 x 7 is what MT-UNet's attention sees at 224 pixels, a token for each window of its first level; 28 x 28, that level's
-grid without windows, shows the growth. Of the network's time it is little: `python -m benchmarks.transcriptions`.
+MT-UNet's attention sees 7 x 7 positions at 224 pixels, one token per window of its first level; 28 x 28, that level's
+grid without windows, shows the scaling. It takes little of the network's time: see
+`python -m benchmarks.transcriptions`.
 
 python -m benchmarks.gaussian_attention [--threads 2] [--repeats 15] [--clock wall]
 """
@@ -29,14 +30,14 @@ _METHODS = ("loop", "vectorised")
 
 
 def attention_inputs(side: int) -> list[Tensor]:
-    """q, k, v and the shift s; q and k as small as a projection of normalised tokens leaves them."""
+    """q, k, v and the shift s; q and k are as small as after a projection of normalised tokens."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(_BATCH, side, side, _CHANNELS) for _ in range(3))
     return [t.requires_grad_() for t in (_CHANNELS**-0.25 * q, _CHANNELS**-0.25 * k, v, torch.tensor([0.1]))]
 
 
 def loop(q: Tensor, k: Tensor, v: Tensor, shift: Tensor) -> Tensor:
-    """Every position by itself, as the authors' code goes."""
+    """One position at a time, as in the authors' code."""
     return gaussian_attention_reference(q, k, v, shift, torch.zeros(1))
 
 

@@ -1,8 +1,8 @@
-"""What checkpointing does to a training step of LSTMSA on the CPU: time and memory.
+"""The effect of checkpointing on time and memory of LSTMSA's training step on the CPU.
 
 python -m benchmarks.lstm_sa [--threads 2] [--repeats 5] [--clock wall]
 
-Against a plain transcription, slice by slice: `python -m benchmarks.transcriptions`.
+`python -m benchmarks.transcriptions` compares it with a naive, slice-by-slice reference implementation.
 """
 
 import argparse
@@ -29,7 +29,7 @@ _CHUNKS = {0: "not checkpointed", 8: "checkpointed by 8 slices", 2: "checkpointe
 
 
 def prepare(checkpoint_slices: int) -> Callable[[], object]:
-    """Forward and backward pass as LSTMSATrainer has them on hippocampus, with deep supervision."""
+    """Forward and backward pass of LSTMSATrainer on hippocampus, with deep supervision."""
     torch.manual_seed(0)
     topology = {"n_stages": len(_WIDTHS), "features_per_stage": _WIDTHS, "kernel_sizes": 3, "strides": 2}
     network = LSTMSA(

@@ -1,4 +1,4 @@
-"""Measuring as `nnunet_ext bench` does, with results beside these modules."""
+"""Measurements with the tools of `nnunet_ext bench`, whose results go to benchmarks/results."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
@@ -42,20 +42,20 @@ def write_rows(name: str, rows: Sequence[Mapping[str, object]], where: Mapping[s
 
 
 def add_timing_options(parser: argparse.ArgumentParser, repeats: int, threads: int = 2) -> None:
-    """--threads, --repeats and --clock; see `begin`."""
+    """Adds --threads, --repeats and --clock; see `begin`."""
     parser.add_argument("--threads", type=int, default=threads)
     parser.add_argument("--repeats", type=int, default=repeats)
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="processor: of one thread")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="processor: CPU time of one thread")
 
 
 def begin(arguments: argparse.Namespace) -> dict[str, str]:
-    """Sets the threads of `add_timing_options`; what every row then carries."""
+    """Sets the number of threads and returns the columns that every row then records."""
     torch.set_num_threads(arguments.threads)
     return {"clock": arguments.clock, **environment()}
 
 
 def check_equal(what: str, ours: Tensor, plain: Tensor, tolerance: float) -> None:
-    """Raises RuntimeError where two forms differ by NaN or, relative to the largest value, by more than `tolerance`."""
+    """Raises RuntimeError if two forms differ by NaN or, relative to the largest value, by more than `tolerance`."""
     error = ((ours - plain).abs().max() / plain.abs().max()).item()
     if not error <= tolerance:
         raise RuntimeError(f"{what}: the two forms differ by {error:.1e}: nothing to compare")
@@ -70,7 +70,7 @@ def plain_row(
     warm_up: int = 1,
     clock: str = "wall",
 ) -> dict[str, object]:
-    """A row of what is ours against a plain transcription of its formulas, run in turn, in float32."""
+    """A row with our implementation against its naive reference, run in turns, in float32."""
     times = interleaved_seconds({"ours": ours, "plain": plain}, repeats, warm_up, clock)
     return {
         "what": what,

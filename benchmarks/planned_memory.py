@@ -1,10 +1,10 @@
 """The traced memory of training steps against measured memory.
 
-python -m benchmarks.planned_memory [--device cpu]     what saved-tensor hooks count in real CPU steps
-python -m benchmarks.planned_memory --device cuda      torch.cuda.max_memory_allocated of real training steps
+python -m benchmarks.planned_memory [--device cpu]     against saved-tensor hooks in real CPU steps
+python -m benchmarks.planned_memory --device cuda      against torch.cuda.max_memory_allocated in real training steps
 
-On the CPU the trace follows the CPU's operators in float32, for the comparison; plans are made from the trace for
-CUDA under autocast, which is what the second form measures. Writes planned_memory_cpu.csv or planned_memory_cuda.csv.
+On the CPU the trace follows the CPU's operators in float32, for the comparison. Plans use the trace for CUDA under
+autocast, which the second form measures. Writes planned_memory_cpu.csv or planned_memory_cuda.csv.
 """
 
 import argparse
@@ -26,7 +26,7 @@ _SIZES = {"cpu": (32, 32, 32), "cuda": (128, 128, 128)}
 
 
 def settings(patch: tuple[int, ...]) -> dict[str, Any]:
-    """Of every network: nnU-Net's stages and widths, one modality, three classes, deep supervision."""
+    """Setting of every network: nnU-Net's stages and widths, one modality, three classes, deep supervision."""
     return {
         "input_channels": 1,
         "num_classes": 3,
@@ -58,7 +58,7 @@ def unet(patch: tuple[int, ...]) -> nn.Module:
 
 
 def em_net(patch: tuple[int, ...]) -> nn.Module:
-    """In the paper's widths, its stages laid out as from nnU-Net's plans."""
+    """EM-Net with the paper's widths; its stages are derived as from nnU-Net's plans."""
     topology = ("patch_size", "n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides")
     adapted = EMNet.adapt_topology(**{key: settings(patch)[key] for key in topology})
     return EMNet(**settings(patch) | adapted)
@@ -81,7 +81,7 @@ def loss_of(network: nn.Module, image: Tensor) -> Tensor:
 
 @contextmanager
 def counted_by_hooks(network: nn.Module) -> Iterator[dict[int, int]]:
-    """Within: fills a dictionary with the bytes of every storage that is saved for backward, parameters left out."""
+    """Context that collects the bytes of every storage saved for the backward pass, except parameters."""
     at_rest = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers())}
     saved: dict[int, int] = {}
 
@@ -96,7 +96,7 @@ def counted_by_hooks(network: nn.Module) -> Iterator[dict[int, int]]:
 
 
 def measure_cpu(network: nn.Module, patch: tuple[int, ...]) -> dict[str, int]:
-    """Bytes that hooks count in a real step."""
+    """Bytes that saved-tensor hooks count in a real step."""
     with counted_by_hooks(network) as saved:
         loss = loss_of(network, torch.randn(_BATCH, 1, *patch))
     loss.backward()
@@ -104,7 +104,7 @@ def measure_cpu(network: nn.Module, patch: tuple[int, ...]) -> dict[str, int]:
 
 
 def measure_cuda(network: nn.Module, patch: tuple[int, ...]) -> dict[str, int]:
-    """Peak of the second of two training steps, the momentum being there by then."""
+    """Peak memory of the second of two training steps, when the momentum has been allocated."""
     network = network.cuda()
     optimiser = torch.optim.SGD(network.parameters(), 0.01, momentum=0.99, nesterov=True)
     scaler = torch.amp.GradScaler("cuda")
@@ -125,7 +125,7 @@ def measure_cuda(network: nn.Module, patch: tuple[int, ...]) -> dict[str, int]:
 
 
 def traced_row(name: str, device: str, patch: tuple[int, ...]) -> dict[str, object]:
-    """Traced against measured."""
+    """Columns with traced against measured memory."""
     torch.manual_seed(0)
     network = NETWORKS[name](patch)
     traced = trace_network(network, 1, patch, _BATCH, device=device, autocast=device == "cuda")
@@ -146,7 +146,7 @@ def traced_row(name: str, device: str, patch: tuple[int, ...]) -> dict[str, obje
 
 
 def traced_at_planning_size(name: str) -> dict[str, str]:
-    """What planning would trace on any machine: a step on CUDA under autocast."""
+    """Columns with the step that planning traces on any machine: a step on CUDA under autocast."""
     patch = _SIZES["cuda"]
     network = NETWORKS[name](patch)
     started = time.perf_counter()

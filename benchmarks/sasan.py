@@ -1,4 +1,4 @@
-"""SASAN and its loss against a plain transcription of their formulas: time and peak memory on the CPU.
+"""SASAN and its loss against naive reference implementations: time and peak memory on the CPU.
 
 python -m benchmarks.sasan [--threads 2] [--repeats 5] [--clock wall]
 """
@@ -58,7 +58,7 @@ def _check_equal(network: SASAN, image: Tensor) -> None:
 
 
 def _memory_columns(memory: dict[str, tuple[float, float]] | None) -> dict[str, str]:
-    """GB that the call adds, and GB of the whole process (Python, torch and the weights included)."""
+    """Columns with the GB that the call adds, and the GB of the whole process (including Python, torch and weights)."""
     columns = {}
     for index, name in enumerate(("added", "process")):
         plain, ours = (memory[form][index] for form in ("plain", "ours")) if memory else (None, None)

@@ -4,7 +4,7 @@ pip install mambapy
 python -m benchmarks.selective_scan [--length 32768] [--methods mambapy loop extension segments] [--threads 2]
     [--repeats 5] [--clock wall]
 
-Another length than EM-Net's at the paper's setting goes to selective_scan_LENGTH_cpu.csv.
+Lengths other than EM-Net's in the paper's setting are written to selective_scan_LENGTH_cpu.csv.
 """
 
 import argparse
@@ -34,7 +34,7 @@ _LENGTH = 32768
 
 
 def scan_inputs(b: int, d: int, n: int, length: int) -> list[Tensor]:
-    """u, delta, A, B, C, D, z and delta_bias as a Mamba block starts with them, rows contiguous in time."""
+    """u, delta, A, B, C, D, z and delta_bias as in a newly initialised Mamba block, contiguous in time."""
     torch.manual_seed(0)
     bias = torch.empty(d).uniform_(-6.9, -2.3).exp().expm1().log()
     rates = -torch.arange(1, n + 1.0) * (1 + 0.1 * torch.rand(d, n))
@@ -46,7 +46,7 @@ def scan_inputs(b: int, d: int, n: int, length: int) -> list[Tensor]:
 def mambapy_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    """The scan as mambapy's Mamba block computes it."""
+    """The scan of mambapy's Mamba block."""
     from mambapy.pscan import pscan
 
     delta = F.softplus(delta + delta_bias[:, None]).transpose(1, 2)
@@ -59,22 +59,22 @@ def mambapy_scan(
 
 
 def extension_scan(*tensors: Tensor) -> Tensor:
-    """Ours with the C extension."""
+    """Our scan with the C extension."""
     return selective_scan(*tensors, delta_softplus=True, backend="cpu")
 
 
 def loop_scan(*tensors: Tensor) -> Tensor:
-    """The recurrence as its formula stands, position after position in PyTorch."""
+    """The recurrence as a loop over positions in PyTorch."""
     return selective_scan_reference(*tensors, delta_softplus=True)
 
 
 def segment_scan(*tensors: Tensor) -> Tensor:
-    """Ours as it is where the extension was not built."""
+    """Our scan without the C extension, in plain PyTorch."""
     return selective_scan(*tensors, delta_softplus=True, backend="torch")
 
 
 _SCANS = {"mambapy": mambapy_scan, "loop": loop_scan, "extension": extension_scan, "segments": segment_scan}
-"""What is measured, the yardstick first."""
+"""Scans to measure; the first is the yardstick."""
 
 
 def _prepare(method: str, backward: bool, shape: tuple[int, ...]) -> Callable[[], object]:
@@ -93,7 +93,7 @@ def _prepare(method: str, backward: bool, shape: tuple[int, ...]) -> Callable[[]
 
 
 def prepare_warm(method: str, backward: bool, length: int) -> Callable[[], object]:
-    """The call at full size, after one at a small size has loaded what stays in memory."""
+    """The call at full size, after a small call has loaded everything that stays in memory."""
     small = (1, 16, 16, 64)
     _prepare(method, backward, small)()
     return _prepare(method, backward, (*_B_D_N, length))
@@ -109,7 +109,7 @@ def _check_equal(methods: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--length", type=int, default=_LENGTH)
-    parser.add_argument("--methods", nargs="+", choices=list(_SCANS), default=list(_SCANS), help="with mambapy")
+    parser.add_argument("--methods", nargs="+", choices=list(_SCANS), default=list(_SCANS), help="must include mambapy")
     add_timing_options(parser, repeats=5)
     arguments = parser.parse_args(argv)
     where = begin(arguments)
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if library is None:
         sys.exit("the C extension was not built: install a C compiler and reinstall nnunet_ext")
     if "mambapy" not in arguments.methods:
-        parser.error("--methods must have mambapy, which the others are compared with")
+        parser.error("--methods must include mambapy, with which the others are compared")
     shape = (*_B_D_N, arguments.length)
     size_u = 4 * shape[0] * shape[1] * shape[3] / 1e9
     modes = {"forward": False, "forward + backward": True}

@@ -2,9 +2,9 @@
 
 python -m benchmarks.selective_scan_gpu [--repeats 20]
 
-mamba_ssm's kernel knows one direction: it is called twice, the second time on flipped copies, as its users do. The
-limits are measured on the same GPU: a copy gives the memory throughput, a chain of exponentials theirs; a forward
-scan must move u, delta, z, B, C and y once and take (b, d, n, l) exponentials.
+mamba_ssm's kernel supports one direction only, so it is called twice, the second time on flipped copies, as its users
+do. The limits are measured on the same GPU: a copy gives the memory throughput, and a chain of exponentials gives
+theirs. A forward scan must move u, delta, z, B, C and y once and compute (b, d, n, l) exponentials.
 """
 
 import argparse
@@ -28,13 +28,13 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def gpu_inputs(shape: tuple[int, int, int, int], channels_last: bool) -> list[Tensor]:
-    """Inputs of the CPU's benchmark on the GPU, in the layout that each kernel likes."""
+    """Inputs of the CPU benchmark on the GPU, in the layout that suits the kernel."""
     tensors = [x.detach().cuda() for x in scan_inputs(*shape)]
     return [(_channels_last(x) if channels_last else x).requires_grad_() for x in tensors]
 
 
 def both_directions(backend: str, tensors: Sequence[Tensor], backward: bool) -> Callable[[], object]:
-    """A call that scans forwards and in reverse, with gradients of everything if `backward`."""
+    """A call that scans in both directions, with all gradients if `backward`."""
     gradient = torch.randn_like(tensors[0])
 
     def forward() -> Tensor:
@@ -51,7 +51,7 @@ def both_directions(backend: str, tensors: Sequence[Tensor], backward: bool) -> 
 
 
 def gpu_milliseconds(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Times by the GPU's clock, of the functions in turn."""
+    """Times of the functions by the GPU's clock, run in turns."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(repeats + 3):
         for name, function in functions.items():
@@ -66,7 +66,7 @@ def gpu_milliseconds(functions: dict[str, Callable[[], object]], repeats: int) -
 
 
 def limits() -> tuple[float, float]:
-    """Bytes and exponentials a second."""
+    """Bytes and exponentials per second."""
     source = torch.empty(_COPIED_BYTES // 4, device="cuda")
     target = torch.empty_like(source)
     copied = gpu_milliseconds({"copy": lambda: target.copy_(source)}, 10)["copy"]

@@ -1,4 +1,4 @@
-"""Supervoxels of a 256 x 256 x 64 volume on one core: the C extension against NumPy; time and memory.
+"""Time and memory for supervoxels of a 256 x 256 x 64 volume on one core: the C extension against NumPy.
 
 python -m benchmarks.supervoxels [--repeats 3] [--clock wall]
 """
@@ -30,14 +30,14 @@ _CONNECTIVITIES = (6, 26)
 
 
 def smooth_noise(shape: Sequence[int]) -> NDArray[np.float32]:
-    """Soft blobs with fine grain, (D, H, W)."""
+    """Smooth blobs with fine noise, (D, H, W)."""
     generator = np.random.default_rng(0)
     blobs, grain = (gaussian_filter(generator.standard_normal(shape), sigma) for sigma in (3, 0.7))
     return (blobs + 0.02 * grain).astype(np.float32)
 
 
 def prepare(backend: str, connectivity: int) -> Callable[[], NDArray[np.int32]]:
-    """The call at full size, after one at a small size has loaded what stays in memory."""
+    """The call at full size, after a small call has loaded everything that stays in memory."""
     call = partial(supervoxels, spacing=_SPACING, connectivity=connectivity, backend=backend)
     call(smooth_noise((8, 16, 16)))
     return partial(call, smooth_noise(_SHAPE))

@@ -1,15 +1,19 @@
-"""Each network against a plain transcription of its formulas, on one plan: time and memory.
+"""Each network against a naive reference implementation, on one plan: time and memory.
 
 python -m benchmarks.transcriptions [--networks SASAN EM-Net SALSTM LSTMSA MT-UNet] [--patch 40 56 40]
     [--threads 2] [--repeats 5] [--clock wall]
 
-* SASAN: every feature map transformed and back, attention matrices formed and kept (`benchmarks.plain.sasan`);
-* EM-Net: a loop over time for the scan, every direction and call by itself (`benchmarks.plain.em_net`);
-* SALSTM, LSTMSA: three encodings and four whole convolutions for every slice (`benchmarks.plain.lstm_sa`);
-* MT-UNet (2D): the Gaussian axial attention as a loop over positions, everything else ours.
+The naive references:
 
-FAF-Net: `python -m benchmarks.faf_net --plain`. Both forms have the same weights and, as is checked, the same logits.
-They run in eval mode and without deep supervision, batch 1; memory has the gradients, of that form alone, in it.
+* SASAN transforms every feature map forward and back, and computes and keeps attention matrices
+  (`benchmarks.plain.sasan`);
+* EM-Net loops over time for the scan, and runs every direction and call separately (`benchmarks.plain.em_net`);
+* SALSTM and LSTMSA run three encodings and four whole convolutions for every slice (`benchmarks.plain.lstm_sa`);
+* MT-UNet (2D) loops over positions in the Gaussian axial attention; everything else is ours.
+
+For FAF-Net, use `python -m benchmarks.faf_net --plain`. Both forms have the same weights and, as this module checks,
+the same logits. They run in eval mode without deep supervision, with batch 1; memory includes the gradients of one
+form.
 """
 
 import argparse
@@ -41,14 +45,14 @@ from nnunet_ext.networks.mt_unet import gaussian_attention
 
 Run = Callable[[Tensor], Tensor]
 _PATCHES = {"MT-UNet": (224, 224)}
-"""Of networks that take no volume: the paper's."""
+"""Patch of networks that do not support volumes: the paper's."""
 _TOLERANCE = 1e-3
-"""Of the largest logit, in float32."""
+"""Tolerance relative to the largest logit, in float32."""
 
 
 @contextmanager
 def looped_attention() -> Iterator[None]:
-    """Within: MT-UNet's Gaussian axial attention goes position by position."""
+    """Context in which MT-UNet's Gaussian axial attention loops over positions."""
     with patch.object(gaussian_attention, "gaussian_attention", attention_loop):
         yield
 
@@ -74,7 +78,7 @@ PLAIN: dict[str, Callable[[Any], Run]] = {
     "LSTMSA": lambda network: partial(plain_volume, network),
     "MT-UNet": partial(_within, looped_attention),
 }
-"""What makes of a network, without deep supervision, its plain form; the network is of no other use then."""
+"""Functions that turn a network without deep supervision into its naive form, which leaves it unusable otherwise."""
 
 
 def _call(run: Run, parameters: Sequence[Tensor], image: Tensor, backward: bool) -> Callable[[], object]:
@@ -91,7 +95,7 @@ def _call(run: Run, parameters: Sequence[Tensor], image: Tensor, backward: bool)
 
 
 def rows_of(name: str, setting: Setting, repeats: int, clock: str = "wall") -> Iterator[dict[str, object]]:
-    """Rows of one network: two calls, two forms each.
+    """Rows of one network: two calls, each in both forms.
 
     Raises:
         RuntimeError: if the two forms' logits differ.
@@ -125,7 +129,7 @@ def rows_of(name: str, setting: Setting, repeats: int, clock: str = "wall") -> I
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=list(PLAIN), default=list(PLAIN))
-    parser.add_argument("--patch", nargs=3, type=int, default=[40, 56, 40], help="of the 3D networks")
+    parser.add_argument("--patch", nargs=3, type=int, default=[40, 56, 40], help="patch of the 3D networks")
     add_timing_options(parser, repeats=5)
     arguments = parser.parse_args(argv)
     where = begin(arguments)

@@ -1,7 +1,7 @@
-"""EM-Net as its formulas read, with the weights of an `EMNet`: what the optimised network is measured against.
+"""Naive reference implementation of EM-Net, with the weights of an `EMNet`.
 
-Maps are (B, C, *P), contiguous, as the formulas have them, and change to tokens and back for every norm; both Mamba
-calls of a layer run by themselves; the backward direction reads flipped copies; the scan is a loop over time.
+Maps are contiguous (B, C, *P), as in the formulas, and are converted to tokens and back for every norm. The two Mamba
+calls of a layer run separately, the backward direction reads flipped copies, and the scan is a loop over time.
 Convolutions, norms and activations are PyTorch's.
 """
 
@@ -43,7 +43,7 @@ def plain_forward(network: EMNet, image: Tensor, scan: Callable[..., Tensor] = s
 
 
 def plain_efl(layer: EFL, x: Tensor) -> Tensor:
-    """x + mlp(norm2(f)), f = irfftn(rfftn(norm1(x)) W); in the authors' layout of their misread memory."""
+    """x + mlp(norm2(f)), f = irfftn(rfftn(norm1(x)) W); in the authors' layout, memory in the wrong order."""
     v = x.transpose(-1, -2) if layer.exchanged else x
     n = _norm(layer.norm1, v)
     if not layer.spatial:

@@ -1,7 +1,7 @@
-"""FAF-Net as its formulas read, with the weights of a `FAFNet`: what the optimised network is measured against.
+"""Naive reference implementation of FAF-Net, with the weights of a `FAFNet`.
 
-The support is encoded again for every query slice and class; features are upsampled to the mask; ICM has keys and
-values at every position. Convolutions, norms and activations are PyTorch's, on contiguous tensors.
+The support is encoded anew for every query slice and class, features are upsampled to the mask's size, and ICM computes
+keys and values at every position. Convolutions, norms and activations are PyTorch's, on contiguous tensors.
 """
 
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from nnunet_ext.networks.faf_net.prototypes import masked_average_reference
 
 
 class Losses(NamedTuple):
-    """Of an episode, and the probability of foreground (1, 1, H, W)."""
+    """Losses of an episode, and the probability of foreground (1, 1, H, W)."""
 
     query: Tensor
     alignment: Tensor
@@ -29,7 +29,7 @@ class Losses(NamedTuple):
 
 
 def plain_forward(network: FAFNet, images: Tensor, masks: Tensor, queries: Tensor) -> Tensor:
-    """Logits of query slices, background first, by one support slice a class.
+    """Logits of query slices, background first, from one support slice per class.
 
     Shape:
         images (R, M, H, W), masks (R, H, W), queries (N, M, H, W) -> (N, R + 1, H, W)
@@ -61,10 +61,10 @@ def plain_encoder(encoder: FAFEncoder, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def plain_episode(head: FAFHead, features: Tensor, tau: Tensor, mask: Tensor, query_mask: Tensor) -> Losses:
-    """Losses of one class, one support image and one query image; only the first where nothing is predicted.
+    """Losses for one class, one support image and one query image; only the first loss if nothing is predicted.
 
     Shape:
-        features (2, C, h, w) and tau (2, 1, h, w), the support's first; masks (1, H, W)
+        features (2, C, h, w) and tau (2, 1, h, w), those of the support first; masks (1, H, W)
     """
     f_s, f_q = features.split(1)
     p_s = masked_average_reference(f_s, mask[None])[:, 0]

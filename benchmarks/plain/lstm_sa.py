@@ -1,4 +1,4 @@
-"""SALSTM and LSTMSA as their formulas stand: for each slice, three encodings and four whole convolutions."""
+"""Naive reference implementation of SALSTM and LSTMSA: three encodings and four whole convolutions per slice."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from nnunet_ext.networks.lstm_sa.state_attention import StateAttention
 
 
 def plain_volume(network: SALSTM | LSTMSA, x: Tensor) -> Tensor:
-    """Logits (B, K, D, H, W) of a volume (B, M, D, H, W), slice by slice, the border slices repeated."""
+    """Logits (B, K, D, H, W) of a volume (B, M, D, H, W), slice by slice, with repeated border slices."""
     slices = x.unbind(2)
     last = len(slices) - 1
     return torch.stack(

@@ -1,7 +1,7 @@
-"""SASAN as its formulas read, with the weights of a `SASAN`: what the optimised network is measured against.
+"""Naive reference implementation of SASAN, with the weights of a `SASAN`.
 
-Every feature map is transformed, mixed in the spectrum and transformed back; attention matrices are formed and kept;
-convolutions, norms and activations are PyTorch's, on contiguous tensors.
+Every feature map is transformed, mixed in the spectrum and transformed back, and attention matrices are computed and
+kept. Convolutions, norms and activations are PyTorch's, on contiguous tensors.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ from nnunet_ext.networks.sasan.fourier import unfold_mask
 
 
 def plain_masks(network: SASAN) -> list[Tensor]:
-    """The network's masks as the formulas have them: in the shifted order, the amplitudes' factor folded in."""
+    """The network's masks as in the formulas: in the shifted order, including the factor of the amplitudes."""
     masks = []
     for fine in network.encoder.fine:
         axes = tuple(range(2, fine.mask.ndim))
@@ -28,7 +28,7 @@ def plain_masks(network: SASAN) -> list[Tensor]:
 
 
 def leaf_masks(network: SASAN) -> list[Tensor]:
-    """`plain_masks` as parameters, which replace the network's own, so that a backward pass reaches them alone."""
+    """`plain_masks` as parameters that replace the network's own, so that only they get gradients."""
     masks = [mask.detach().requires_grad_() for mask in plain_masks(network)]
     for fine in network.encoder.fine:
         del fine.mask
@@ -36,7 +36,7 @@ def leaf_masks(network: SASAN) -> list[Tensor]:
 
 
 def plain_forward(network: SASAN, image: Tensor, masks: Sequence[Tensor]) -> Tensor:
-    """Logits (B, K, *P) of a network with one input channel and without deep supervision, masks by `plain_masks`."""
+    """Logits (B, K, *P) of a network with one input channel, without deep supervision; masks from `plain_masks`."""
     axes = tuple(range(2, image.ndim))
     spectrum = torch.fft.fftshift(torch.fft.fftn(image, dim=axes), dim=axes)
     encoder, decoder = network.encoder, network.decoder
@@ -52,7 +52,7 @@ def plain_forward(network: SASAN, image: Tensor, masks: Sequence[Tensor]) -> Ten
 
 
 def plain_convolutions(blocks: Iterable[ConvNormAct], x: Tensor) -> Tensor:
-    """Convolution, instance norm and leaky ReLU of every block."""
+    """Applies convolution, instance norm and leaky ReLU of every block."""
     for block in blocks:
         norm = block.norm_act
         x = F.instance_norm(block.conv(x), weight=norm.weight, bias=norm.bias, eps=norm.eps)
@@ -71,7 +71,7 @@ def _fine(rate: Tensor, mask: Tensor, x: Tensor, spectrum: Tensor) -> Tensor:
 
 
 def plain_asem(asem: ASEM, z: Tensor) -> Tensor:
-    """A(z) * (z * sigmoid(conv(z))): one attention a pair of embedding axis (outer) and sequence axis, in order."""
+    """A(z) * (z * sigmoid(conv(z))), with one attention per pair of embedding axis (outer) and sequence axis."""
     attentions = iter(asem.attentions)
     axial = torch.zeros_like(z)
     for embedding in range(2, z.ndim):

@@ -19,14 +19,14 @@ from nnunet_ext import __version__
 from nnunet_ext.ops.native import native_library
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
-"""Wall-clock time, and CPU time of this process: with one thread they differ only by the time that other processes on the
-machine take."""
+"""Wall-clock time, and CPU time of this process; with one thread, they differ only by the time that other processes
+take."""
 
 
 def interleaved_seconds(
     functions: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1, clock: str = "wall"
 ) -> dict[str, list[float]]:
-    """Seconds of each function by one of `CLOCKS`, run in turns `repeats` times, so that load affects all of them alike.
+    """Seconds of each function by one of `CLOCKS`, run in turns `repeats` times so that load affects all alike.
 
     Raises:
         ValueError: for the processor clock with several threads, whose seconds it would add up.

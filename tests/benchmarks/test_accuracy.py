@@ -57,14 +57,14 @@ def test_where_a_training_began_is_kept(tmp_path):
     assert (began["device"], began["commit"] != "unknown") == ("cpu", True)
     run.began.write_text(json.dumps(began | {"commit": "earlier"}))
     run.folder.mkdir(parents=True)
-    run.note_beginning("cpu")  # goes on from where it was
+    run.note_beginning("cpu")  # resumes where it stopped
     assert run.where()["commit"] == "earlier"
 
 
 def test_what_is_no_dataset_is_said(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["--data", str(tmp_path / "Dataset004_Gone"), "--work", str(tmp_path / "work"), "--name", "x"])
-    assert "is no dataset of nnU-Net's: a folder DatasetNNN_NAME with a dataset.json" in capsys.readouterr().err
+    assert "is not an nnU-Net dataset: a folder DatasetNNN_NAME with a dataset.json" in capsys.readouterr().err
     assert not (tmp_path / "work").exists()
 
 

@@ -1,4 +1,4 @@
-"""docs/results.md, its figures and the README's tables show what the CSV files hold; the entry knows every file."""
+"""docs/results.md, its figures and the README's tables agree with the CSV files; every file has a command."""
 
 import argparse
 import csv
@@ -106,7 +106,7 @@ def test_every_file_has_one_command():
 
 @pytest.mark.parametrize("name", COMMITTED.names)
 def test_files_are_what_their_command_writes(name):
-    """As far as options stand in the rows."""
+    """Checks the options that are recorded in the rows."""
     words = measurement_of(name).command
     for option, column in (("--threads", "threads"), ("--clock", "clock")):
         if option in words:
@@ -119,7 +119,7 @@ def test_files_were_measured_with_committed_code():
 
 
 def test_few_shot_methods_have_five_supports_each():
-    """As the README says."""
+    """The README says so."""
     rows = COMMITTED.rows("few_shot_hippocampus")
     assert all(len(tables.few_shot_dice(rows, row["method"])) == 5 for row in rows)
 
@@ -132,7 +132,7 @@ def test_a_file_of_no_command_is_noticed(copied):
 
 @pytest.mark.parametrize("name", MEASUREMENTS)
 def test_commands_can_be_typed(name):
-    """Those of `nnunet_ext` as its parser has them; of the others the module and the options it documents."""
+    """Commands of `nnunet_ext` pass its parser; of the others, the module and its options exist."""
     measurement = MEASUREMENTS[name]
     module, *words = measurement.command
     if module == "nnunet_ext":
@@ -143,7 +143,7 @@ def test_commands_can_be_typed(name):
         label = f"_{arguments.label}" if arguments.label else ""
         assert measurement.results == tuple(f"{what}{label}_{arguments.device}" for what in arguments.what)
     else:
-        # Those of time are `add_timing_options`'s.
+        # The timing options are defined in `add_timing_options`.
         names = (module, "benchmarks.measure")
         source = "".join(Path(importlib.util.find_spec(name).origin).read_text() for name in names)
         assert all(f'"{word}"' in source for word in words if word.startswith("--"))
@@ -248,8 +248,8 @@ def test_entry(capsys):
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_plain_transcriptions_have_our_logits(name):
-    """`rows_of` raises if they have not."""
+def test_naive_references_have_our_logits(name):
+    """`rows_of` raises if they differ."""
     rows = list(rows_of(name, Setting.of_patch((32, 32) if name == "MT-UNet" else (8, 16, 16), 1), repeats=1))
     assert [(row["what"], row["form"]) for row in rows] == [
         (what, form) for what in ("forward", "forward + backward") for form in ("plain", "ours")

@@ -70,7 +70,7 @@ def test_progress_is_counted_from_the_log(tmp_path):
 
 @pytest.mark.slow
 def test_interrupted_and_run_again_it_goes_on(tmp_path):
-    """Killed in the second training, the demo finishes on the second call, repeats no step, and does nothing on a third."""
+    """Killed in the second training, the demo finishes on the second call and repeats no step; a third does nothing."""
     options = ["--iterations", "4", "--trainers", "SASANTrainer", "StockTrainer"]
     command = [console_script("nnunet_ext"), "demo", "--folder", str(tmp_path / "demo"), "--device", "cpu", *options]
     with (tmp_path / "first.txt").open("w") as output:
