@@ -45,4 +45,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         skipped = x if self.shortcut is None else conv_1x1(self.shortcut, x[self.kept])
-        return F.leaky_relu(self.conv2(self.conv1(x)) + skipped, _SLOPE, inplace=True)
+        y = self.conv2(self.conv1(x))
+        # A norm may keep its result for the backward pass; without one, fresh memory would cost more than the sum.
+        y = y + skipped if y.requires_grad else y.add_(skipped)
+        return F.leaky_relu(y, _SLOPE, inplace=True)
