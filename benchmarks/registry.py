@@ -175,6 +175,13 @@ _MEASUREMENTS = (
         "EM-Net with the scan computed by each backend, and with the scan replaced by a multiplication",
     ),
     Measurement(
+        "u_mamba",
+        ("u_mamba_cpu",),
+        f"benchmarks.u_mamba {_TIMING}",
+        "U-Mamba and its scan",
+        "a forward pass of UMambaEnc with our scan, and with that of the package mambapy",
+    ),
+    Measurement(
         "lstm_sa",
         ("lstm_sa_cpu",),
         f"benchmarks.lstm_sa {_TIMING} --repeats 3",

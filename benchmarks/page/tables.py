@@ -205,6 +205,21 @@ def em_net(rows: Rows) -> str:
     )
 
 
+def u_mamba(rows: Rows) -> str:
+    header = ["network", "patch", "", "scan", "seconds", "against mambapy", "memory"]
+    return markdown_table(
+        header,
+        [
+            [
+                *(row["network"], row["patch"], row["what"], row["scan"], _spread(row)),
+                "" if row["scan"] == "mambapy" else faster(row["times_faster_than_mambapy"]),
+                _gigabytes(row["added_GB"]),
+            ]
+            for row in rows
+        ],
+    )
+
+
 def lstm_sa(rows: Rows) -> str:
     header = ["", "setting", "seconds", "relative to the first row", "peak memory"]
     columns = ("what", "setting")
@@ -352,6 +367,7 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "sasan_cpu": sasan,
     "em_net_cpu": em_net,
     "faf_net_plain_cpu": plain,
+    "u_mamba_cpu": u_mamba,
     "lstm_sa_cpu": lstm_sa,
     "gaussian_attention_cpu": gaussian_attention,
     "faf_net_cpu": faf_net,
