@@ -1,7 +1,9 @@
 """Which scans of a folder nnU-Net can predict: one that it cannot read ends its prediction of all the others."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -65,31 +67,126 @@ def part_of(scans: Sequence[Scan], number: int, parts: int) -> list[Scan]:
     return list(scans[number::parts])
 
 
-def sort_out(scans: Iterable[Scan], reader: Any, channels: int, work: Work) -> tuple[list[Scan], list[Failure]]:
-    """Reads every scan as nnU-Net will.
+class CheckedScans:
+    """Scans for nnU-Net's predictor, each checked and preprocessed by a worker while the device predicts others.
 
     Args:
-        scans: Scans to predict; an iterable that shows progress, for instance.
+        work: Inputs and outputs of the prediction.
+        reader: Class of the model's reader.
+        channels: Number of channels that the model takes.
+        processes: Number of workers; as many scans are kept ready.
+        failures: Scans that are known to be unreadable already.
+
+    Attributes:
+        ready: Number of scans that could be predicted.
+        failures: Scans that could not be predicted, with the reason.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        reader: Callable[[], Any],
+        channels: int,
+        processes: int,
+        failures: Sequence[Failure] = (),
+    ) -> None:
+        self._work, self._reader, self._channels, self._processes = work, reader, channels, processes
+        self.ready = 0
+        self.failures = list(failures)
+
+    def attach(self, predictor: Any, scans: Sequence[Scan]) -> None:
+        """Has nnU-Net's `predict_from_files` take its preprocessed scans from here.
+
+        Raises:
+            RuntimeError: for a version of nnU-Net that gets them in another way.
+        """
+        if not hasattr(predictor, "_internal_get_data_iterator_from_lists_of_filenames"):
+            raise RuntimeError("nnunetv2 prepares scans in a way that nnunet_ext does not know; nnUNetv2_predict works")
+        own = {scan.files: scan for scan in scans}
+
+        def iterate(
+            files: Sequence[Sequence[str]], previous: Sequence[str] | None, targets: Sequence[str], _: int
+        ) -> Iterator[dict[str, Any]]:
+            masks: Sequence[str | None] = previous or [None] * len(files)
+            cases = [own[tuple(case)] for case in files]
+            return self._prepare(predictor, list(zip(cases, masks, targets, strict=True)))
+
+        predictor._internal_get_data_iterator_from_lists_of_filenames = iterate
+
+    def _prepare(self, predictor: Any, jobs: list[tuple[Scan, str | None, str]]) -> Iterator[dict[str, Any]]:
+        import torch.multiprocessing
+
+        model = (predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json)
+        # Spawned, as nnU-Net's own: a fork of a process that uses CUDA cannot.
+        context = torch.multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(self._processes, len(jobs)), mp_context=context) as pool:
+            running: deque[Future[dict[str, Any] | Failure]] = deque()
+
+            def start(number: int) -> None:
+                for scan, mask, target in jobs[number : number + 1]:
+                    settings = (self._reader, self._channels, self._work, *model)
+                    running.append(pool.submit(_checked_and_preprocessed, scan, mask, target, *settings))
+
+            try:
+                for number in range(self._processes):
+                    start(number)
+                for number in range(len(jobs)):
+                    found = running.popleft().result()
+                    start(number + self._processes)  # before the device is at work on the one that is ready
+                    if isinstance(found, Failure):
+                        self.failures.append(found)
+                    else:
+                        self.ready += 1
+                        yield found
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+def problem(scan: Scan, reader: Any, channels: int, work: Work) -> Failure | None:
+    """Reads a scan as nnU-Net will, and returns the reason why it cannot be predicted; None if it can.
+
+    Notes on its geometry go to standard error.
+
+    Args:
+        scan: The files of a case.
         reader: The model's reader.
         channels: Number of channels that the model takes.
         work: Inputs and outputs of the prediction.
-
-    Returns:
-        Scans that can be predicted, and the others with the reason.
     """
-    good, bad = [], []
-    for scan in scans:
-        try:
-            with redirect_stdout(StringIO()):  # readers print what is in the error too
-                notes = _check(scan, reader, channels, work)
-        # The type of the error depends on the reader.
-        except Exception as error:
-            bad.append(Failure.of(scan, error))
-        else:
-            good.append(scan)
-            if notes:
-                print(f"Note: {'; '.join(notes)}; nothing was resampled.", file=sys.stderr)
-    return good, bad
+    try:
+        with redirect_stdout(StringIO()):  # readers print what is in the error too
+            notes = _check(scan, reader, channels, work)
+    # The type of the error depends on the reader.
+    except Exception as error:
+        return Failure.of(scan, error)
+    if notes:
+        print(f"Note: {'; '.join(notes)}; nothing was resampled.", file=sys.stderr)
+    return None
+
+
+def _checked_and_preprocessed(
+    scan: Scan,
+    previous: str | None,
+    target: str,
+    reader: Callable[[], Any],
+    channels: int,
+    work: Work,
+    *model: Any,
+) -> dict[str, Any] | Failure:
+    """Runs in a worker: the input of nnU-Net's predictor, made as its own workers make it, or the failure."""
+    import torch
+    from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+
+    if failure := problem(scan, reader(), channels, work):
+        return failure
+    plans, configuration, dataset = model
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    data, mask, properties = preprocessor.run_case(list(scan.files), previous, plans, configuration, dataset)
+    if previous is not None:
+        labels = plans.get_label_manager(dataset).foreground_labels
+        data = np.vstack((data, convert_labelmap_to_one_hot(mask[0], labels, data.dtype)))
+    tensor = torch.from_numpy(data).to(dtype=torch.float32, memory_format=torch.contiguous_format)
+    return {"data": tensor, "data_properties": properties, "ofile": target}
 
 
 def _check(scan: Scan, reader: Any, channels: int, work: Work) -> list[str]:

@@ -46,11 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
     device = choose_device(arguments.device)
 
     from nnunetv2.utilities.file_path_utilities import get_output_folder
-    from tqdm import tqdm
 
     from nnunet_ext.nnunet.scans import check_other_folder, scans_in
     from nnunet_ext.nnunet.trained_model import load_predictor
-    from nnunet_ext.predict import Work, part_of, sort_out
+    from nnunet_ext.predict import CheckedScans, Work, part_of
     from nnunet_ext.utils.files import check_writable
 
     check_other_folder(arguments.output, arguments.input)
@@ -83,22 +82,21 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.continue_prediction:
         scans = [scan for scan in scans if not work.is_done(reader, scan)]
     channels = len(dataset.get("modality") or dataset["channel_names"])
-    checked = tqdm(scans, "Checking", unit="scan", disable=arguments.disable_progress_bar)
-    good, unreadable = sort_out(checked, reader, channels, work)
+    checked = CheckedScans(work, plans.image_reader_writer_class, channels, arguments.npp, bad)
+    checked.attach(predictor, scans)
     total = len(scans) + len(bad)
-    bad += unreadable
     try:
-        if good:
+        if scans:
             predictor.predict_from_files(
-                [list(scan.files) for scan in good],
-                [str(work.target / scan.case) for scan in good],
+                [list(scan.files) for scan in scans],
+                [str(work.target / scan.case) for scan in scans],
                 save_probabilities=work.probabilities,
                 num_processes_preprocessing=arguments.npp,
                 num_processes_segmentation_export=arguments.nps,
                 folder_with_segs_from_prev_stage=arguments.previous,
             )
-            print(f"Wrote {len(good)} of {total} masks to {work.target}")
+            print(f"Wrote {checked.ready} of {total} masks to {work.target}")
     finally:
-        for failure in bad:
+        for failure in sorted(checked.failures, key=lambda failure: failure.case):
             print(f"{failure.case}: {failure.reason}", file=sys.stderr)
-    return 1 if bad else 0
+    return 1 if checked.failures else 0

@@ -145,7 +145,7 @@ def test_a_time_limit_in_one_task_leaves_the_other_alone(space, slurm, submit, a
 def test_a_preempted_job_writes_a_checkpoint_and_resumes(space, slurm, submit, ask, wait, endless):
     jobs = submit("--partition", "low", *endless, trainers=["SASANTrainer"], folds=["0"])
     wait(lambda: len(epochs_run(fold_folder(space))) > 1)
-    ask("sbatch", "--partition=urgent", "--ntasks=2", "--output=/dev/null", "--wrap=sleep 5")
+    ask("sbatch", "--partition=urgent", "--output=/dev/null", "--wrap=sleep 5")
     wait(lambda: "Restarts=1" in ask("scontrol", "show", "job", jobs[SASAN]), 120)
     done = checkpoint_epoch(fold_folder(space))
     log = sorted(fold_folder(space).glob("training_log_*.txt"))[0].read_text()

@@ -4,17 +4,20 @@ import argparse
 import contextlib
 import shutil
 import subprocess
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.inference.predict_from_raw_data import predict_entry_point
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext.cli import predict
 from nnunet_ext.cli.main import main
 from nnunet_ext.nnunet.scans import scans_in
-from nnunet_ext.predict import Work, part_of, sort_out
+from nnunet_ext.predict import CheckedScans, Work, part_of, problem
 from nnunet_ext.utils.subprocesses import console_script
 
 FAST = ("-npp", "1", "-nps", "1", "--disable_tta", "-device", "cpu")
@@ -67,7 +70,36 @@ BAD = {
 
 
 def sorted_out(folder, channels=1, ending=".nii.gz", **work):
-    return sort_out(scans_in(folder, [ending])[0], SimpleITKIO(), channels, Work(folder, ending, **work))
+    """Scans that can be predicted, and what keeps the others from it."""
+    scans, work = scans_in(folder, [ending])[0], Work(folder, ending, **work)
+    problems = {scan: problem(scan, SimpleITKIO(), channels, work) for scan in scans}
+    return [scan for scan in scans if problems[scan] is None], [found for found in problems.values() if found]
+
+
+def test_scans_are_checked_while_others_are_predicted(nnunet, good, tmp_path):
+    """One that breaks when the first is ready is found then: none is read before it is its turn."""
+    for path in good:
+        shutil.copy(path, tmp_path)
+    scans, _ = scans_in(tmp_path, [".nii.gz"])
+    plans = PlansManager(nnunet.plans)
+    predictor = SimpleNamespace(
+        plans_manager=plans,
+        configuration_manager=plans.get_configuration("3d_fullres_tiny"),
+        dataset_json=nnunet.dataset_json,
+        _internal_get_data_iterator_from_lists_of_filenames=None,
+    )
+    checked = CheckedScans(Work(tmp_path / "masks", ".nii.gz"), SimpleITKIO, 1, processes=1)
+    checked.attach(predictor, scans)
+    targets = [str(tmp_path / "masks" / scan.case) for scan in scans]
+    iterate = predictor._internal_get_data_iterator_from_lists_of_filenames
+    iterator = iterate([list(scan.files) for scan in scans], None, targets, 1)
+    first = next(iterator)
+    assert (first["ofile"], first["data"].shape[0]) == (targets[0], 1)
+    Path(scans[2].files[0]).write_text("no scan")
+    assert [item["ofile"] for item in iterator] == [targets[1]]
+    assert checked.ready == 2
+    assert [failure.case for failure in checked.failures] == [scans[2].case]
+    assert "is cut off or damaged" in checked.failures[0].reason
 
 
 def test_what_cannot_be_predicted_is_sorted_out(scans):

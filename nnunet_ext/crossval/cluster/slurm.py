@@ -70,8 +70,8 @@ class SlurmExecutor:
         if not jobs:
             print("All steps are finished.")
             return 0
-        check_unclaimed([] if self.wait else missing)
         _check_queue([job_name(experiment, job) for job in jobs])
+        check_unclaimed([] if self.wait else missing)
         limit = self.options.time or _default_limit(self.options)
         return self._submit(experiment, jobs, limit)
 

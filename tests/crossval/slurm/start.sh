@@ -69,8 +69,8 @@ SlurmdTimeout=20
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmdParameters=config_overrides
-NodeName=first NodeHostname=$name NodeAddr=127.0.0.1 Port=$(port) CPUs=2 State=UNKNOWN
-NodeName=second NodeHostname=$name NodeAddr=127.0.0.1 Port=$(port) CPUs=2 State=UNKNOWN
+NodeName=first NodeHostname=$name NodeAddr=127.0.0.1 Port=$(port) CPUs=1 State=UNKNOWN
+NodeName=second NodeHostname=$name NodeAddr=127.0.0.1 Port=$(port) CPUs=1 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=5 PreemptMode=OFF State=UP
 PartitionName=low Nodes=first MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=20 State=UP
 PartitionName=urgent Nodes=first MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF State=UP
