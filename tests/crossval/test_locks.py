@@ -44,6 +44,35 @@ time.sleep(100)
 """
 
 
+# Claims a graph of one training that is not done, and does it.
+RUNS = """
+import sys, time
+from pathlib import Path
+from nnunet_ext.crossval.claims import claim
+from nnunet_ext.crossval.completion import State
+from nnunet_ext.crossval.graph import Graph, Node
+from nnunet_ext.utils.locks import LockHeld
+for line in sys.stdin:
+    name, moment = line.split()
+    folder = Path(name)
+    state = lambda: State.FINISHED if (folder / "done").exists() else State.NOT_STARTED
+    graph = Graph([Node("train_0", (), state, list, "train", lock=folder / "train_0.lock")])
+    while time.time() < float(moment):
+        pass
+    try:
+        claims = claim(graph)
+    except LockHeld:
+        print("held", flush=True)
+        continue
+    if graph.missing(graph.states()):
+        with (folder / "runs").open("a") as file:
+            file.write("run")
+        (folder / "done").touch()
+    claims.release()
+    print("ran", flush=True)
+"""
+
+
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "locks" / "train_0.lock"
@@ -60,29 +89,50 @@ def make_old(path, seconds):
     os.utime(path, (then, then))
 
 
-def test_of_two_that_start_at_once_one_gets_it_fifty_times(tmp_path):
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", RACES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
-        for _ in range(2)
-    ]
-    try:
-        for number in range(50):
-            path = tmp_path / f"{number}.lock"
-            if number % 2:  # a dead holder, whom both find
-                path.write_text(json.dumps(DEAD))
+@pytest.fixture
+def start_both():
+    """Starts a script twice; the answers of both to a line that they get at once."""
+    processes = []
+
+    def start(code):
+        for _ in range(2):
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+            processes.append(subprocess.Popen([sys.executable, "-c", code], **pipes))
+
+        def ask(path, seconds):
             for process in processes:
-                process.stdin.write(f"{path} {time.time() + 0.2}\n")
-            answers = sorted(process.stdout.readline().strip() for process in processes)
-            assert answers.count("mine") == 1, (number, answers)
-            refused = next(answer for answer in answers if answer != "mine")
-            assert re.match(r"train_0 is taken by (process \d+ on|a process that has just begun)", refused)
-    finally:
-        for process in processes:
-            process.stdin.close()
-            process.wait(30)
-            process.stdout.close()
+                process.stdin.write(f"{path} {time.time() + seconds}\n")
+            return sorted(process.stdout.readline().strip() for process in processes)
+
+        return ask
+
+    yield start
+    for process in processes:
+        process.stdin.close()
+        process.wait(60)
+        process.stdout.close()
+
+
+def test_of_two_that_start_at_once_one_gets_it_fifty_times(tmp_path, start_both):
+    ask = start_both(RACES)
+    for number in range(50):
+        path = tmp_path / f"{number}.lock"
+        if number % 2:  # a dead holder, whom both find
+            path.write_text(json.dumps(DEAD))
+        answers = ask(path, 0.1)
+        assert answers.count("mine") == 1, (number, answers)
+        refused = next(answer for answer in answers if answer != "mine")
+        assert re.match(r"train_0 is taken by (process \d+ on|a process that has just begun)", refused)
+
+
+def test_of_two_that_start_at_once_one_trains_fifty_times(tmp_path, start_both):
+    """Also where the other one comes when the training has just been done."""
+    ask = start_both(RUNS)
+    for number in range(50):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        assert "ran" in ask(folder, 0.05)
+        assert (folder / "runs").read_text() == "run"
 
 
 DEAD = {

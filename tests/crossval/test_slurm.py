@@ -115,8 +115,8 @@ def test_array_and_dependencies_run_to_the_report(space, slurm, submit, ask, wai
 
 
 def test_a_time_limit_in_one_task_leaves_the_other_alone(space, slurm, submit, ask, wait, endless):
-    """The first fold has two minutes, too few for its epochs, the second an hour; a failed dependency is cancelled."""
-    jobs = submit("--time", "2", "--warn-before", "40", *endless, trainers=["SASANTrainer"])
+    """The first fold has four minutes, too few for its epochs, the second an hour; a failed dependency is cancelled."""
+    jobs = submit("--time", "4", "--warn-before", "60", *endless, trainers=["SASANTrainer"])
     job = jobs[SASAN]
     wait(lambda: "RUNNING" in ask("scontrol", "show", "job", f"{job}_1"))
     ask("scontrol", "update", f"JobId={job}_1", "TimeLimit=60")
@@ -124,7 +124,7 @@ def test_a_time_limit_in_one_task_leaves_the_other_alone(space, slurm, submit, a
     here = space.crossval(trainers=["SASANTrainer"])
     assert here.returncode == 2
     assert re.search(rf"{SASAN}_[01] is taken by process \d+ on .*, Slurm job {job}_[01]\)", here.stdout)
-    wait(lambda: "Restarts=1" in ask("scontrol", "show", "job", f"{job}_0"), 240)
+    wait(lambda: "Restarts=1" in ask("scontrol", "show", "job", f"{job}_0"), 400)
     done = checkpoint_epoch(fold_folder(space))
     assert done >= 1
     space.epochs.write_text(str(done + 2))
