@@ -18,7 +18,7 @@ from nnunet_ext.utils.files import check_whole
 
 
 @dataclass(frozen=True)
-class Work:
+class PredictionTask:
     """Inputs and outputs of a prediction.
 
     Attributes:
@@ -71,7 +71,7 @@ class CheckedScans:
     """Scans for nnU-Net's predictor, each checked and preprocessed by a worker while the device predicts others.
 
     Args:
-        work: Inputs and outputs of the prediction.
+        task: Inputs and outputs of the prediction.
         reader: Class of the model's reader.
         channels: Number of channels that the model takes.
         processes: Number of workers; as many scans are kept ready.
@@ -84,13 +84,13 @@ class CheckedScans:
 
     def __init__(
         self,
-        work: Work,
+        task: PredictionTask,
         reader: Callable[[], Any],
         channels: int,
         processes: int,
         failures: Sequence[Failure] = (),
     ) -> None:
-        self._work, self._reader, self._channels, self._processes = work, reader, channels, processes
+        self._task, self._reader, self._channels, self._processes = task, reader, channels, processes
         self.ready = 0
         self.failures = list(failures)
 
@@ -124,7 +124,7 @@ class CheckedScans:
 
             def start(number: int) -> None:
                 for scan, mask, target in jobs[number : number + 1]:
-                    settings = (self._reader, self._channels, self._work, *model)
+                    settings = (self._reader, self._channels, self._task, *model)
                     running.append(pool.submit(_checked_and_preprocessed, scan, mask, target, *settings))
 
             try:
@@ -142,7 +142,7 @@ class CheckedScans:
                 pool.shutdown(cancel_futures=True)
 
 
-def problem(scan: Scan, reader: Any, channels: int, work: Work) -> Failure | None:
+def problem(scan: Scan, reader: Any, channels: int, task: PredictionTask) -> Failure | None:
     """Reads a scan as nnU-Net will, and returns the reason why it cannot be predicted; None if it can.
 
     Notes on its geometry go to standard error.
@@ -151,11 +151,11 @@ def problem(scan: Scan, reader: Any, channels: int, work: Work) -> Failure | Non
         scan: The files of a case.
         reader: The model's reader.
         channels: Number of channels that the model takes.
-        work: Inputs and outputs of the prediction.
+        task: Inputs and outputs of the prediction.
     """
     try:
         with redirect_stdout(StringIO()):  # readers print what is in the error too
-            notes = _check(scan, reader, channels, work)
+            notes = _check(scan, reader, channels, task)
     # The type of the error depends on the reader.
     except Exception as error:
         return Failure.of(scan, error)
@@ -170,14 +170,14 @@ def _checked_and_preprocessed(
     target: str,
     reader: Callable[[], Any],
     channels: int,
-    work: Work,
+    task: PredictionTask,
     *model: Any,
 ) -> dict[str, Any] | Failure:
     """Runs in a worker: the input of nnU-Net's predictor, made as its own workers make it, or the failure."""
     import torch
     from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
-    if failure := problem(scan, reader(), channels, work):
+    if failure := problem(scan, reader(), channels, task):
         return failure
     plans, configuration, dataset = model
     preprocessor = configuration.preprocessor_class(verbose=False)
@@ -189,7 +189,7 @@ def _checked_and_preprocessed(
     return {"data": tensor, "data_properties": properties, "ofile": target}
 
 
-def _check(scan: Scan, reader: Any, channels: int, work: Work) -> list[str]:
+def _check(scan: Scan, reader: Any, channels: int, task: PredictionTask) -> list[str]:
     """Raises an error for whatever keeps a scan from being predicted; returns notes on its geometry."""
     found, notes = 0, []
     first: tuple[tuple[int, ...], dict] | None = None
@@ -202,11 +202,11 @@ def _check(scan: Scan, reader: Any, channels: int, work: Work) -> list[str]:
         found += image.shape[0]
     if found != channels:
         raise ValueError(f"{found} channel(s), the model has {channels}")
-    if work.previous is not None and first is not None:
-        mask = work.previous / f"{scan.case}{work.ending}"
+    if task.previous is not None and first is not None:
+        mask = task.previous / f"{scan.case}{task.ending}"
         if not mask.is_file():
-            raise FileNotFoundError(f"no mask of the previous stage in {work.previous}")
-        earlier = read_label_map(reader, mask, work.labels)
+            raise FileNotFoundError(f"no mask of the previous stage in {task.previous}")
+        earlier = read_label_map(reader, mask, task.labels)
         names = Path(scan.files[0]).name, mask.name
         notes.append(check_same_grid(names, (first[0], earlier.values.shape), (first[1], earlier.properties)))
     return [note for note in notes if note]

@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nnunet_ext.nnunet.scans import check_other_folder, scans_in
     from nnunet_ext.nnunet.trained_model import load_predictor
-    from nnunet_ext.predict import CheckedScans, Work, part_of
+    from nnunet_ext.predict import CheckedScans, PredictionTask, part_of
     from nnunet_ext.utils.files import check_writable
 
     check_other_folder(arguments.output, arguments.input)
@@ -74,28 +74,30 @@ def run(arguments: argparse.Namespace) -> int:
     if (previous is None) != (configuration.previous_stage_name is None):
         raise ValueError("-prev_stage_predictions is for a model of a cascade, and such a model needs it")
     values = frozenset(int(value) for value in predictor.label_manager.all_labels)
-    work = Work(Path(arguments.output), dataset["file_ending"], previous, arguments.save_probabilities, values)
-    found, bad = scans_in(arguments.input, [work.ending])
+    task = PredictionTask(
+        Path(arguments.output), dataset["file_ending"], previous, arguments.save_probabilities, values
+    )
+    found, bad = scans_in(arguments.input, [task.ending])
     scans = part_of(found, arguments.part_id, arguments.num_parts)
-    check_writable(work.target)
+    check_writable(task.target)
     reader = plans.image_reader_writer_class()
     if arguments.continue_prediction:
-        scans = [scan for scan in scans if not work.is_done(reader, scan)]
+        scans = [scan for scan in scans if not task.is_done(reader, scan)]
     channels = len(dataset.get("modality") or dataset["channel_names"])
-    checked = CheckedScans(work, plans.image_reader_writer_class, channels, arguments.npp, bad)
+    checked = CheckedScans(task, plans.image_reader_writer_class, channels, arguments.npp, bad)
     checked.attach(predictor, scans)
     total = len(scans) + len(bad)
     try:
         if scans:
             predictor.predict_from_files(
                 [list(scan.files) for scan in scans],
-                [str(work.target / scan.case) for scan in scans],
-                save_probabilities=work.probabilities,
+                [str(task.target / scan.case) for scan in scans],
+                save_probabilities=task.probabilities,
                 num_processes_preprocessing=arguments.npp,
                 num_processes_segmentation_export=arguments.nps,
                 folder_with_segs_from_prev_stage=arguments.previous,
             )
-            print(f"Wrote {checked.ready} of {total} masks to {work.target}")
+            print(f"Wrote {checked.ready} of {total} masks to {task.target}")
     finally:
         for failure in sorted(checked.failures, key=lambda failure: failure.case):
             print(f"{failure.case}: {failure.reason}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""How far each part is, read from nnU-Net's own folders, whatever ended it.
+"""The state of each step, read from nnU-Net's own folders, whatever ended it.
 
 nnU-Net writes most files in place, so that a kill leaves half of one: a file counts if it can be read to its end.
 """
@@ -20,6 +20,11 @@ class State(Enum):
     NOT_STARTED = "not started"
 
 
+def copy_state(copy: Path, source: Path) -> State:
+    """Whether a JSON file that is made of another one is complete and not older than it."""
+    return json_state(copy) if is_newer(copy, [source]) else State.NOT_STARTED
+
+
 def json_state(path: Path) -> State:
     return State.NOT_STARTED if read_json_if_whole(path) is None else State.FINISHED
 
@@ -33,7 +38,7 @@ def is_newer(product: Path, sources: Iterable[Path]) -> bool:
 
 
 def file_ending(raw: Path, preprocessed: Path) -> str:
-    """That of the dataset's images, for example .nii.gz."""
+    """Ending of the dataset's images, for example .nii.gz."""
     contents = (read_json_if_whole(folder / "dataset.json") for folder in (raw, preprocessed))
     return str(next((content for content in contents if content), dict[str, str]()).get("file_ending", ""))
 
@@ -113,7 +118,7 @@ def _is_whole_checkpoint(path: Path) -> bool:
 
 
 def training_state(fold: Path, probabilities: bool = False) -> State:
-    """Of a fold's training and validation; with `probabilities`, the validation's must be there too."""
+    """State of a fold's training and validation; with `probabilities`, the validation must have written these, too."""
     if _is_whole_checkpoint(fold / FINAL_CHECKPOINT):
         return State.FINISHED if _is_validated(fold / "validation", probabilities) else State.RESUMABLE
     return State.NOT_STARTED if resume_point(fold) is None else State.RESUMABLE
@@ -140,7 +145,7 @@ def _is_validated(folder: Path, probabilities: bool) -> bool:
 
 
 def resume_point(fold: Path) -> Path | None:
-    """The checkpoint that nnUNetv2_train --c goes on from."""
+    """The checkpoint from which nnUNetv2_train --c resumes."""
     return next((fold / name for name in CHECKPOINTS if _is_whole_checkpoint(fold / name)), None)
 
 
@@ -151,7 +156,7 @@ def resume_progress(fold: Path) -> tuple[str, int] | None:
 
 
 def resume_options(fold: Path) -> list[str]:
-    """Options of nnUNetv2_train that go on from where a fold is; one that is trained is only validated."""
+    """Options of nnUNetv2_train that resume a fold; one that is trained is only validated."""
     point = resume_point(fold)
     if point is None:
         return []

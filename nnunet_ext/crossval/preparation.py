@@ -89,7 +89,7 @@ def _repeat_plan(e: Experiment, plans: str, repeat: int) -> Node:
     return Node(
         f"plan_{target.stem}",
         (f"plan_{plans}",),
-        partial(completion.json_state, target),
+        partial(completion.copy_state, target, source),
         lambda: command,
         PREPARE,
         before=partial(completion.set_aside_broken, target),

@@ -17,7 +17,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_ext.cli import predict
 from nnunet_ext.cli.main import main
 from nnunet_ext.nnunet.scans import scans_in
-from nnunet_ext.predict import CheckedScans, Work, part_of, problem
+from nnunet_ext.predict import CheckedScans, PredictionTask, part_of, problem
 from nnunet_ext.utils.subprocesses import console_script
 
 FAST = ("-npp", "1", "-nps", "1", "--disable_tta", "-device", "cpu")
@@ -69,10 +69,10 @@ BAD = {
 }
 
 
-def sorted_out(folder, channels=1, ending=".nii.gz", **work):
+def sorted_out(folder, channels=1, ending=".nii.gz", **task):
     """Scans that can be predicted, and what keeps the others from it."""
-    scans, work = scans_in(folder, [ending])[0], Work(folder, ending, **work)
-    problems = {scan: problem(scan, SimpleITKIO(), channels, work) for scan in scans}
+    scans, task = scans_in(folder, [ending])[0], PredictionTask(folder, ending, **task)
+    problems = {scan: problem(scan, SimpleITKIO(), channels, task) for scan in scans}
     return [scan for scan in scans if problems[scan] is None], [found for found in problems.values() if found]
 
 
@@ -88,7 +88,7 @@ def test_scans_are_checked_while_others_are_predicted(nnunet, good, tmp_path):
         dataset_json=nnunet.dataset_json,
         _internal_get_data_iterator_from_lists_of_filenames=None,
     )
-    checked = CheckedScans(Work(tmp_path / "masks", ".nii.gz"), SimpleITKIO, 1, processes=1)
+    checked = CheckedScans(PredictionTask(tmp_path / "masks", ".nii.gz"), SimpleITKIO, 1, processes=1)
     checked.attach(predictor, scans)
     targets = [str(tmp_path / "masks" / scan.case) for scan in scans]
     iterate = predictor._internal_get_data_iterator_from_lists_of_filenames
@@ -183,19 +183,19 @@ def test_parts_are_nnunets(good):
 
 def test_half_a_mask_is_not_done(good, tmp_path):
     (scan,) = scans_in(good[0].parent, [".nii.gz"])[0][:1]
-    work = Work(tmp_path, ".nii.gz")
+    task = PredictionTask(tmp_path, ".nii.gz")
     reader = SimpleITKIO()
-    assert not work.is_done(reader, scan)
-    shutil.copy(good[0], work.mask(scan))
-    assert work.is_done(reader, scan)
-    assert not Work(tmp_path, ".nii.gz", probabilities=True).is_done(reader, scan)
+    assert not task.is_done(reader, scan)
+    shutil.copy(good[0], task.mask(scan))
+    assert task.is_done(reader, scan)
+    assert not PredictionTask(tmp_path, ".nii.gz", probabilities=True).is_done(reader, scan)
     np.savez(tmp_path / f"{scan.case}.npz", probabilities=np.zeros(3))
     (tmp_path / f"{scan.case}.pkl").touch()
-    assert Work(tmp_path, ".nii.gz", probabilities=True).is_done(reader, scan)
-    for file in (tmp_path / f"{scan.case}.npz", work.mask(scan)):
+    assert PredictionTask(tmp_path, ".nii.gz", probabilities=True).is_done(reader, scan)
+    for file in (tmp_path / f"{scan.case}.npz", task.mask(scan)):
         file.write_bytes(file.read_bytes()[:-100])
-        assert not Work(tmp_path, ".nii.gz", probabilities=True).is_done(reader, scan)
-    assert not work.is_done(reader, scan)
+        assert not PredictionTask(tmp_path, ".nii.gz", probabilities=True).is_done(reader, scan)
+    assert not task.is_done(reader, scan)
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ class Task:
     nowhere, are done here.
 
     Attributes:
-        experiment: What the step belongs to.
+        experiment: The cross-validation to which the step belongs.
         name: Name of a step or of a group.
         warning_seconds: Seconds before the time limit at which Slurm sends SIGUSR1.
         wait: Whether to wait for another run that is at work on the same step.
