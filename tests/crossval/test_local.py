@@ -149,7 +149,7 @@ def test_nohup_outlives_its_shell_and_still_ends_on_sigterm(space):
     lock = space.results / "crossval" / "locks" / "SASANTrainer__nnUNetPlans__2d_small__fold_0.lock"
     child = read_holder(lock).processes[-1][0]
     os.kill(number, signal.SIGTERM)
-    wait_for_end(number, 15)
+    wait_for_end(number, 60)
     assert not is_running(child)
     assert not lock.exists()
 
