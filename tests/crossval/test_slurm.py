@@ -124,11 +124,11 @@ def test_a_time_limit_in_one_task_leaves_the_other_alone(space, slurm, submit, a
     here = space.crossval(trainers=["SASANTrainer"])
     assert here.returncode == 2
     assert re.search(rf"{SASAN}_[01] is taken by process \d+ on .*, Slurm job {job}_[01]\)", here.stdout)
-    wait(lambda: "Restarts=1" in ask("scontrol", "show", "job", f"{job}_0"), 400)
+    wait(lambda: "Restarts=1" in ask("scontrol", "show", "job", f"{job}_0"))
     done = checkpoint_epoch(fold_folder(space))
     assert done >= 1
     space.epochs.write_text(str(done + 2))
-    wait(lambda: (fold_folder(space) / "validation" / "summary.json").is_file(), 240)
+    wait(lambda: (fold_folder(space) / "validation" / "summary.json").is_file())
     assert epochs_run(fold_folder(space)) == list(range(done + 2))  # each once
     assert checkpoint_epoch(fold_folder(space), "final") == done + 2
     other = ask("scontrol", "show", "job", f"{job}_1")
@@ -137,7 +137,7 @@ def test_a_time_limit_in_one_task_leaves_the_other_alone(space, slurm, submit, a
     assert len(list(fold_folder(space, 1).glob("training_log_*.txt"))) == 1
     assert "pool_SASAN" in ask("squeue", "--noheader", "--states=PENDING", "--format=%j")
     ask("scancel", f"{job}_1")
-    wait(lambda: not ask("squeue", "--noheader"), 120)
+    wait(lambda: not ask("squeue", "--noheader"))
     assert "JobState=CANCELLED" in ask("scontrol", "show", "job", jobs["pool_SASANTrainer__nnUNetPlans"])
     assert "Restarts=0" in ask("scontrol", "show", "job", f"{job}_1")  # whoever cancels a job does not want it requeued
 
@@ -146,12 +146,12 @@ def test_a_preempted_job_writes_a_checkpoint_and_resumes(space, slurm, submit, a
     jobs = submit("--partition", "low", *endless, trainers=["SASANTrainer"], folds=["0"])
     wait(lambda: len(epochs_run(fold_folder(space))) > 1)
     ask("sbatch", "--partition=urgent", "--output=/dev/null", "--wrap=sleep 5")
-    wait(lambda: "Restarts=1" in ask("scontrol", "show", "job", jobs[SASAN]), 120)
+    wait(lambda: "Restarts=1" in ask("scontrol", "show", "job", jobs[SASAN]))
     done = checkpoint_epoch(fold_folder(space))
     log = sorted(fold_folder(space).glob("training_log_*.txt"))[0].read_text()
     assert f"Ended on request after epoch {done - 1}; nnUNetv2_train --c goes on." in log
     space.epochs.write_text(str(done + 1))
-    wait(lambda: not ask("squeue", "--noheader"), 240)
+    wait(lambda: not ask("squeue", "--noheader"))
     assert epochs_run(fold_folder(space)) == list(range(done + 1))
 
 
@@ -165,7 +165,7 @@ def test_a_job_whose_node_is_killed_goes_on_elsewhere(space, slurm, submit, ask,
     for number in [slurmd, *processes_of_job(job)]:
         os.kill(number, signal.SIGKILL)
     try:
-        wait(lambda: not ask("squeue", "--noheader"), 400)
+        wait(lambda: not ask("squeue", "--noheader"))
         assert "Restarts=1" in ask("scontrol", "show", "job", job)
         assert (fold_folder(space) / "validation" / "summary.json").is_file()
     finally:
@@ -195,7 +195,7 @@ def test_a_job_that_gets_nowhere_fails_and_says_so(space, submit, ask, wait):
     preamble.write_text("export NNUNET_EXT_EPOCHS=2 NNUNET_EXT_ITERATIONS=1000000\n")
     options = ["--time", "1", "--warn-before", "40", "--preamble", str(preamble)]
     job = submit(*options, trainers=["SASANTrainer"], folds=["0"])[SASAN]
-    wait(lambda: not ask("squeue", "--noheader"), 240)
+    wait(lambda: not ask("squeue", "--noheader"))
     state = ask("scontrol", "show", "job", job)
     assert "JobState=FAILED" in state
     assert "Restarts=0" in state
