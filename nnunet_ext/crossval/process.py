@@ -20,6 +20,8 @@ from nnunet_ext.utils.subprocesses import (
 )
 
 CHECKPOINT_SIGNAL = getattr(signal, "SIGUSR1", None)  # Windows has none
+_PLANNING = "nnUNetv2_plan_experiment"
+_AUGMENTATION_PROCESSES = "nnUNet_n_proc_DA"
 
 
 class Child:
@@ -36,6 +38,7 @@ class Child:
         self.began = time.time()
         node.before()
         command = node.command()
+        environment = _usable(command[0], environment)
         executable = command[0] if os.path.isabs(command[0]) else console_script(command[0])
         header = f"$ {shlex.join(command)}"
         if log is None:
@@ -80,6 +83,17 @@ class Child:
 
     def stop(self) -> None:
         stop_command(self._process, own_group=True)
+
+
+def _usable(command: str, environment: Mapping[str, str]) -> Mapping[str, str]:
+    """The environment, in which nnU-Net's planning finds at least one process for augmentation.
+
+    0, augmentation in the training's own process, is good for trainings; the planning takes it for torch's number of
+    threads, which must be positive.
+    """
+    if command == _PLANNING and environment.get(_AUGMENTATION_PROCESSES, "").strip() == "0":
+        return {**environment, _AUGMENTATION_PROCESSES: "1"}
+    return environment
 
 
 def _start(command: list[str], environment: Mapping[str, str], output) -> subprocess.Popen:

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunet_ext.nnunet.json_files import read_json
+
 _OF_CONFIGURATION = (
     "preprocessor_name",
     "spacing",
@@ -72,7 +74,7 @@ def _plans_in(folder: Path) -> list[dict[str, Any]]:
     """Plans of a folder, nnU-Net's default first; other files and plans in nnU-Net's older formats are left out."""
     found = []
     for file in sorted(folder.glob("*.json"), key=lambda f: (f.stem != "nnUNetPlans", f.name)):
-        content = json.loads(file.read_text())
+        content = read_json(file)
         if isinstance(content, dict) and {"plans_name", "configurations"} <= content.keys():
             found.append(content)
     return found

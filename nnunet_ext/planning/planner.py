@@ -20,6 +20,7 @@ from nnunet_ext.planning.architecture import describe
 from nnunet_ext.planning.data_identifiers import shared_identifiers
 from nnunet_ext.planning.fitting import Candidate, Fitting, Search
 from nnunet_ext.planning.preset import Preset
+from nnunet_ext.planning.verification import flat_axis
 
 GIGABYTE = 10**9
 MARGIN = 0.1
@@ -123,6 +124,18 @@ class TracedPlanner(ExperimentPlanner):
         for name, identifier in shared_identifiers(plans, self.folder).items():
             plans["configurations"][name]["data_identifier"] = identifier
         return plans
+
+    def determine_transpose(self) -> tuple[list[int], list[int]]:
+        """nnU-Net's order of axes, but with the axis along which all images are flat in front, so that 2D is planned.
+
+        nnU-Net decides by the spacing alone, and plans slices of the wrong plane where the flat axis is another one.
+        """
+        forward, backward = super().determine_transpose()
+        flat = flat_axis(self.dataset_fingerprint["shapes_after_crop"], forward[0])
+        if self.suppress_transpose or flat is None or flat == forward[0]:
+            return forward, backward
+        forward = [flat, *(axis for axis in range(3) if axis != flat)]
+        return forward, [forward.index(axis) for axis in range(3)]
 
     def save_plans(self, plans: dict[str, Any]) -> None:
         """Keeps the requested configurations and chooses their batch sizes; nnU-Net calls it at the end of planning."""

@@ -5,14 +5,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.configuration import default_num_processes
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
-from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id, maybe_convert_to_dataset_name
 
 from nnunet_ext.nnunet.trainers import find_trainer
 from nnunet_ext.planning.data_identifiers import is_preprocessed
 from nnunet_ext.planning.planner import CONFIGURATIONS, GIGABYTE, MARGIN, TracedPlanner
 from nnunet_ext.planning.report import cost_table, plan_costs
+from nnunet_ext.planning.verification import check_labels, flat_axis
 
 
 def run(
@@ -29,7 +32,8 @@ def run(
 ) -> Path | None:
     """Plans a dataset for a trainer, prints the decisions with their reasons, and writes the plans file.
 
-    A missing fingerprint is extracted by nnU-Net, as by nnUNetv2_plan_and_preprocess.
+    The labels are checked first. If the fingerprint is missing, nnU-Net verifies the dataset and extracts it, as
+    nnUNetv2_plan_and_preprocess --verify_dataset_integrity does.
 
     Args:
         dataset: Number or name of nnU-Net's dataset.
@@ -46,13 +50,16 @@ def run(
         The plans file, or None if nothing was written.
 
     Raises:
-        ValueError: if the dataset, the trainer or a configuration is unknown, or if nothing fits the memory.
+        ValueError: if the dataset, the trainer or a configuration is unknown, if nnU-Net cannot train on the labels or
+            files, or if nothing fits the memory.
     """
     _check(gpu_memory, spacing, configurations)
     trainer = find_trainer(trainer_name)
     with _as_value_error():
         name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
+        check_labels(Path(nnUNet_raw) / name)
         if not (Path(nnUNet_preprocessed) / name / "dataset_fingerprint.json").is_file():
+            verify_dataset_integrity(str(Path(nnUNet_raw) / name), default_num_processes)
             extract_fingerprint_dataset(convert_dataset_name_to_id(name), clean=False)
         planner = planner_for(trainer)(
             name,
@@ -94,11 +101,11 @@ def _check(gpu_memory: float, spacing: Sequence[float] | None, configurations: S
 
 @contextmanager
 def _as_value_error() -> Iterator[None]:
-    """Turns nnU-Net's RuntimeError, for a missing folder or dataset, into ValueError."""
+    """Turns nnU-Net's errors, for missing folders and datasets and from its verification, into ValueError."""
     try:
         yield
-    except RuntimeError as error:
-        raise ValueError(str(error)) from error
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def _print_decisions(planner: TracedPlanner, plans: dict[str, Any]) -> None:
@@ -108,6 +115,9 @@ def _print_decisions(planner: TracedPlanner, plans: dict[str, Any]) -> None:
     print(f"{plans['plans_name']} for {planner.dataset_name}: {planner.trainer.__name__}, {aim}\n")
     print(cost_table(plan_costs(planner.trainer, plans, planner.dataset_json)))
     print("\nTotal: parameters + optimiser state + the larger of gradients and saved + transient.\n")
+    flat = flat_axis(planner.dataset_fingerprint["shapes_after_crop"], plans["transpose_forward"][0])
+    if flat is not None:
+        print(f"All images are flat: size 1 along axis {flat} of (0, 1, 2), as nnU-Net reads them; planned in 2D.\n")
     for name in plans["configurations"]:
         if name in planner.reasons:
             data = plans["configurations"][name]["data_identifier"]

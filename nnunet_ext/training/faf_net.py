@@ -79,7 +79,7 @@ class FAFNetBaseTrainer(PluginTrainer):
         raise NotImplementedError
 
     def train_step(self, batch: dict) -> dict:
-        self.refuse_not_finite(batch)
+        self.check_batch(batch)
         on_device = {
             key: value.to(self.device, non_blocking=True) for key, value in batch.items() if isinstance(value, Tensor)
         }

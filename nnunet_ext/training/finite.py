@@ -1,4 +1,4 @@
-"""Training meets numbers that are not finite: in the data, or in what the network makes of them."""
+"""Batches and steps that would spoil a training: values that are not finite, and labels without an output."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -23,6 +23,27 @@ def not_finite(batch: Mapping[str, Any]) -> list[int]:
             finite = torch.isfinite(value).flatten(1).all(1)
             found |= {i for i, good in enumerate(finite.tolist()) if not good}
     return sorted(found)
+
+
+def unknown_labels(batch: Mapping[str, Any], highest: int) -> tuple[list[int], list[int]]:
+    """Labels of a batch's target for which the network has no output.
+
+    Args:
+        batch: A batch of nnU-Net's; one without a target, of episodes for instance, has none.
+        highest: Highest label that the loss knows, the ignore label included.
+
+    Returns:
+        Samples that have such labels, and the labels.
+    """
+    target = batch.get("target")
+    finest = target[0] if isinstance(target, list | tuple) else target
+    if not isinstance(finest, Tensor) or not finest.numel():
+        return [], []
+    if int(finest.min()) >= 0 and int(finest.max()) <= highest:
+        return [], []
+    wrong = (finest < 0) | (finest > highest)
+    samples = wrong.flatten(1).any(1).nonzero().flatten().tolist()
+    return samples, finest[wrong].unique().int().tolist()
 
 
 def bad_cases(dataset: Any, cases: Iterable[str]) -> list[str]:

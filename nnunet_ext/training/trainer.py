@@ -27,7 +27,7 @@ from nnunet_ext.nnunet.checkpoints import (
 from nnunet_ext.profiling.contract import nnunet_batch_loss, nnunet_example_batch
 from nnunet_ext.training.budget import Budget
 from nnunet_ext.training.checkpoint_request import CheckpointRequest
-from nnunet_ext.training.finite import StepGuard, bad_cases, not_finite
+from nnunet_ext.training.finite import StepGuard, bad_cases, not_finite, unknown_labels
 from nnunet_ext.utils.files import check_writable, named_errors, remove, replacing
 from nnunet_ext.utils.messages import some_of
 from nnunet_ext.utils.subprocesses import RESUMABLE_EXIT
@@ -192,12 +192,44 @@ class PluginTrainer(nnUNetTrainer):
         raise SystemExit(RESUMABLE_EXIT)
 
     def train_step(self, batch: dict) -> dict:
-        self.refuse_not_finite(batch)
+        self.check_batch(batch)
         return super().train_step(batch)
 
     def validation_step(self, batch: dict) -> dict:
-        self.refuse_not_finite(batch)
+        self.check_batch(batch)
         return super().validation_step(batch)
+
+    def check_batch(self, batch: Mapping[str, Any]) -> None:
+        """Ends the training, naming the cases, if a batch would spoil it.
+
+        Raises:
+            ValueError: as `refuse_not_finite` and `refuse_unknown_labels`.
+        """
+        self.refuse_not_finite(batch)
+        self.refuse_unknown_labels(batch)
+
+    def refuse_unknown_labels(self, batch: Mapping[str, Any]) -> None:
+        """Ends the training if a batch's target has labels for which the network has no output.
+
+        The loss would end in an index error, on CUDA in a device-side assertion that names nothing.
+
+        Raises:
+            ValueError: with the labels, the cases that have them and the labels of dataset.json.
+        """
+        if self.label_manager.has_regions:
+            return  # the target is one mask per region
+        ignored = [self.label_manager.ignore_label] if self.label_manager.has_ignore_label else []
+        known = [*self.label_manager.all_labels, *ignored]
+        samples, labels = unknown_labels(batch, self.label_manager.num_segmentation_heads - 1 + len(ignored))
+        if not samples:
+            return
+        keys = list(batch.get("keys", ()))
+        raise ValueError(
+            f"the preprocessed cases {some_of(sorted({str(keys[i]) for i in samples if keys}))} have labels "
+            f"{some_of([str(label) for label in labels])} for which the network has no output; dataset.json has "
+            f"{', '.join(map(str, known))}: correct the label files or dataset.json, whose labels must be consecutive, "
+            "and preprocess again"
+        )
 
     def refuse_not_finite(self, batch: Mapping[str, Any]) -> None:
         """Ends the training if a batch's images have NaN or infinite voxels, before they are in the weights.

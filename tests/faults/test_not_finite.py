@@ -9,7 +9,7 @@ import pytest
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
-from nnunet_ext.training.finite import MAX_SKIPPED, StepGuard, not_finite
+from nnunet_ext.training.finite import MAX_SKIPPED, StepGuard, not_finite, unknown_labels
 
 
 @pytest.fixture
@@ -84,6 +84,43 @@ def test_nan_in_an_image_without_supervoxels_ends_the_training_with_its_name(mak
     change_case({cases[0]: with_nan}, train=cases[:2], val=cases[2:4])
     with pytest.raises(ValueError, match=rf"the preprocessed case {cases[0]}: `image` must be finite; \d+ values"):
         run_steps(make_trainer("FAFNetFewShotTrainer"), ([], []))
+
+
+def relabelled(label):
+    def change(data, seg):
+        return data, np.where(seg == 2, label, seg)
+
+    return change
+
+
+@pytest.mark.parametrize("trainer", ["SASANTrainer", "FAFNetTrainer", "StockTrainer"])
+def test_a_label_without_an_output_ends_the_training_with_its_case(make_trainer, change_case, cases, trainer):
+    """The loss alone would end in an index error, on CUDA in a device-side assertion."""
+    change_case({cases[0]: relabelled(3)}, train=cases[:2], val=cases[2:4])
+    trainer = make_trainer(trainer)
+    expected = f"the preprocessed cases {cases[0]} have labels 3 for which the network has no output; dataset.json has "
+    with pytest.raises(ValueError, match=f"{expected}0, 1, 2: correct"):
+        run_steps(trainer, (cases[:1], []))
+    assert all(value.isfinite().all() for value in trainer.network.state_dict().values())
+
+
+def test_the_ignore_label_has_no_output_and_is_trained_on(make_trainer, nnunet):
+    labels = nnunet.dataset_json["labels"] | {"ignore": 3}
+    trainer = make_trainer(dataset=nnunet.dataset_json | {"labels": labels})
+    target = torch.full((2, 1, 4, 4, 4), 3, dtype=torch.int16)
+    batch = {"data": torch.zeros(2, 1, 4, 4, 4), "target": [target], "keys": ["a", "b"]}
+    trainer.check_batch(batch)
+    target[1, 0, 0, 0, 0] = 4
+    with pytest.raises(ValueError, match=r"cases b have labels 4 .* dataset\.json has 0, 1, 2, 3: correct"):
+        trainer.check_batch(batch)
+
+
+def test_labels_beyond_the_highest_are_found():
+    target = torch.zeros(3, 1, 2, 2, dtype=torch.int16)
+    target[1, 0, 0, 0], target[2, 0, 1, 1] = 4, -1
+    assert unknown_labels({"target": [target, target[..., :1]]}, 3) == ([1, 2], [-1, 4])
+    assert unknown_labels({"target": target[:2]}, 4) == ([], [])
+    assert unknown_labels({"support_masks": target}, 0) == ([], [])
 
 
 def tiny(data, seg):

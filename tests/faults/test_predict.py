@@ -174,6 +174,35 @@ def test_a_missing_mask_of_the_previous_stage_is_sorted_out(good, tmp_path):
     assert failures[0].reason == f"no mask of the previous stage in {previous}"
 
 
+def test_a_mask_of_the_previous_stage_with_other_labels_or_elsewhere_is_sorted_out(good, tmp_path):
+    previous = tmp_path / "previous"
+    previous.mkdir()
+    for number, path in enumerate(good):
+        shutil.copy(path, tmp_path)
+        label = path.name.replace("_0000", "")
+        mask = sitk.ReadImage(str(path.parent.parent / "labelsTr" / label))
+        changed = [mask, sitk.ChangeLabel(mask, {2: 7}), sitk.Flip(mask, [True, False, False])][number]
+        sitk.WriteImage(changed, str(previous / label))
+    found, failures = sorted_out(tmp_path, previous=previous, labels=frozenset({0, 1, 2}))
+    assert [f"{scan.case}_0000.nii.gz" for scan in found] == [good[0].name]
+    assert "has the value 7; expected are 0, 1, 2: the labels of dataset.json" in failures[0].reason
+    assert "differ in direction" in failures[1].reason
+
+
+def test_channels_a_few_micrometres_apart_are_predicted_and_those_further_noted(good, tmp_path, capsys):
+    image = sitk.ReadImage(str(good[0]))
+    for case, shift in (("near", 0.005), ("off", 0.3), ("apart", 0.6)):
+        shutil.copy(good[0], tmp_path / f"{case}_0000.nii.gz")
+        moved = sitk.Image(image)
+        moved.SetOrigin([x + shift for x in image.GetOrigin()])
+        sitk.WriteImage(moved, str(tmp_path / f"{case}_0001.nii.gz"))
+    found, failures = sorted_out(tmp_path, channels=2)
+    assert [scan.case for scan in found] == ["near", "off"]
+    assert [failure.case for failure in failures] == ["apart"]
+    notes = capsys.readouterr().err.splitlines()
+    assert notes == ["Note: off_0001.nii.gz lies 0.3 voxels off off_0000.nii.gz; nothing was resampled."]
+
+
 def test_parts_are_nnunets(good):
     scans = list("abcdefg")
     assert [part_of(scans, number, 3) for number in range(3)] == [["a", "d", "g"], ["b", "e"], ["c", "f"]]

@@ -207,6 +207,17 @@ def shift(mask):
 @pytest.mark.parametrize(
     ("change", "label", "message"),
     [
+        (lambda mask: sitk.Cast(mask, sitk.sitkFloat32) * 0.999999, "2", r"has the values 0\.999999, 1\.999998; exp"),
+        (
+            lambda mask: sitk.Compose(mask, mask * 0, mask * 0),
+            "2",
+            r"mask\.nii\.gz has 3 channels, a label map has",
+        ),
+        (
+            lambda mask: sitk.Compose(mask * 0, mask, mask * 0),
+            "2",
+            r"mask\.nii\.gz has 3 channels, a label map has",
+        ),
         (shift, "2", r"differ in origin .*\[1\.0, 2\.0, 3\.0\]"),
         (lambda mask: mask[:-1], "2", r"differ in size \(\d+, \d+, \d+\) and \(\d+, \d+, \d+\)"),
         (lambda mask: mask * 0, "2", "is empty: it shows nothing to look for"),
@@ -220,6 +231,55 @@ def test_masks_that_do_not_serve_are_said(make_model, scans, tmp_path, change, l
     model = FewShotModel(make_model())
     with pytest.raises(ValueError, match=message):
         model.show([(scan_of(scans["image"], model.endings), file)], list(map(int, label.split())))
+
+
+def test_a_mask_in_another_order_of_axes_shows_the_same(make_model, scans, tmp_path):
+    file = change_mask(
+        scans, tmp_path / "mask.nii.gz", lambda mask: sitk.Flip(sitk.PermuteAxes(mask, [2, 0, 1]), [True, False, True])
+    )
+    model = FewShotModel(make_model())
+    shown = []
+    for mask in (scans["mask"], file):
+        model.show([(scan_of(scans["image"], model.endings), mask)], [2])
+        shown.append(model.supports[0][0].prototypes)
+    torch.testing.assert_close(shown[0], shown[1], rtol=0, atol=0)
+
+
+def test_true_labels_with_other_values_are_named_and_not_scored(make_model, scans, nnunet, tmp_path, capsys):
+    """The first is stored flipped in the same space, the second has 255 for 2, the third is there in two formats."""
+    labels = tmp_path / "truth"
+    labels.mkdir()
+    paths = [nnunet.raw / "labelsTr" / f"{case}.nii.gz" for case in scans["cases"]]
+    flipped = sitk.Flip(sitk.ReadImage(str(paths[0])), [True, True, False])
+    sitk.WriteImage(flipped, str(labels / paths[0].name))
+    image = sitk.ReadImage(str(paths[1]))
+    sitk.WriteImage(sitk.ChangeLabel(image, {2: 255}), str(labels / paths[1].name))
+    for ending in (".nii.gz", ".nrrd"):
+        sitk.WriteImage(sitk.ReadImage(str(paths[2])), str(labels / f"{scans['cases'][2]}{ending}"))
+    output = tmp_path / "masks"
+    assert command(make_model(), scans, output, "--labels", str(labels)) == 1
+    problems = capsys.readouterr().err
+    wrong = f"{labels / paths[1].name} has the value 255; expected are 0, 1, 2: the values of the support masks"
+    assert f"{scans['cases'][1]}: {wrong}" in problems
+    assert f"{scans['cases'][2]}: labels of it in several formats" in problems
+    table = pd.read_csv(output / "dice.csv")
+    assert list(table.case) == [scans["cases"][0]]
+    files = paths[0], output / paths[0].name
+    truth, found = (sitk.GetArrayFromImage(sitk.ReadImage(str(file))) == 2 for file in files)
+    assert table.dice[0] == pytest.approx(2 * (truth & found).sum() / (truth.sum() + found.sum()))
+
+
+def test_what_is_no_scan_is_named_beside_those_that_are(make_model, scans, tmp_path, capsys):
+    queries = scans["queries"]
+    shutil.copy(scans["mask"], queries / f"{scans['cases'][0]}.nii.gz")
+    shutil.copy(scans["image"], queries / "pat_2019.nii.gz")
+    (queries / f"._{scans['cases'][0]}_0000.nii.gz").write_bytes(b"Mac OS X")
+    assert command(make_model(), scans, tmp_path / "masks") == 1
+    shown = capsys.readouterr()
+    assert "Wrote 3 of 5 masks" in shown.out
+    assert f"{scans['cases'][0]}.nii.gz: has no channel number and stands beside the scan" in shown.err
+    assert "pat: has the channels 2019; channels are numbered 0000" in shown.err
+    assert "._" not in shown.err
 
 
 def test_a_support_with_other_channels_and_a_missing_pair_are_said(make_model, scans, tmp_path, capsys):
