@@ -1,4 +1,4 @@
-"""Which scans of a folder nnU-Net can predict: one that it cannot read ends its prediction of all the others."""
+"""Sorting out of scans that nnU-Net cannot predict: one unreadable scan ends its prediction of all the others."""
 
 import sys
 from collections import deque
@@ -39,7 +39,7 @@ class PredictionTask:
         return self.target / f"{scan.case}{self.ending}"
 
     def is_done(self, reader: Any, scan: Scan) -> bool:
-        """Whether the mask can be read to its end; nnU-Net writes in place, so that a kill leaves half of one."""
+        """Whether the mask can be read to its end; nnU-Net writes in place, so that a kill can leave half of one."""
         needed = [self.target / f"{scan.case}{end}" for end in (".npz", ".pkl")] if self.probabilities else []
         if not all(file.is_file() for file in (self.mask(scan), *needed)):
             return False
@@ -50,7 +50,7 @@ class PredictionTask:
                 if needed:
                     with needed[0].open("rb") as file, np.load(file) as content:
                         content["probabilities"]
-        # Whatever a reader makes of a broken file.
+        # The type of the error depends on the reader.
         except Exception:
             return False
         return True

@@ -17,10 +17,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="default: %(default)s")
     parser.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="default: all that are trained")
     parser.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="default: %(default)s")
-    parser.add_argument("-step_size", type=float, default=0.5, help="of the sliding window (default: %(default)s)")
+    parser.add_argument(
+        "-step_size",
+        type=float,
+        default=0.5,
+        help="step of the sliding window, as a fraction of the patch (default: %(default)s)",
+    )
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, less accurate")
     parser.add_argument("--save_probabilities", action="store_true", help="needed for ensembles")
-    parser.add_argument("--continue_prediction", "--c", action="store_true", help="only what has no whole mask yet")
+    parser.add_argument(
+        "--continue_prediction", "--c", action="store_true", help="predict only scans without a complete mask"
+    )
     parser.add_argument("-prev_stage_predictions", dest="previous", metavar="FOLDER", help="masks, for a cascade")
     parser.add_argument("-num_parts", type=int, default=1, help="processes that share the scans (default: 1)")
     parser.add_argument("-part_id", type=int, default=0, help="which of them this is, from 0 on (default: 0)")
@@ -28,9 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default = os.environ.get(f"nnUNet_{option}", "3")  # a string goes through `type`, as if it had been typed
         parser.add_argument(f"-{option}", type=int, default=default, help=f"processes that {does} (default: {default})")
     parser.add_argument("-device", choices=DEVICES, default="auto", help="default: %(default)s")
-    parser.add_argument("--not_on_device", action="store_true", help="keep what is predicted in the CPU's memory")
+    parser.add_argument("--not_on_device", action="store_true", help="keep predictions in the memory of the CPU")
     parser.add_argument("--disable_progress_bar", action="store_true", help="for logs")
-    parser.add_argument("--verbose", action="store_true", help="nnU-Net says what it does")
+    parser.add_argument("--verbose", action="store_true", help="print nnU-Net's messages")
     parser.epilog = (
         "A scan that cannot be read, whose channels differ in geometry, or that has NaN or infinite voxels does not "
         "stop the others; it is named at the end, and the exit code is 1."

@@ -10,7 +10,7 @@ from batchgenerators.utilities.file_and_folder_operations import join, load_pick
 from nnunet_ext.fewshot.slices import image_slice, window, window_start
 
 _ENOUGH_VOXELS = 200
-"""A slice with as many voxels of a class shows it well; of smaller structures, the upper half of their slices does."""
+"""Number of voxels from which on a slice shows a class well; smaller structures are drawn from their larger slices."""
 
 Labels = tuple[int, ...]
 
@@ -22,8 +22,8 @@ class SupportSlices:
     Attributes:
         images: (N, M, H, W), float32.
         masks: (N, R, H, W), bool.
-        labelled: (N, H, W), bool: not the ignore label; pixels beyond the image are.
-        counts: Slices drawn for each class; a slice drawn for one may show others.
+        labelled: (N, H, W), bool: pixels without the ignore label; those beyond the image count as labelled.
+        counts: Number of slices drawn for each class; a slice drawn for one class may show others.
     """
 
     images: np.ndarray
@@ -45,8 +45,8 @@ class SupportBank:
     Args:
         dataset: nnU-Net's dataset of the training fold.
         classes: Labels of each class; see `class_labels`.
-        names: Of the classes, for messages.
-        size: (H, W) of the slices in voxels; they are cut out around the class; smaller ones are padded with 0.
+        names: Names of the classes, for messages.
+        size: (H, W) of the slices in voxels; they are cut out around the class; smaller images are padded with 0.
         one_hot: Labels of the previous stage's segmentation that are channels of the input (nnU-Net's cascade).
         ignore: nnU-Net's ignore label; None: all pixels are labelled.
 
@@ -90,16 +90,16 @@ class SupportBank:
         return SupportSlices(images, masks, labelled, tuple(counts))
 
     def _classes_of(self, case: str) -> set[int]:
-        """By the voxels that nnU-Net's preprocessing has listed per label, without opening the images."""
+        """Classes that a case shows, from the voxels that nnU-Net's preprocessing lists, without opening the image."""
         locations = load_pickle(join(self.dataset.source_folder, f"{case}.pkl"))["class_locations"]
         shown = [set(key) if isinstance(key, tuple) else {key} for key, voxels in locations.items() if len(voxels)]
-        # Which of its labels a region's voxels have is not said; with an ignore label there is a key of all labels.
+        # The list does not tell the labels within a region; with an ignore label there is a key of all labels.
         return {index for index, labels in enumerate(self.classes) if any(key <= set(labels) for key in shown)}
 
     def _choose(
         self, index: int, shots: int, cases: Sequence[str], generator: np.random.Generator
     ) -> list[tuple[str, int]]:
-        """One slice a case first, further ones of the same cases only where there are fewer cases than shots."""
+        """One slice per case first; further slices of the same cases only if there are fewer cases than shots."""
         chosen: list[tuple[str, int]] = []
         spare: list[tuple[str, int]] = []
         for case in cases:

@@ -33,13 +33,13 @@ _TILE_STEP = 0.5  # nnU-Net's
 class FewShotModel:
     """FAF-Net from a folder of nnU-Net's results, with the preprocessing that it was trained on.
 
-    First `show`, what to look for; then `segment`, as often as there are scans. The support is encoded once.
+    Call `show` once, with the classes to look for, then `segment` for each scan. The support is encoded once.
 
     Args:
         folder: ``TRAINER__PLANS__CONFIGURATION`` of nnU-Net's results, or an installed model.
-        device: Of torch.
-        folds: None: all that are trained. Several are averaged, as nnU-Net does.
-        checkpoint: File in the folders of the folds.
+        device: Name of torch's device.
+        folds: Folds to load; None: all trained ones. Several are averaged, as nnU-Net does.
+        checkpoint: Name of the checkpoint in the folders of the folds.
 
     Raises:
         FileNotFoundError: if the folder is no trained model.
@@ -75,11 +75,11 @@ class FewShotModel:
         self.shown_values: frozenset[int] = frozenset()
         """Values that occur in the support masks, and background."""
         self.supports: list[list[Support]] = []
-        """Of each fold, of each part."""
+        """Encoded supports, by fold and part."""
 
     @property
     def endings(self) -> list[str]:
-        """Of the files that the dataset's reader reads."""
+        """File endings that the dataset's reader reads."""
         return list(self.reader.supported_file_endings)
 
     def show(
@@ -94,15 +94,16 @@ class FewShotModel:
 
         Args:
             examples: Scans with their masks; every one must show every label.
-            labels: Values in the masks, of which each is a class.
-            parts: Into which volumes are cut; see `shown_slices`.
-            match: How parts of a support belong to those of a scan; see `shown_slices`.
-            sectors: Of the `surroundings` of each label, which compete with it; 0, the paper's: a threshold decides.
+            labels: Values in the masks; each is a class.
+            parts: Number of parts into which volumes are divided; see `shown_slices`.
+            match: How parts of a support correspond to those of a scan; see `shown_slices`.
+            sectors: Number of sectors of the `surroundings` that compete with each label; 0, the paper's: a threshold
+                alone decides.
 
         Raises:
-            ValueError: for a mask that does not fit its scan, is empty, or has not got a label; for a scan with
-                another number of channels; for labels that are not positive or not different; for less than 0 sectors;
-                and as `shown_slices`.
+            ValueError: for a mask that is not in the space of its scan, has several channels or values that are not
+                whole, is empty, or lacks a label; for a scan with another number of channels; for labels that are not
+                positive or not different; for a negative number of sectors; and as `shown_slices`.
         """
         if len(set(labels)) < len(labels) or not all(label > 0 for label in labels):
             raise ValueError(f"labels {list(labels)} must be positive and different")

@@ -1,4 +1,4 @@
-"""The few-shot protocol, the paper's and ours: which support slice tells what to look for in which part of a volume.
+"""The few-shot protocols, the paper's and ours: which support slice shows the label for which part of a volume.
 
 Source: Cheng et al., "FAF-Net", after Hansen et al., "Anomaly detection-inspired few-shot medical image segmentation
 through self-supervision with supervoxels", MedIA 2022 (ADNet).
@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 DEFAULT_PARTS = {"extent": 3, "position": 40}
-"""By what is cut into parts of the support: the label's extent, the paper's, or the scan, as the query is."""
+"""Default number of parts, by what is divided in the support: the label's extent (the paper's) or the whole scan."""
 
 
 def query_parts(slices: int, parts: int) -> list[range]:
-    """Equal parts of a volume along the slice axis, as equal as whole slices allow; empty ones of a thin volume.
+    """Parts of a volume along the slice axis, as equal as whole slices allow; some are empty in a thin volume.
 
     Args:
         slices: D of the volume.
@@ -58,13 +58,13 @@ def support_slices(mask: NDArray[np.bool_], parts: int) -> list[int]:
 def shown_slices(mask: NDArray[np.bool_], parts: int | None = None, match: str = "extent") -> list[int]:
     """For each part of a query volume, the support's slice that tells what to look for in it.
 
-    ``"extent"`` is the paper's, `support_slices`: every part is shown the label, and may find it. ``"position"``: the
-    middle slice of the same part of the support *scan*, with foreground or without; where there is none, nothing is
-    looked for. That is for scans of the same field of view. Of as many parts as slices each is a slice.
+    ``"extent"``, the paper's, takes `support_slices`: every part is shown the label and may contain it. ``"position"``
+    takes the middle slice of the same part of the support *scan*, with or without foreground; parts without foreground
+    are not searched. It is for scans of the same field of view. With as many parts as slices, each slice is a part.
 
     Args:
         mask: Foreground of the support.
-        parts: Into which the volumes are cut; None: `DEFAULT_PARTS`.
+        parts: Number of parts; None: `DEFAULT_PARTS`.
         match: ``"extent"`` or ``"position"``.
 
     Shape:

@@ -17,16 +17,16 @@ def segment_scans(model: FewShotModel, scans: Sequence[Scan], target: Path) -> l
     """Segments scans one after another; one that fails does not stop the others.
 
     Args:
-        model: After `FewShotModel.show`.
-        scans: To segment.
-        target: Folder for the masks, CASE and the scan's ending.
+        model: A model after `FewShotModel.show`.
+        scans: Scans to segment.
+        target: Folder for the masks, named CASE with the scan's ending.
     """
     target.mkdir(parents=True, exist_ok=True)
     failures = []
     for scan in tqdm(scans, "Segmenting", unit="scan"):
         try:
             model.segment(scan, target / (scan.case + scan.ending))
-        # Whatever a reader makes of a broken file.
+        # The type of the error depends on the reader.
         except Exception as error:
             failures.append(Failure.of(scan, error))
     return failures
@@ -38,10 +38,10 @@ def evaluate(
     """Dice of every case and label: 2 |P and T| / (|P| + |T|), NaN where a label is in neither.
 
     Args:
-        model: With the labels and the reader.
-        scans: That were segmented.
-        predictions: Folder of `segment_scans`.
-        truth: Folder with the true labels, CASE and any ending that the reader reads.
+        model: The model that segmented the scans.
+        scans: Segmented scans.
+        predictions: Folder that `segment_scans` wrote.
+        truth: Folder with the true labels, named CASE with any ending that the reader reads.
 
     Returns:
         One row per case and one column per label; and the cases without true labels, or whose true labels cannot be

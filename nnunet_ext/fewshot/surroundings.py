@@ -1,7 +1,7 @@
-"""What surrounds a label in a support slice, as classes of the background: beyond the paper, which has none.
+"""Surroundings of a label in a support slice, as background classes. This is an addition to the paper.
 
-A threshold alone decides in FAF-Net whether a position is like the label; tissue at its edge often is. A position that
-is even more like what is beside the label in the support is not taken for it.
+In FAF-Net a threshold alone decides whether a position resembles the label, and tissue at its edge often does. With
+these classes, a position that resembles the label's surroundings in the support even more is not taken for the label.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 WIDTH = 8
-"""In pixels: two positions of the features."""
+"""Width of the surroundings in pixels: two positions of the feature map."""
 
 
 def surroundings(mask: NDArray[np.bool_], other: NDArray[np.bool_], sectors: int) -> NDArray[np.bool_]:
@@ -17,8 +17,8 @@ def surroundings(mask: NDArray[np.bool_], other: NDArray[np.bool_], sectors: int
 
     Args:
         mask: Foreground of a slice; an empty one has no surroundings.
-        other: Pixels that are none of them, of other labels that are looked for.
-        sectors: S, directions, clockwise from the left on.
+        other: Pixels of other requested labels, which do not count as surroundings.
+        sectors: S, number of directions, clockwise from the left.
 
     Shape:
         (H, W), (H, W) -> (S, H, W)

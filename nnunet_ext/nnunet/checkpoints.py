@@ -1,4 +1,4 @@
-"""nnU-Net's checkpoints: read with an error that says what is wrong, and compared with what they are to serve."""
+"""nnU-Net's checkpoints: reading them with clear errors, and comparing them with what loads them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,20 +20,20 @@ _SHOWN = 4
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of nnU-Net's, its tensors left in the file until they are used.
+    """Reads a checkpoint of nnU-Net; its tensors stay in the file until they are used.
 
-    As nnU-Net does, this unpickles whatever the file holds: files of strangers can run code.
+    As in nnU-Net, the whole file is unpickled: untrusted files can execute code.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for a file that is cut off, empty, not torch's, or of another program; it names the file.
+        ValueError: for a file that is cut off, empty, not written by torch, or from another program; it names the file.
     """
     path = Path(path)
     with path.open("rb"):  # the operating system's own words, where it cannot be opened
         pass
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
-    # What torch raises depends on which bytes are wrong.
+    # The type of torch's error depends on which bytes are wrong.
     except Exception as error:
         state = "is empty" if path.stat().st_size == 0 else "cannot be read: it is cut off, or no file of torch's"
         raise ValueError(
@@ -56,9 +56,9 @@ def uncompiled(network: nn.Module) -> nn.Module:
 
 
 def misfits(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
-    """Parameters of a network that a state dict lacks or has in another shape, a text each.
+    """Parameters of a network that a state dict lacks or has in another shape, one text per parameter.
 
-    What a state dict has beyond them is torch's to refuse: it may be heads that are dropped when it is loaded.
+    Additional entries are left to torch to refuse: they may be heads that are dropped on loading.
     """
     found = []
     for key, own in network.state_dict().items():
@@ -70,7 +70,7 @@ def misfits(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
 
 
 def refuse_misfits(network: nn.Module, weights: Mapping[str, Tensor], prefix: str, *_: object) -> None:
-    """Hook before loading, which nnU-Net's prediction meets: says for what a network was built.
+    """Hook before loading, also in nnU-Net's prediction, whose error says what the network was built for.
 
     Raises:
         ValueError: for weights of another network, patch size or number of classes; the message has both shapes.
@@ -88,11 +88,11 @@ def refuse_misfits(network: nn.Module, weights: Mapping[str, Tensor], prefix: st
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """What differs between two trainings in what shapes a network, a text each with both values.
+    """Differences between two trainings that affect the network's shape, one text with both values per difference.
 
     Args:
-        theirs: A checkpoint's `init_args`: plans, configuration, dataset_json.
-        ours: The same of what it is to serve.
+        theirs: `init_args` of a checkpoint: plans, configuration, dataset_json.
+        ours: The same of the training or model that loads it.
     """
     try:
         before = _facts(theirs)

@@ -53,7 +53,7 @@ def pair_plans(trainers: Sequence[str], plans: Sequence[str]) -> list[tuple[str,
 
 
 def trained_folds(folder: Path, wanted: Sequence[int | str] | None, checkpoint: str = DEFAULT_CHECKPOINT) -> list[str]:
-    """The folds to load: those wanted, else all of a cross-validation, else the one on all cases.
+    """The folds to load: those requested, else all folds of a cross-validation, else the model of all cases.
 
     Raises:
         FileNotFoundError: unless the folder holds a trained model with them.
@@ -64,7 +64,7 @@ def trained_folds(folder: Path, wanted: Sequence[int | str] | None, checkpoint: 
                 f"{folder} is no folder of a trained model (TRAINER__PLANS__CONFIGURATION): no {name}"
             )
     trained = [fold for fold in fold_names(folder) if (folder / f"fold_{fold}" / checkpoint).is_file()]
-    # nnU-Net: the folds of a cross-validation, not also the model of all cases.
+    # As in nnU-Net: the folds of a cross-validation without the model of all cases.
     folds = [str(fold) for fold in wanted] if wanted else [fold for fold in trained if fold != "all"] or trained
     missing = [fold for fold in folds if fold not in trained]
     if missing or not folds:
@@ -86,14 +86,15 @@ def load_predictor(
 
     Args:
         folder: ``TRAINER__PLANS__CONFIGURATION`` of nnU-Net's results, or an installed model.
-        device: Of torch.
-        folds: None: all that are trained.
-        checkpoint: File in the folders of the folds.
-        **options: Of nnUNetPredictor.
+        device: Name of torch's device.
+        folds: Folds to load; None: all trained ones.
+        checkpoint: Name of the checkpoint in the folders of the folds.
+        **options: Options of nnUNetPredictor.
 
     Raises:
         FileNotFoundError: if the folder is no trained model.
-        ValueError: for a damaged or foreign checkpoint, or one of another plan; it names the file and what differs.
+        ValueError: for a damaged or foreign checkpoint, or one of another plan, with the file and the differences; and
+            for plans.json or dataset.json that nnU-Net cannot use, with the file and the key.
     """
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor

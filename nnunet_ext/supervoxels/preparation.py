@@ -27,16 +27,16 @@ def make_supervoxels(
 
     Args:
         dataset: nnU-Net's dataset of preprocessed cases.
-        cases: Identifiers.
-        folder: For the files.
-        spacing: Of the axes D, H and W in mm, from the properties that the dataset holds of a case.
-        parameters: Of the supervoxels.
-        masked: Whether images were normalised within their nonzero voxels only. The rest is 0 then, which is no dark
-            value any more, and is background here.
-        threads: The compiled segmentation and NumPy let others run meanwhile.
+        cases: Identifiers of the cases.
+        folder: Folder for the files.
+        spacing: Returns the spacing of the axes D, H and W in mm from the properties that the dataset holds for a case.
+        parameters: Settings of the supervoxels.
+        masked: Whether images were normalised within their nonzero voxels only. The other voxels are then 0, which is
+            no longer a dark value, and count as background.
+        threads: Number of threads; the compiled segmentation and NumPy release the interpreter's lock.
 
     Raises:
-        ValueError: for an image of which there can be none, NaN in it for instance; it names the case.
+        ValueError: for an image that cannot be segmented, because of NaN for instance; it names the case.
         OSError: if a file cannot be written.
     """
     remove_left_overs(Path(folder))
@@ -56,7 +56,7 @@ def _make(
     data, segmentation, _, properties = dataset.load_case(case)
     image = np.asarray(data)
     if masked:
-        # nnU-Net's preprocessing marks what it found empty in the segmentation, with -1; labels play no part.
+        # nnU-Net's preprocessing marks empty regions by -1 in the segmentation; labels are not used.
         image = np.where(np.asarray(segmentation) < 0, image.min((1, 2, 3), keepdims=True), image)
     try:
         cached_supervoxels(image, spacing(properties), folder, case, parameters)

@@ -3,9 +3,9 @@
 Source: Hansen et al., "Anomaly detection-inspired few-shot medical image segmentation through self-supervision with
 supervoxels", MedIA 2022 (ADNet), whose settings Cheng et al.'s FAF-Net uses; the segmentation is Felzenszwalb and
 Huttenlocher's, "Efficient Graph-Based Image Segmentation", IJCV 2004.
-Deviations: the background is removed before and not after, so that no segment falls below the minimum size by it; one
-minimum size rule in place of a number per dataset; 6 neighbours and not 26, by which segments leak less; edges of equal
-weight have an order.
+Deviations: the background is removed before the segmentation rather than after it, so that no segment falls below the
+minimum size; one rule for the minimum size replaces a number per dataset; 6 neighbours rather than 26, because segments
+then leak less; edges of equal weight have a fixed order.
 """
 
 import math
@@ -23,19 +23,19 @@ VOXELS_PER_MIN_SIZE = 786
 1000, as the authors have it."""
 
 SMALLEST_MIN_SIZE = 50
-"""In voxels."""
+"""Lower bound of the default minimum size, in voxels."""
 
 
 @dataclass(frozen=True)
 class SupervoxelParameters:
-    """What `supervoxels` can be told.
+    """Settings of `supervoxels`.
 
     Attributes:
-        min_size: Least number of voxels of a segment; None: `default_min_size` of the volume.
-        scale: Felzenszwalb and Huttenlocher's k, for intensities 0..255; larger k, larger segments. The authors' is so
-            small that only equal neighbours join by it, and the rest is the minimum size's doing.
-        threshold: Voxels up to this intensity, of 255, are background; below 0 nothing is.
-        connectivity: 6, 18 or 26 neighbours.
+        min_size: Minimum number of voxels of a segment; None: `default_min_size` of the volume.
+        scale: Felzenszwalb and Huttenlocher's k, for intensities 0..255; a larger k gives larger segments. The authors'
+            value is so small that it joins only equal neighbours; the minimum size does the rest.
+        threshold: Intensity, of 255, up to which voxels are background; below 0 there is no background.
+        connectivity: Number of neighbours, 6, 18 or 26.
     """
 
     min_size: int | None = None

@@ -11,24 +11,23 @@ from pathlib import Path
 from typing import IO, Any
 
 _LEFT_OVER_SECONDS = 3600
-"""A file that is being written changes more often."""
+"""Age in seconds from which on a partial file is no longer being written."""
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path, mode: str = "wb", shared: bool = False) -> Iterator[IO[Any]]:
-    """A file to write to; it takes the place of `path` if the block ends well, else it is removed.
+    """Opens a file for writing; it replaces `path` if the block succeeds and is removed otherwise.
 
-    It is PATH.partial until then, so that a kill leaves the old file and at most that one. The content is on the disk
-    before the name is (fsync): without that, a loss of power after the rename can leave an empty file under the name
-    that was good before.
+    Until then it is called PATH.partial, so that a kill leaves the old file and at most that one. The content is
+    synchronised to the disk before the rename: otherwise a power failure could leave an empty file under the old name.
 
     Args:
         path: The file.
-        mode: Of `open`; text is UTF-8.
-        shared: Whether several processes may write this file at once: each then has a PATH.*.partial of its own.
+        mode: Mode of `open`; text is UTF-8.
+        shared: Whether several processes may write this file at once; each then has its own PATH.*.partial.
 
     Raises:
-        OSError: with the file's name and the reason, also where a library had wrapped it.
+        OSError: with the file's name and the reason, even if a library wrapped it.
     """
     path = Path(path)
     own = f".{uuid.uuid4().hex}" if shared else ""
@@ -47,9 +46,9 @@ def replacing(path: str | Path, mode: str = "wb", shared: bool = False) -> Itera
 
 @contextlib.contextmanager
 def named_errors(path: str | Path) -> Iterator[None]:
-    """Raises an OSError of the block, or one that was the cause of what it raised, with the name of a file.
+    """Adds a file's name to an OSError that the block raises, directly or as the cause of another error.
 
-    The operating system's "No space left on device" comes without a name, and torch hides it behind its own error.
+    The operating system's "No space left on device" names no file, and torch hides it behind its own error.
     """
     try:
         yield
@@ -69,7 +68,7 @@ def remove(path: Path) -> None:
 
 
 def remove_left_overs(folder: Path) -> None:
-    """Removes what killed processes left of `replacing` with `shared`; what others write now is younger."""
+    """Removes partial files that killed processes left of `replacing` with `shared`; files in use are younger."""
     for partial in folder.glob("*.partial"):
         with contextlib.suppress(OSError):
             if time.time() - partial.stat().st_mtime > _LEFT_OVER_SECONDS:
@@ -77,7 +76,7 @@ def remove_left_overs(folder: Path) -> None:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Raises OSError, naming the folder, unless it is there, or can be made, and files can be written into it."""
+    """Raises OSError, naming the folder, unless it exists or can be created and files can be written into it."""
     folder = Path(folder)
     probe = folder / f".{uuid.uuid4().hex}.partial"
     try:
@@ -92,7 +91,7 @@ def check_writable(folder: str | Path) -> None:
 def check_whole(path: str | Path) -> None:
     """Raises ValueError, naming the file, for a .gz that was cut off or damaged.
 
-    SimpleITK reads half a .nii.gz without a word and takes zeros for the rest.
+    SimpleITK reads half a .nii.gz without an error and takes zeros for the rest.
     """
     path = Path(path)
     if path.suffix.lower() != ".gz":
@@ -112,7 +111,7 @@ def _os_error(error: BaseException | None) -> OSError | None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Has the new name on the disk, too; not everywhere can a folder be opened."""
+    """Synchronises the new name to the disk as well, where the system can open folders."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
