@@ -177,7 +177,7 @@ _MEASUREMENTS = (
     Measurement(
         "u_mamba",
         ("u_mamba_cpu",),
-        f"benchmarks.u_mamba {_TIMING}",
+        f"benchmarks.u_mamba {_TIMING} --repeats 3",
         "U-Mamba and its scan",
         "a forward pass of UMambaEnc with our scan, and with that of the package mambapy",
     ),
