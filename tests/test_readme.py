@@ -1,4 +1,4 @@
-"""The README's commands and snippets, the examples and the table, run or compared."""
+"""Runs or compares the README's commands, snippets and table, and the examples."""
 
 import os
 import re
@@ -84,7 +84,7 @@ def test_sizes_are_those_of_the_networks_command():
 
 @pytest.mark.slow
 def test_nnunet_commands(nnunet, tmp_path):
-    """In folders of their own, on the CPU and with the smallest budget."""
+    """Runs in separate folders, on the CPU and with the smallest budget."""
     (script,) = [block for block in blocks("bash") if "nnUNetv2_train 4" in block]
     folders = {name: str(tmp_path / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     for folder in folders.values():
@@ -119,7 +119,7 @@ def test_examples(nnunet, tmp_path):
 
 
 def compare_masks(ours, predictions, scan):
-    """The Python example gives what nnUNetv2_predict gave for the scan."""
+    """Checks that the Python example predicts the same mask as nnUNetv2_predict."""
     import SimpleITK as sitk
 
     theirs = predictions / scan.name.replace("_0000.nii.gz", ".nii.gz")

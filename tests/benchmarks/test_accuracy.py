@@ -18,7 +18,7 @@ TRAINERS = ("StockTrainer", "FAFNetTrainer")
 
 @pytest.fixture
 def experiment(tmp_path):
-    """Runs it on ten thinned-out scans, and returns the rows of its two files."""
+    """Runs it on ten downsampled scans and returns the rows of its two files."""
     data, results = tmp_path / "Dataset004_Hippocampus", tmp_path / "results"
     lay_out(data, SHIPPED_CASES[:10], every=2)
 
@@ -36,7 +36,7 @@ def experiment(tmp_path):
 
 
 def test_rows_of_another_setting_are_refused(tmp_path):
-    """A table of both would compare them."""
+    """A table with both would compare them."""
     file, row = tmp_path / "rows.csv", {"trainer": "StockTrainer", "fold": 0, "iterations": 600, "dice": 0.5}
     merge(file, [row])
     merge(file, [row | {"trainer": "SASANTrainer"}])

@@ -1,4 +1,4 @@
-"""What is done and checked for each feature of nnU-Net: a function of the lab and a trainer's name."""
+"""Steps and checks for each feature of nnU-Net, as functions of the lab and a trainer's name."""
 
 import json
 import os
@@ -240,7 +240,7 @@ def val_best(lab: Lab, trainer: str) -> None:
 
 @cell("pretrained")
 def pretrained(lab: Lab, trainer: str) -> None:
-    """Of another dataset, with one output more."""
+    """Weights of another dataset, with one more output."""
     weights = lab.train(trainer) / "checkpoint_final.pth"
     space, results = lab.space("regions"), lab.elsewhere(f"pretrained_{trainer}", "nnUNet_results")
     name = write_recorder(lab.root / "recorders" / trainer, trainer)
@@ -261,7 +261,7 @@ def pretrained(lab: Lab, trainer: str) -> None:
 
 @cell("zip")
 def exported(lab: Lab, trainer: str) -> None:
-    """nnU-Net's three folders are empty ones where it is installed."""
+    """The model is installed where nnU-Net's three folders are empty."""
     space, file = lab.space("plain"), lab.root / f"{trainer}.zip"
     original = lab.predict(trainer)
     number = str(space.dataset_id)
@@ -313,7 +313,7 @@ def step_size(lab: Lab, trainer: str) -> None:
 
 
 def _check_regions(lab: Lab, trainer: str, kind: str) -> None:
-    """Of outputs above a half the last in `regions_class_order` is written."""
+    """Among outputs above one half, the last in `regions_class_order` is written."""
     _check_scores(lab.train(trainer, kind), {"(1, 2)", "2"})
     folder, space = lab.predict(trainer, kind), lab.space(kind)
     _, name = only_scan(space)
@@ -325,14 +325,14 @@ def _check_regions(lab: Lab, trainer: str, kind: str) -> None:
 
 
 def _check_scores(folder: Path, names: set[str]) -> None:
-    """The validation scored these labels or regions."""
+    """Checks that the validation scored these labels or regions."""
     summary = json.loads((folder / "validation" / "summary.json").read_text())
     assert set(summary["mean"]) == names
     assert all(scores["n_ref"] > 0 for scores in summary["mean"].values())
 
 
 def _best(lab: Lab, trainer: str) -> tuple[Path, dict]:
-    """What the commands that nnUNetv2_find_best_configuration prints have predicted, and what it wrote down."""
+    """Predictions of the commands that nnUNetv2_find_best_configuration prints, and its own record."""
     space, out = lab.space("plain"), lab.root / "best" / trainer
     for configuration in ("2d_tiny", TINY):
         for fold in ("0", "1"):
@@ -360,7 +360,7 @@ def _best(lab: Lab, trainer: str) -> tuple[Path, dict]:
 
 
 def _keep_largest(mask: np.ndarray, labels: int | list[int]) -> np.ndarray:
-    """Without all voxels of these labels that do not belong to their largest part."""
+    """The mask without voxels of these labels outside their largest component."""
     inside = np.isin(mask, labels)
     parts, count = ndimage.label(inside, np.ones((3, 3, 3)))
     if count < 2:
@@ -392,7 +392,7 @@ def _same(space: FeatureWorkspace, original: Path, other: Path) -> None:
 
 
 def _differs(lab: Lab, trainer: str, *options: str) -> None:
-    """The option changes probabilities."""
+    """Checks that the option changes probabilities."""
     _, name = only_scan(lab.space("plain"))
     usual, changed = lab.predict(trainer), lab.predict(trainer, options=options)
     assert np.abs(probabilities(usual, name) - probabilities(changed, name)).max() > 1e-5

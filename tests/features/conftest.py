@@ -15,7 +15,7 @@ FORKED = "NNUNET_EXT_FORKED"
 
 @pytest.fixture(scope="session")
 def forks():
-    """None: nnU-Net's commands are started as they are."""
+    """The forking process, or None: nnU-Net's commands are started normally."""
     if FORKED not in os.environ:
         yield None
         return
@@ -31,13 +31,13 @@ def lab(tmp_path_factory, forks):
 
 @pytest.fixture(autouse=True)
 def _trainers_of_ours(monkeypatch):
-    """For nnU-Net in this process."""
+    """Environment for nnU-Net in this process."""
     monkeypatch.setenv("nnUNet_extTrainer", str(trainers_folder()))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Writes a cell's outcome and seconds into the file that the variable names."""
+    """Appends a cell's outcome and seconds to the file that the environment variable names."""
     report = yield
     marker, file = item.get_closest_marker("cell"), os.environ.get(VARIABLE)
     if marker is not None and file is not None:

@@ -1,4 +1,4 @@
-"""nnU-Net's commands as forks of a process that has imported everything already.
+"""nnU-Net's commands as forks of a process that has already imported everything.
 
 Of the time of a command on tiny networks nine tenths go into imports: of its own, and of its workers, which nnU-Net
 spawns. Here both are forked; entry point, arguments, environment and exit code are those of the command.
@@ -60,10 +60,10 @@ def _serve() -> None:
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    recursive_find_trainer_class_by_name("StockTrainer")  # imports all
+    recursive_find_trainer_class_by_name("StockTrainer")  # imports everything
     forked = multiprocessing.get_context("fork")
     multiprocessing.get_context = lambda method=None: forked
-    multiprocessing.cpu_count = lambda: 1  # of which nnU-Net takes a thread each
+    multiprocessing.cpu_count = lambda: 1  # nnU-Net uses one thread for each
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
@@ -79,7 +79,7 @@ def _run(command: list[str], environment: dict[str, str], folder: str, log: str)
     os.environ.update(environment)
     os.chdir(folder)
     signal.alarm(_SECONDS)
-    torch.seed()  # not the same random numbers in all of them
+    torch.seed()  # so that they do not share random numbers
     np.random.seed()  # noqa: NPY002
     code = 1
     try:

@@ -1,4 +1,4 @@
-"""Trainings and predictions by nnU-Net's commands, each done once and shared by all cells that look at it."""
+"""Trainings and predictions by nnU-Net's commands, each run once and shared by all cells that need it."""
 
 import shutil
 from functools import cache
@@ -15,7 +15,7 @@ BUDGET = {
     "NNUNET_EXT_EPOCHS": "1",
     "NNUNET_EXT_ITERATIONS": "2",
     "NNUNET_EXT_VAL_ITERATIONS": "1",
-    "nnUNet_n_proc_DA": "0",  # workers prepare many more batches than are taken
+    "nnUNet_n_proc_DA": "0",  # workers prepare many more batches than are used
 }
 ON_CPU = ("-device", "cpu")
 PREDICT_ON_CPU = (*ON_CPU, "-npp", "1", "-nps", "1")
@@ -23,11 +23,11 @@ TINY = "3d_fullres_tiny"
 
 
 class Lab:
-    """nnU-Net's folders with all kinds of datasets; what a method has done it does not do again."""
+    """nnU-Net's folders with all kinds of datasets; every method caches its results."""
 
     def __init__(self, root: Path, forks: Forks | None) -> None:
         self.root, self.forks = root, forks
-        # Caches of the object, so that another lab shares nothing with it.
+        # Caches belong to the object, so that labs share nothing.
         self.space, self.cascade_space = cache(self._space), cache(self._cascade_space)
         self._trained, self._predicted = cache(self._train), cache(self._predict)
 
@@ -64,7 +64,7 @@ class Lab:
         fold: str = "0",
         options: tuple[str, ...] = (),
     ) -> Path:
-        """Predicts the scans of `imagesTs` with probabilities; masks have legal labels and the image's geometry."""
+        """Predicts the scans of `imagesTs` with probabilities; masks have valid labels and the image's geometry."""
         return self._predicted(trainer, kind, configuration, fold, options)
 
     def _predict(self, trainer: str, kind: str, configuration: str, fold: str, options: tuple[str, ...]) -> Path:
@@ -116,7 +116,7 @@ def check_training(folder: Path, epochs: int = 1) -> dict:
 
 
 def check_masks(space: FeatureWorkspace, folder: Path) -> None:
-    """One mask a scan, of its size and with labels that may be predicted; probabilities of every output."""
+    """Checks one mask per scan, with its size and valid labels, and probabilities of every output."""
     labels, probabilities_sum_to_1 = predictable(space)
     ending = space.dataset_json["file_ending"]
     assert len(list(folder.glob(f"*{ending}"))) == len(space.scans) > 0

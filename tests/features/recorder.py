@@ -1,4 +1,4 @@
-"""Trainers that also keep the weights they start from."""
+"""Trainers that also save their initial weights."""
 
 from pathlib import Path
 

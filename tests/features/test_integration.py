@@ -1,4 +1,4 @@
-"""nnU-Net's own integration tests: its datasets and its steps, with trainers of ours and small patches."""
+"""nnU-Net's own integration tests: its datasets and steps, with our trainers and small patches."""
 
 import importlib.util
 import json
@@ -30,7 +30,7 @@ PATCHES = {"3d_fullres": [24, 32, 24], "2d": [56, 40], "3d_lowres": [16, 24, 16]
 
 
 class IntegrationWorkspace(FrugalWorkspace):
-    """nnU-Net's integration datasets, made of ten of the shipped scans and preprocessed as it says."""
+    """nnU-Net's integration datasets, made from ten of the shipped scans and preprocessed as it prescribes."""
 
     def _prepare(self) -> None:
         numbers = [name[7:10] for name in DATASETS.values()]
@@ -69,12 +69,12 @@ WITH_PREVIOUS_STAGE = """
             source_dir, output_dir, has_ensemble, overwrite=True, folder_with_segs_from_prev_stage=segmented
         )
 """
-"""nnU-Net's step ends, as it says itself, where a cascade is among the best; which is best is chance here."""
+"""nnU-Net's step stops, as it says, if a cascade is among the best; here the best one is random."""
 
 
 @pytest.fixture(scope="module")
 def best_configuration_step(tmp_path_factory):
-    """nnU-Net's last step for a trainer, which it has fixed to its own, on the CPU, one process at a time."""
+    """nnU-Net's last step, which is hard-wired to its own trainer, for another one, on the CPU in one process."""
 
     def make(trainer):
         specification = importlib.util.find_spec(f"{STEPS}.run_integration_test_bestconfig_inference")

@@ -1,4 +1,4 @@
-"""The shipped scans as datasets of every kind that nnU-Net takes, planned and preprocessed by its commands."""
+"""The shipped scans as datasets of every kind that nnU-Net supports, planned and preprocessed by its commands."""
 
 import json
 import subprocess
@@ -16,8 +16,8 @@ from tests.helpers.workspaces import NNUNetWorkspace
 CASES = 4
 IGNORE = 3
 FRUGAL = {
-    "nnUNet_def_n_proc": "1",  # every worker imports PyTorch anew, which takes longer than all of its work here
-    "OMP_WAIT_POLICY": "PASSIVE",  # nnU-Net takes a thread a core; they wait for each other at full speed otherwise
+    "nnUNet_def_n_proc": "1",  # every worker imports PyTorch again, which takes longer than its work here
+    "OMP_WAIT_POLICY": "PASSIVE",  # nnU-Net uses one thread per core, and idle threads would spin at full speed
 }
 REGIONS = {"background": 0, "whole": [1, 2], "Posterior": 2}
 _ANGLE = 0.3
@@ -40,7 +40,7 @@ class Kind:
 
 
 class FrugalWorkspace(NNUNetWorkspace):
-    """For many short commands: with one thread and, given `Forks`, without imports."""
+    """Environment for many short commands: one thread and, with `Forks`, no imports."""
 
     def __init__(self, root: Path, cases: int, forks: Forks | None) -> None:
         self.forks = forks
@@ -105,12 +105,12 @@ class FeatureWorkspace(FrugalWorkspace):
 
     @property
     def scans(self) -> list[Path]:
-        """First channels of the images to predict."""
+        """The first channels of the images to predict."""
         return sorted((self.raw / "imagesTs").glob("*_0000.*"))
 
 
 def tiny_patch(configuration: dict) -> list[int]:
-    """A slice in 2D; in 3D several tiles for a scan, thin along an axis whose voxels are longer."""
+    """One slice in 2D; in 3D several tiles per scan, thin along the axis with longer voxels."""
     spacing = configuration["spacing"]
     if len(spacing) == 2:
         return configuration["patch_size"]
@@ -118,13 +118,13 @@ def tiny_patch(configuration: dict) -> list[int]:
 
 
 def _middle(image: sitk.Image) -> sitk.Image:
-    """Narrow, so that few tiles cover it; whole along the axis of the hippocampus."""
+    """Narrow, so that few tiles cover it, but complete along the axis of the hippocampus."""
     (x, _, z), width = image.GetSize(), 24
     return image[(x - width) // 2 : (x + width) // 2, :, (z - width) // 2 : (z + width) // 2]
 
 
 def _oblique(space: FeatureWorkspace) -> None:
-    """Turned in space and far from the origin, as scans are."""
+    """Rotated and far from the origin, like real scans."""
 
     def change(image: sitk.Image) -> sitk.Image:
         image.SetDirection(_OBLIQUE)
@@ -150,7 +150,7 @@ def _regions_ignore(space: FeatureWorkspace) -> None:
 
 
 def _leave_out(space: FeatureWorkspace) -> None:
-    """Labels two of three slices, and of those not the edge of the image."""
+    """Labels two of every three slices, except at the edge of the image."""
 
     def change(label: sitk.Image) -> sitk.Image:
         array = sitk.GetArrayFromImage(label)
@@ -164,7 +164,7 @@ def _leave_out(space: FeatureWorkspace) -> None:
 
 
 def _two_modalities(space: FeatureWorkspace) -> None:
-    """The second is the first one smoothed; a second scan to predict has another second modality."""
+    """The second modality is the smoothed first one; a second scan to predict has another second modality."""
     for folder in ("imagesTr", "imagesTs"):
         for file in sorted((space.raw / folder).iterdir()):
             smooth = sitk.SmoothingRecursiveGaussian(sitk.Cast(sitk.ReadImage(str(file)), sitk.sitkFloat32), 2)

@@ -36,7 +36,7 @@ def test_a_single_class_slice_by_hand():
     logits = torch.zeros(1, 2, 5, 5)  # p = 1/2 everywhere
     terms = region_terms(logits, target)
     foreground = (25 / 4 + 9 - 9) / (25 / 4 + 9 - (1 - 7 / 9) * 4.5)
-    # Background: 16 voxels on the image's rim, all on the boundary, alpha = -1.
+    # Background: 16 voxels at the image's edge, all on the boundary, alpha = -1.
     background = (25 / 4 + 16 - 16) / (25 / 4 + 16)
     assert terms.boundary.item() == pytest.approx((foreground + background) / 2, rel=1e-4)
     assert terms.cross_entropy.item() == pytest.approx(0.6931472, rel=1e-6)
@@ -47,7 +47,7 @@ def test_a_class_absent_from_a_slice_gives_one_without_gradient():
     logits = torch.randn(1, 2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     target = torch.zeros(1, 1, 3, 4, 4, dtype=torch.long)
     both = region_terms(logits, target).boundary
-    # One region that is everywhere, with the same probabilities: what class 0 contributes.
+    # One region that covers everything, with the same probabilities: the contribution of class 0.
     first = region_terms((logits[:, :1] - logits[:, 1:]), torch.ones_like(target), regions=True).boundary
     assert both.item() == pytest.approx((first.item() + 1) / 2, rel=1e-12)
     half, whole = (torch.autograd.grad(t, logits)[0] for t in (first / 2, both))

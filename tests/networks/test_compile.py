@@ -18,7 +18,7 @@ def loss_of(outputs):
 
 @pytest.fixture
 def compiler():
-    """Compiles a network to one graph with a backend; the list gets an entry for every compilation."""
+    """Compiles a network to one graph with a backend; the list records every compilation."""
     compilations = []
 
     def compile_network(network, backend):
@@ -30,7 +30,7 @@ def compiler():
 
         for module in network.modules():
             if isinstance(module, nn.modules.dropout._DropoutNd):
-                module.p = 0.0  # each run would drop other channels
+                module.p = 0.0  # each run would drop different channels
         torch._dynamo.reset()
         return torch.compile(network, fullgraph=True, backend=counted), compilations
 
@@ -80,7 +80,7 @@ def check(network, backend, compiler, assert_close, within_epochs=True):
     "name", [pytest.param(name, marks=pytest.mark.slow) if name == "mt_unet" else name for name in EVERY]
 )
 def test_compiles_to_one_graph_for_training_and_one_for_prediction(name, compiler, assert_close):
-    """Here without a code generator, which takes minutes."""
+    """Without a code generator, which would take minutes."""
     network = build(name, "2d", input_channels=2, deep_supervision=True, n_stages=3)
     check(network, "aot_eager", compiler, assert_close, within_epochs=False)
 

@@ -1,4 +1,4 @@
-"""What every network promises; a new network joins through `nnunet_ext.networks.NETWORKS`."""
+"""The contract of every network; a new network is included through `nnunet_ext.networks.NETWORKS`."""
 
 from itertools import product
 
@@ -106,7 +106,7 @@ def test_layout_of_the_input_and_of_the_weights_does_not_matter(name, case, asse
     for x in layouts:
         for actual, value in zip(results(x), expected, strict=True):
             assert_close(actual, value, 1e-4)
-    # Networks that work on slices have 2D convolutions for volumes.
+    # Networks that work on slices use 2D convolutions for volumes.
     flat = any(p.ndim == 4 for p in network.parameters())
     network.to(memory_format=torch.channels_last if flat else torch.channels_last_3d)
     for actual, value in zip(results(plain), expected, strict=True):

@@ -43,7 +43,7 @@ def test_low_precision_stays_finite_at_five_levels(name, dtype, magnitude):
 
 
 def magnify(network, scale=100):
-    """Norms that give maps of this magnitude to what follows; the list returned gets the largest value of each."""
+    """Makes norms return maps of this magnitude; the returned list records the largest value of each."""
     for key, p in network.named_parameters():
         if p.ndim == 1 and key.endswith("weight"):
             nn.init.constant_(p, scale)
@@ -71,14 +71,14 @@ def test_features_of_magnitude_100_stay_finite(name, dtype):
         outputs = network(100 * images_for(network, 2))
     assert sorted(largest)[len(largest) // 2] >= 100
     assert all(o.isfinite().all() for o in outputs)
-    # Of a training's loss; one whose gradient grows with the logits is what a GradScaler is for.
+    # Gradients of a training loss; a GradScaler handles losses whose gradient grows with the logits.
     sum(F.cross_entropy(o.float(), o.argmin(1)) for o in outputs).backward()
     assert not_finite(network) == []
 
 
 @low_precision
 def test_an_episode_at_features_of_magnitude_100_stays_finite(dtype):
-    """FAF-Net's losses included: their logarithms see probabilities at the limits."""
+    """Includes FAF-Net's losses, whose logarithms see probabilities at the limits."""
     network = build("faf_net", "2d")
     largest = magnify(network)
     images = 100 * torch.randn(2, 3, 1, *network.patch_size)

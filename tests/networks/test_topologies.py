@@ -1,4 +1,4 @@
-"""Random legal plans: every network builds, learns and is restored, or says which value it cannot take."""
+"""Random valid plans: every network is built, learns and is restored, or names the value it does not support."""
 
 import re
 from math import prod
@@ -22,12 +22,12 @@ REFUSALS = (
     r"^`patch_size`=\(.*\) leaves one voxel at the lowest",
     r"^slices of \(\d+, \d+\) voxels are too small for this encoder: at least \(\d+, \d+\)$",
 )
-"""What a network may say, each with the value."""
+"""Acceptable error messages, each with the value."""
 
 
 @st.composite
 def plans(draw):
-    """Arguments of a network, as nnU-Net's plans have them, small enough for a CPU."""
+    """Arguments of a network as in nnU-Net's plans, small enough for a CPU."""
     axes, n_stages = draw(st.integers(2, 3)), draw(st.integers(2, 6))
     places = [(stage, axis) for stage in range(1, n_stages) for axis in range(axes)]
     pooled = set(draw(st.lists(st.sampled_from(places), max_size=MAX_POOLINGS, unique=True)))
@@ -51,7 +51,7 @@ def plans(draw):
 def check(name, plan, adapted, deep_supervision):
     network_class = NETWORKS[name].network
     topology = {k: v for k, v in plan.items() if k not in ("input_channels", "num_classes")}
-    Topology.create(**topology)  # legal: what fails from here on is the network's
+    Topology.create(**topology)  # valid: any later failure is the network's
 
     def build():
         arguments = plan
@@ -82,7 +82,7 @@ def check(name, plan, adapted, deep_supervision):
 
 @pytest.mark.parametrize("kernel", [(1, 1), (1, 3), (3, 3)])
 def test_a_stride_larger_than_the_kernel_equals_pytorchs(kernel, assert_close):
-    """PyTorch's own may end the process in the backward pass, so that only its values are compared."""
+    """PyTorch's own may crash in the backward pass, so only its values are compared."""
     block = ConvNormAct(nn.Conv2d, 3, 2, kernel, stride=(2, 2))
     x, padding = torch.randn(2, 3, 12, 16), [k // 2 for k in kernel]
     with torch.no_grad():

@@ -243,7 +243,7 @@ DOCUMENTATION = (Path(__file__).parents[2] / "docs" / "planning.md").read_text()
 
 
 def test_the_trace_was_right_when_it_was_measured():
-    """That docs/planning.md shows the file is tested with the page of results."""
+    """The tests of the results page check that docs/planning.md shows the file."""
     with (Path(__file__).parents[2] / "benchmarks" / "results" / "planned_memory_cpu.csv").open() as file:
         assert all(abs(float(row["traced_to_measured"]) - 1) < 0.1 for row in csv.DictReader(file))
 

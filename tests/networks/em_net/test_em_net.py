@@ -62,7 +62,7 @@ def test_agrees_with_a_plain_transcription_in_values_and_gradients(arguments, as
         nn.init.normal_(p, std=0.3)
     for module in network.modules():
         if isinstance(module, (nn.Dropout2d, nn.Dropout3d)):
-            module.p = 0.0  # the two forms would draw different masks
+            module.p = 0.0  # the two forms would draw different dropout masks
     x = torch.randn(2, network.input_channels, *network.patch_size, dtype=torch.float64, requires_grad=True)
     outputs = network(x), plain_forward(network, x)
     assert_close(*outputs, 1e-9)
@@ -194,7 +194,7 @@ def test_training_lowers_the_loss():
 
 
 def as_authors(network, efl_layers, heads):
-    """Weights under the authors' names and in their shapes, with a counter that their batch norms have."""
+    """Weights with the authors' names and shapes, including the counter of their batch norms."""
     state, out = network.state_dict(), {}
     for ours, theirs in authors_names(efl_layers, heads).items():
         matrix = any(part in theirs for part in ("mlp", "conv8"))

@@ -118,7 +118,7 @@ def test_agrees_with_a_plain_transcription(case, assert_close):
     """Whole networks: prediction from stored prototypes, and the losses of an episode with every gradient."""
     network = build(case, support=False).double().eval()
     images, masks = (t.double() for t in support_set(shots=2))
-    own = torch.stack([masks[0, 0], masks[1, 1]])  # one slice a class
+    own = torch.stack([masks[0, 0], masks[1, 1]])  # one slice per class
     of_slices = torch.zeros_like(masks)
     of_slices[0, 0], of_slices[1, 1] = own
     network.set_support(images, of_slices)
@@ -127,7 +127,7 @@ def test_agrees_with_a_plain_transcription(case, assert_close):
         assert_close(network(queries), plain_forward(network, images, own, queries), 1e-8)
 
     pair, mask, query_mask = torch.cat((images[:1], queries[:1])), own[:1], own[1:]
-    # Some biases cancel: of keys in the softmax, of convolutions in the instance norm.
+    # Some biases cancel: those of keys in the softmax, those of convolutions in the instance norm.
     leaves = [p for n, p in network.named_parameters() if not n.endswith(("fc_k.bias", "conv.bias"))]
     features, tau = plain_encoder(network.encoder, pair)
     plain = plain_episode(network.decoder, features, tau, mask, query_mask)
@@ -170,7 +170,7 @@ def test_every_parameter_learns_from_an_episode(case, channels, threshold_from):
     network = build(case, support=False, input_channels=channels, threshold_from=threshold_from, slices_per_chunk=2)
     images, masks = support_set(2, channels)
     with torch.no_grad():
-        network.encoder.threshold[2].weight.abs_()  # so that something is predicted, which the alignment starts from
+        network.encoder.threshold[2].weight.abs_()  # so that something is predicted, from which the alignment starts
     episode = network(image(case, 3, channels)[None], images[None], masks[None], torch.rand(1, 3, 2, 32, 24) > 0.5)
     assert episode.logits.shape == episode.probabilities.shape == (1, 3, 2, 32, 24)
     losses = (episode.query_loss, episode.alignment_loss, episode.prototype_loss)
@@ -178,7 +178,7 @@ def test_every_parameter_learns_from_an_episode(case, channels, threshold_from):
     sum(losses).backward()
     broken = [k for k, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert broken == []
-    # The biases before a norm, and of keys, change nothing.
+    # Biases before a norm, and those of keys, have no effect.
     idle = [
         k for k, p in network.named_parameters() if (p.grad == 0).all() and not k.endswith(("conv.bias", "_k.bias"))
     ]
@@ -360,7 +360,7 @@ def test_regions_have_no_background(assert_close):
     x = torch.randn(2, 1, 32, 24).double()
     logits = network(x)
     assert_close(torch.sigmoid(logits), network.segment(x, network.encode_support(images, masks)), 1e-10)
-    # A network that is built to predict does not know of regions: its weights do.
+    # A network built for prediction does not know about regions; its weights do.
     predictor = build(num_classes=2, support=False).double()
     predictor.load_state_dict(network.state_dict())
     assert_close(predictor(x), logits, 1e-10)
@@ -553,7 +553,7 @@ def test_supports_that_do_not_fit_are_errors():
 
 
 def as_authors(network):
-    """A whole checkpoint under names like the authors', with the parts that no output depends on."""
+    """A whole checkpoint with names like the authors', including the parts on which no output depends."""
     state = {}
     for key, value in network.encoder.backbone.state_dict().items():
         state[f"encoder.backbone.{key}"] = value
@@ -689,7 +689,7 @@ def test_cuda_equals_cpu_and_low_precision_trains(encoder, size, monkeypatch, as
 
 
 def test_running_statistics_take_each_chunk_once(assert_close):
-    """Chunks are computed again in the backward pass."""
+    """Chunks are recomputed in the backward pass."""
     network = build("resnet18", support=False, slices_per_chunk=2).train()
     images, masks = support_set(shots=6)
     norm = network.encoder.backbone.bn1
@@ -697,7 +697,7 @@ def test_running_statistics_take_each_chunk_once(assert_close):
     norm.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].detach()))
     episode = network.forward_episode(images[None, :3], masks[None, :3], images[None, 3:], masks[None, 3:])
     episode.query_loss.backward()
-    assert len(seen) == 6  # three chunks, each once more
+    assert len(seen) == 6  # three chunks, each recomputed once
     expected = torch.zeros_like(norm.running_mean)
     for chunk in seen[:3]:
         expected = 0.9 * expected + 0.1 * chunk.mean((0, 2, 3))

@@ -30,7 +30,7 @@ def test_icm_without_keys_and_values_is_the_plain_form_with_every_gradient(grid,
     icm = ICM(6, 3, grid).double()
     prototypes = torch.randn(2, 4, 6, dtype=torch.float64, requires_grad=True)
     features = torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True)
-    # A constant over positions does not reach the softmax, so that fc_k's bias has no gradient, only rounding.
+    # A constant over positions cancels in the softmax, so fc_k's bias has no gradient except rounding.
     leaves = [prototypes, features, *(p for name, p in icm.named_parameters() if name != "fc_k.bias")]
     fast, plain = icm(prototypes, features), icm_reference(icm, prototypes, features)
     compare_with_gradients(assert_close, fast, plain, leaves)
@@ -78,7 +78,7 @@ def test_aff_is_the_pages_formula(size, assert_close):
 
 
 def test_affs_gradient_is_that_of_finite_differences():
-    """With negative filters as well, where torch.polar's is wrong."""
+    """Also with negative filters, where the gradient of torch.polar is wrong."""
     aff = AFF(4, 2, (4, 5)).double()
     maps, amplitude, phase = torch.randn(2, 4, 5), torch.randn(2, 4, 3), torch.randn(2, 4, 3)
     inputs = [t.double().requires_grad_() for t in (maps, amplitude, phase)]
@@ -94,7 +94,7 @@ def test_constant_maps_have_a_finite_gradient():
 
 
 def test_resizing_keeps_the_zero_frequency():
-    """A filter that passes the zero frequency alone leaves the mean, at its own grid and at another."""
+    """A filter that passes only the zero frequency leaves the mean, on its own grid and on another."""
     aff = AFF(4, 2, (9, 9))
     for branch, value in ((aff.amplitude, 0.0), (aff.phase, 1.0)):
         nn.init.zeros_(branch.down.weight)

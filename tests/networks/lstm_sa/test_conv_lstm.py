@@ -1,4 +1,4 @@
-"""The C extension's step of a ConvLSTM against PyTorch's functions; `test_lstm_sa` has the networks."""
+"""A ConvLSTM step in the C extension against PyTorch's functions; `test_lstm_sa` tests the networks."""
 
 import sys
 
@@ -41,7 +41,7 @@ def test_equals_pytorch_with_every_gradient(instructions, reverse, lengths, chan
 
 
 def test_saturated_gates(assert_close):
-    """Beyond where exponentials overflow, and at 0."""
+    """Inputs beyond the overflow of exponentials, and 0."""
     library = lstm_cell.native_cell(torch.zeros(1))
     if library is None:
         pytest.skip("the C extension was not built")
@@ -56,7 +56,7 @@ def test_saturated_gates(assert_close):
 
 
 def test_strides_of_channels():
-    """Of one channel any is right; of several only 1."""
+    """With one channel any stride is valid; with several only 1."""
     library = lstm_cell.native_cell(torch.zeros(1))
     if library is None:
         pytest.skip("the C extension was not built")

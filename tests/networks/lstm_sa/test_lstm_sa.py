@@ -22,14 +22,14 @@ both = pytest.mark.parametrize("network_class", [SALSTM, LSTMSA])
 
 
 def randomised(network):
-    """Weights at which states, attention and heads all matter."""
+    """Weights for which states, attention and heads all have an effect."""
     for p in network.parameters():
         nn.init.normal_(p, std=0.4)
     return network.double()
 
 
 def assert_same(outputs, leaves, assert_close, tolerance=1e-10):
-    """Values, and gradients where there are any but rounding (a bias before an instance norm has none)."""
+    """Values, and gradients that are more than rounding (a bias before an instance norm has none)."""
     fast, plain = outputs
     assert_close(fast, plain, tolerance)
     weight = torch.randn_like(plain)
@@ -63,7 +63,7 @@ def test_parameter_counts_of_the_paper(network_class, expected):
 
 @both
 def test_logits_vary_from_the_start(network_class):
-    """With PyTorch's default weights they vary by 0.01 (LSTMSA: 0.001), and Adam needs epochs to begin."""
+    """With PyTorch's default weights they vary by 0.01 (LSTMSA: 0.001), and Adam needs epochs to get started."""
     network = network_class(**(SMALL | {"features_per_stage": (32, 64, 128), "patch_size": (4, 32, 40)}))
     with torch.no_grad():
         logits = network(torch.randn(2, 1, 4, 32, 40))
@@ -147,7 +147,7 @@ def test_checkpointing_is_on_where_memory_needs_it(patch, width, chunk):
 
 
 def test_a_backbone_with_batch_norm_sees_all_slices_at_once(assert_close):
-    """Its statistics are over all slices, whatever the chunk; and a second pass must not count them twice."""
+    """Its statistics are over all slices for any chunk size, and a second pass must not count them twice."""
 
     class Backbone(nn.Module):
         def __init__(self):

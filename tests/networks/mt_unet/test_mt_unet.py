@@ -62,7 +62,7 @@ def test_network_agrees_with_the_authors(golden, assert_close):
 
 
 def test_parameter_count_of_the_authors():
-    """Theirs is 80,718,392 with SALSTM's head on it: two 5x5 convolutions from 128 to 256 channels, and 1x1 to 4."""
+    """The authors have 80,718,392 with SALSTM's head: two 5x5 convolutions, 128 to 256 channels, and a 1x1 to 4."""
     with torch.device("meta"):
         counted = sum(p.numel() for p in MTUNet(1, 64, 224).parameters())
     assert counted == 80_718_392 - 2 * (128 * 256 * 25 + 256) - (128 * 4 + 4)
@@ -200,7 +200,7 @@ def test_any_size_and_channels(patch_size, input_channels):
 
 
 def test_every_parameter_moves_the_output_where_there_are_several_windows():
-    """At 224 pixels the lowest level has 2 x 2 windows; so has this, with smaller ones."""
+    """At 224 pixels the lowest level has 2 x 2 windows; so does this network, with smaller windows."""
     network = MTUNet(**(SMALL | {"patch_size": (96, 128), "window": 2}))
     y = network(torch.randn(2, 1, 96, 128))
     (y * torch.randn_like(y)).sum().backward()
@@ -320,7 +320,7 @@ def test_autocast_does_not_reach_scores_and_softmaxes(dtype, assert_close):
 
 
 def as_authors(network):
-    """Weights under the authors' names and in their shapes, with a counter that their batch norms have."""
+    """Weights with the authors' names and shapes, including the counter of their batch norms."""
     state, out = network.state_dict(), {}
     for ours, theirs in authors_names().items():
         for key, value in zip(theirs, state[ours].chunk(len(theirs)), strict=True):

@@ -33,7 +33,7 @@ def test_asem_is_the_pages_formula_with_every_gradient(shape, conv_op, assert_cl
 
 @pytest.fixture(params=[*INSTRUCTION_SETS, "PyTorch"])
 def variant(request, monkeypatch):
-    """The C extension as it is built for one instruction set, or none."""
+    """The C extension as built for one instruction set, or none."""
     library = None if request.param == "PyTorch" else library_for(request.param)
     monkeypatch.setattr(operator, "native_library", lambda: library)
     assert operator.native_attention(torch.float32, 4) is library
@@ -73,7 +73,7 @@ def test_products_are_counted_without_content():
     tokens, lengths = 3 * 4 * 4, 3 * (3 + 4 + 4)
     out, qkv, product = (2 * tokens * n for n in (9 * 4 * 4, 9 * 4 * 12, 4 * lengths))
     assert forward.get_total_flops() == qkv + 2 * product + out
-    # The backward pass makes q, k, v and attention again. PyTorch's counter does not know `addmm_`, by which the
+    # The backward pass recomputes q, k, v and attention. PyTorch's counter does not know `addmm_`, by which the
     # gradients of the weights are summed.
     assert step.get_total_flops() == 2 * (qkv + out) + 2 * product + (6 * product + qkv)
 
@@ -121,7 +121,7 @@ def test_attend_equals_its_reference_with_every_gradient(length, assert_close):
 
 
 def test_the_form_for_other_devices_equals_the_cpu_form(monkeypatch, assert_close):
-    """CUDA and MPS take scaled_dot_product_attention over whole tensors; that path runs here too."""
+    """CUDA and MPS use scaled_dot_product_attention on whole tensors; this path also runs on the CPU."""
     asem = ASEM(nn.Conv3d, 2, (4, 6, 5)).double()
     z = torch.randn(2, 2, 4, 6, 5, dtype=torch.float64, requires_grad=True)
     leaves = [z, *asem.parameters()]

@@ -72,7 +72,7 @@ def test_a_wider_decoder_top_and_heads_are_arguments():
 
 
 def test_training_lowers_the_loss_from_the_first_steps():
-    """SGD at nnU-Net's rate starts at once: the point of ASEM's initialisation."""
+    """SGD at nnU-Net's rate learns from the start: the purpose of ASEM's initialisation."""
     network = SASAN(**SMALL)
     optimiser = torch.optim.SGD(network.parameters(), 0.01, momentum=0.99, nesterov=True, weight_decay=3e-5)
     target = torch.zeros(2, 8, 8, 8, dtype=torch.long)
