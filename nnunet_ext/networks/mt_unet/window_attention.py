@@ -85,7 +85,7 @@ class WindowAttention(nn.Module):
         # Windows are merged with the heads, not the batch: fused kernels put the batch on a grid axis of at most 65535
         # blocks.
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3)
-        mixed = F.scaled_dot_product_attention(q, k, v)  # scores and softmax in float32, whatever autocast says
+        mixed = F.scaled_dot_product_attention(q, k, v)  # scores and softmax in float32 even under autocast
         mixed = mixed.unflatten(1, (-1, self.heads)).transpose(2, 3).flatten(3)
         return self.out(mixed).unflatten(1, grid)
 
