@@ -1,4 +1,4 @@
-"""Compare trainers with stock nnU-Net: which is better, by how much, how sure that is, what it costs."""
+"""Compare trainers with stock nnU-Net: which is better, by how much, how certain that is, and at what cost."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="plans",
         nargs="+",
         default=["nnUNetPlans"],
-        help="one for all or one for each (default: nnUNetPlans)",
+        help="plans, one name for all trainers or one for each (default: nnUNetPlans)",
     )
     trained.add_argument("-f", dest="folds", nargs="+", help="folds (default: all that were trained)")
     held_out = parser.add_argument_group("a held-out test set (instead)")
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     held_out.add_argument("--images", type=Path, help="folder of the images, for the pictures")
     parser.add_argument(
         "--baseline",
-        help="what the others are compared with (default: nnUNetTrainer if it is there, else the first; with "
+        help="method with which the others are compared (default: nnUNetTrainer if it is there, else the first; with "
         "--predictions the first)",
     )
     parser.add_argument("-o", dest="output", type=Path, required=True, help="folder of the report")
@@ -35,30 +35,71 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Dice points that do not matter, for `equivalent` (default: %(default)s)",
     )
     parser.add_argument(
-        "--tolerance", type=float, default=2.0, help="of the surface Dice (NSD), in mm (default: %(default)s)"
+        "--tolerance",
+        nargs="+",
+        default=["2"],
+        metavar="MM",
+        help="tolerance of the surface Dice (NSD) in mm, and of single labels: 2 liver=3 vessel=1 (default: 2)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
     parser.add_argument(
-        "-np", dest="processes", type=int, default=min(8, os.cpu_count() or 1), help="processes (default: %(default)s)"
+        "--groups",
+        metavar="FILE.csv|REGEX",
+        help="cases that are not independent: a table `case,group`, or a regular expression that finds the group, for "
+        "example the patient, in a case's name",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=1,
+        metavar="R",
+        help="trainings of each fold, by `nnunet_ext crossval --repeats` (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--repeats-of",
+        nargs="+",
+        default=[],
+        metavar="NAME=FOLDER,FOLDER",
+        help="further models, or folders of predictions, that are repeats of a method with other random seeds",
+    )
+    parser.add_argument(
+        "--empty-labels",
+        choices=["score", "rate"],
+        default="score",
+        help="cases without a label: score 1 for an empty prediction and 0 for any other, or report a false-positive "
+        "rate (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
+    parser.add_argument(
+        "-np",
+        dest="processes",
+        type=int,
+        default=min(8, os.cpu_count() or 1),
+        help="largest number of processes; fewer where memory is short (default: %(default)s)",
     )
     parser.add_argument(
         "--untimed",
         action="store_true",
         help="leave seconds out: trainings shared their machines with other work, or had different ones",
     )
-    parser.add_argument("--cache", type=Path, help="where scores are kept (default: cache in the report's folder)")
+    parser.add_argument(
+        "--cache", type=Path, help="folder in which scores are kept (default: cache in the report's folder)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     from nnunet_ext.compare.collect import collect_cross_validation
     from nnunet_ext.compare.heldout import collect_predictions
+    from nnunet_ext.compare.repeats import read_repeats, with_groups
     from nnunet_ext.compare.report.text import cost_sentence, headline, sentence
-    from nnunet_ext.compare.result import Settings
     from nnunet_ext.compare.run import compare
+    from nnunet_ext.compare.settings import Settings, parse_tolerances
 
+    repeats_of = read_repeats(arguments.repeats_of)
     if arguments.predictions:
-        study = collect_predictions(arguments.predictions, arguments.labels, arguments.images, arguments.baseline)
+        study = collect_predictions(
+            arguments.predictions, arguments.labels, arguments.images, arguments.baseline, repeats_of=repeats_of
+        )
     else:
         study = collect_cross_validation(
             arguments.dataset,
@@ -67,8 +108,14 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.plans,
             arguments.folds,
             arguments.baseline,
+            repeats=arguments.repeats,
+            repeats_of=repeats_of,
         )
-    settings = Settings(arguments.margin / 100, arguments.tolerance, arguments.seed, not arguments.untimed)
+    study = with_groups(study, arguments.groups)
+    general, single = parse_tolerances(arguments.tolerance)
+    settings = Settings(
+        arguments.margin / 100, general, single, arguments.seed, not arguments.untimed, arguments.empty_labels
+    )
     outcome = compare(study, settings, arguments.output, arguments.processes, arguments.cache)
     print(f"\n{headline(outcome)}")
     for name in study.challengers:
@@ -81,12 +128,16 @@ def _check(arguments: argparse.Namespace) -> None:
     """Before anything heavy is imported."""
     if arguments.processes < 1:
         raise ValueError(f"-np {arguments.processes} must be at least 1")
+    if arguments.repeats < 1:
+        raise ValueError(f"--repeats {arguments.repeats} must be at least 1")
     if arguments.predictions:
         if arguments.dataset or arguments.trainers:
             raise ValueError("--predictions stands instead of -d and -tr: give one or the other")
+        if arguments.repeats > 1:
+            raise ValueError("--repeats belongs to -d and -tr; with --predictions give --repeats-of NAME=FOLDER,FOLDER")
         if arguments.labels is None:
             raise ValueError("--predictions needs --labels, the folder of the true labels")
     elif arguments.dataset is None or not arguments.trainers:
-        raise ValueError("what is to be compared? give -d and -tr, or --predictions and --labels")
+        raise ValueError("nothing to compare: give -d and -tr, or --predictions and --labels")
     elif arguments.labels or arguments.images:
         raise ValueError("--labels and --images belong to --predictions")

@@ -1,20 +1,23 @@
-"""From the scores of all cases to what is said about each challenger."""
+"""From the scores of all cases to the comparison of each challenger with the baseline."""
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from nnunet_ext.compare.empty_labels import apply_rule, nnunet_mean
+from nnunet_ext.compare.inference import Estimate, estimate, verdict
 from nnunet_ext.compare.metrics import METRICS, PRIMARY
+from nnunet_ext.compare.mixed_model import training_noise
 from nnunet_ext.compare.ranking import Ranking, rank
-from nnunet_ext.compare.statistics import Estimate, Verdict, estimate, holm, verdict
+from nnunet_ext.compare.settings import Settings
+from nnunet_ext.compare.statistics import RESAMPLES, Verdict, holm
 from nnunet_ext.compare.study import Study
 
-MEAN = "mean"
-"""Stands where a label's name stands: the mean of a case's labels."""
+MEAN = ""
+"""Stands for the mean of a case's labels where a label's name stands; no label has this name."""
 
 
 @dataclass(frozen=True)
@@ -22,19 +25,19 @@ class Comparison:
     """A challenger against the baseline in one metric and label.
 
     Attributes:
-        entrant: The challenger.
+        method: The challenger.
         metric: Key of the metric.
         label: A label's name, or `MEAN`.
         own: Mean of the challenger over the pairs.
         baseline: Mean of the baseline over the pairs.
-        estimate: Of the difference.
-        p_holm: Of the test of no difference, adjusted over challengers.
-        p_equivalent_holm: Of the equivalence test, likewise; NaN for metrics without a margin.
+        estimate: Estimate of the difference.
+        p_holm: p of no difference, adjusted over challengers.
+        p_equivalent_holm: p of equivalence, likewise; NaN for metrics without a margin.
         dropped: Cases without a pair.
         verdict: None for metrics without a margin.
     """
 
-    entrant: str
+    method: str
     metric: str
     label: str
     own: float
@@ -48,124 +51,142 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Emptiness:
-    """How often a label was absent.
+    """Cases in which a label was absent; those of all repeats.
 
     Attributes:
-        missed: Cases with the label of which the prediction has nothing.
-        invented: Cases without it of which the prediction has some.
-        absent: Cases where neither has it.
+        missed: Cases with the label in which nothing is predicted.
+        false_positives: Cases without the label in which some is predicted.
+        absent: Cases in which neither truth nor prediction has it.
     """
 
     missed: int
-    invented: int
+    false_positives: int
     absent: int
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """All that is said.
+    """Complete statistical results.
 
     Attributes:
-        comparisons: By entrant, metric and label.
-        means: Mean over cases by entrant, metric and label (or `MEAN`).
-        emptiness: By entrant and label.
-        ranking: By Dice.
-        case_scores: Of each case, by entrant and metric, the mean of its labels; in the study's order.
-        case_differences: Of each case in Dice, by challenger, the mean of the labels that both have.
+        comparisons: Comparisons by method, metric and label.
+        means: Means over the cases of the comparisons, by method, metric and label (or `MEAN`).
+        nnunet_means: nnU-Net's own `foreground_mean` by method.
+        emptiness: Counts of absent labels by method and label.
+        false_positive_rates: Comparisons of the false-positive rates of each label that some cases do not have, by
+            challenger and label.
+        ranking: Ranks by Dice.
+        case_scores: Mean of the labels of each case, by method and metric, in the study's order.
+        case_differences: Difference in Dice of each case, by challenger.
     """
 
     comparisons: dict[tuple[str, str, str], Comparison]
     means: dict[tuple[str, str, str], float]
+    nnunet_means: dict[str, float]
     emptiness: dict[tuple[str, str], Emptiness]
+    false_positive_rates: dict[tuple[str, str], Comparison]
     ranking: Ranking
     case_scores: dict[tuple[str, str], NDArray[np.float64]]
     case_differences: dict[str, NDArray[np.float64]]
 
-    def primary(self, entrant: str) -> Comparison:
+    def primary(self, method: str) -> Comparison:
         """The comparison that gives the verdict: Dice, mean of labels."""
-        return self.comparisons[entrant, PRIMARY, MEAN]
+        return self.comparisons[method, PRIMARY, MEAN]
 
 
-def analyse(study: Study, scores: pd.DataFrame, margin: float, seed: int) -> Analysis:
+def analyse(study: Study, scores: pd.DataFrame, settings: Settings) -> Analysis:
     """Compares every challenger with the baseline.
 
     Args:
-        study: What is compared.
+        study: The study.
         scores: As `measure` returns them.
-        margin: Difference in Dice that does not matter, from 0 to 1.
-        seed: Of the bootstrap.
+        settings: The user's settings.
     """
-    names, labels = [entrant.name for entrant in study.entrants], list(study.labels.labels)
-    folds = [case.fold for case in study.cases.values()]
-    values = {(name, metric): _table(scores, study, name, metric) for name in names for metric in METRICS}
-    comparisons = {}
+    names, labels = [method.name for method in study.methods], list(study.labels.labels)
+    scored = apply_rule(scores, settings.empty_labels)
+    values = {(m.name, metric): _table(scored, study, m.name, metric) for m in study.methods for metric in METRICS}
+    comparisons: dict[tuple[str, str, str], Comparison] = {}
+    means: dict[tuple[str, str, str], float] = {}
     for metric in METRICS:
         for label in [MEAN, *labels]:
             column = None if label == MEAN else labels.index(label)
-            for each in _compare(study, values, metric, label, column, folds, margin, seed):
-                comparisons[each.entrant, metric, label] = each
-    means = {}
-    for (name, metric), table in values.items():
-        means[name, metric, MEAN] = _mean(_case_means(table))
-        means |= {(name, metric, label): _mean(table[:, i]) for i, label in enumerate(labels)}
-    everywhere = np.all([np.isfinite(values[name, PRIMARY]) for name in names], axis=0)
-    ranked = np.array([_case_means(np.where(everywhere, values[name, PRIMARY], np.nan)) for name in names])
+            chosen = {name: _cases(values[name, metric], column) for name in names}
+            means |= {(name, metric, label): _mean(table) for name, table in chosen.items()}
+            for each in _compare(study, chosen, metric, label, settings):
+                comparisons[each.method, metric, label] = each
+    per_case = {key: _cases(table, None).mean(axis=0) for key, table in values.items()}
+    ranked = np.array([per_case[name, PRIMARY] for name in names])
     return Analysis(
         comparisons,
         means,
+        {name: nnunet_mean(scores, name) for name in names},
         {(name, label): _emptiness(scores, name, label) for name in names for label in labels},
-        rank(names, ranked, folds, seed),
-        {key: _case_means(table) for key, table in values.items()},
-        {name: _case_means(values[name, PRIMARY] - values[study.baseline, PRIMARY]) for name in study.challengers},
+        _false_positives(study, scores, settings),
+        rank(names, ranked, _folds(study), settings.seed, groups=_groups(study)),
+        per_case,
+        {name: per_case[name, PRIMARY] - per_case[study.baseline, PRIMARY] for name in study.challengers},
     )
 
 
+def _folds(study: Study) -> list[str]:
+    return [case.fold for case in study.cases.values()]
+
+
+def _groups(study: Study) -> list[str]:
+    return [study.groups[name] for name in study.cases] if study.groups else list(study.cases)
+
+
 def _table(scores: pd.DataFrame, study: Study, name: str, metric: str) -> NDArray[np.float64]:
-    """Values of cases by labels."""
-    rows = scores[scores["entrant"] == name].pivot(index="case", columns="label", values=metric)
-    return rows.loc[list(study.cases), list(study.labels.labels)].to_numpy(dtype=float)
+    """Values of repeats by cases by labels."""
+    own = scores[scores["entrant"] == name]
+    tables = []
+    for _, rows in own.groupby("repeat", sort=True):
+        wide = rows.pivot(index="case", columns="label", values=metric)
+        tables.append(wide.loc[list(study.cases), list(study.labels.labels)].to_numpy(dtype=float))
+    return np.array(tables)
+
+
+def _cases(table: NDArray[np.float64], column: int | None) -> NDArray[np.float64]:
+    """Values of repeats by cases: of one label, or the mean of labels."""
+    if column is not None:
+        return table[:, :, column]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
+        return np.nanmean(table, axis=2)
 
 
 def _compare(
-    study: Study,
-    values: dict[tuple[str, str], NDArray[np.float64]],
-    metric: str,
-    label: str,
-    column: int | None,
-    folds: Sequence[str],
-    margin: float,
-    seed: int,
+    study: Study, values: dict[str, NDArray[np.float64]], metric: str, label: str, settings: Settings
 ) -> list[Comparison]:
     """All challengers in one metric and label: the family of Holm's correction."""
-    base = values[study.baseline, metric]
-    pairs = {}
+    folds, groups, margin = _folds(study), _groups(study), settings.margin
+    base = values[study.baseline]
+    there = np.asarray(np.isfinite(base).all(axis=0))  # by the truth alone, so the same for every method
+    kept = [fold for fold, kept in zip(folds, there, strict=True) if kept]
+    estimates = {}
     for name in study.challengers:
-        own = values[name, metric]
-        there = np.isfinite(own) & np.isfinite(base)
-        both = [np.where(there, table, np.nan) for table in (own, base)]
-        pairs[name] = [_case_means(table) if column is None else table[:, column] for table in both]
-    estimates = {name: estimate(own - other, folds, margin, seed) for name, (own, other) in pairs.items()}
+        noise = training_noise([values[name][:, there], base[:, there]], kept) if there.any() else None
+        estimates[name] = estimate(
+            values[name].mean(axis=0) - base.mean(axis=0),
+            folds,
+            margin,
+            seed=settings.seed,
+            groups=groups,
+            noise=noise,
+            resamples=RESAMPLES if label == MEAN else 0,
+        )
     adjusted = holm([each.p for each in estimates.values()])
     equivalent = holm([each.p_equivalent for each in estimates.values()])
-    result = []
-    for (name, each), p, p_equivalent in zip(estimates.items(), adjusted, equivalent, strict=True):
-        own, other = pairs[name]
-        judged = metric == PRIMARY
-        result.append(
-            Comparison(
-                *(name, metric, label, _mean(own), _mean(other), each, p),
-                p_equivalent if judged else float("nan"),
-                len(folds) - each.cases,
-                verdict(each, p, p_equivalent, margin, METRICS[metric].higher_is_better) if judged else None,
-            )
+    judged = metric == PRIMARY
+    return [
+        Comparison(
+            *(name, metric, label, _mean(values[name]), _mean(base), each, p),
+            p_equivalent if judged else float("nan"),
+            len(folds) - each.cases,
+            verdict(each, p, p_equivalent, margin) if judged else None,
         )
-    return result
-
-
-def _case_means(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
-        return np.nanmean(table, axis=1)
+        for (name, each), p, p_equivalent in zip(estimates.items(), adjusted, equivalent, strict=True)
+    ]
 
 
 def _mean(values: NDArray[np.float64]) -> float:
@@ -177,3 +198,16 @@ def _emptiness(scores: pd.DataFrame, name: str, label: str) -> Emptiness:
     rows = scores[(scores["entrant"] == name) & (scores["label"] == label)]
     truth, predicted = rows["truth_voxels"] > 0, rows["predicted_voxels"] > 0
     return Emptiness(int((truth & ~predicted).sum()), int((~truth & predicted).sum()), int((~truth & ~predicted).sum()))
+
+
+def _false_positives(study: Study, scores: pd.DataFrame, settings: Settings) -> dict[tuple[str, str], Comparison]:
+    """Share of the cases without a label in which a method predicts some: a comparison of its own."""
+    wrong = scores.assign(rate=np.where(scores["truth_voxels"] > 0, np.nan, scores["predicted_voxels"] > 0))
+    tables = {method.name: _table(wrong, study, method.name, "rate") for method in study.methods}
+    found = {}
+    for column, label in enumerate(study.labels.labels):
+        chosen = {name: table[:, :, column] for name, table in tables.items()}
+        if np.isfinite(chosen[study.baseline]).any():
+            for each in _compare(study, chosen, "false_positive_rate", label, settings):
+                found[each.method, label] = each
+    return found

@@ -1,4 +1,4 @@
-"""Scores kept in a file per pair of segmentation maps, found again by what the files contain."""
+"""Scores kept in one file per pair of segmentation maps, found again by the content of the maps."""
 
 import hashlib
 import json
@@ -14,14 +14,14 @@ from nnunet_ext.utils.files import replacing
 Scores = dict[str, dict[str, Any]]
 
 
-def content_key(truth: Path, prediction: Path, labels: LabelSet, tolerance: float) -> str:
-    """SHA-256 of what the scores depend on, in hexadecimal digits."""
+def content_key(truth: Path, prediction: Path, labels: LabelSet, tolerances: Mapping[str, float]) -> str:
+    """SHA-256 of everything that the scores depend on, in hexadecimal digits."""
     header = {
         "version": metrics.VERSION,
         "labels": [[name, value] for name, value in labels.labels.items()],
         "ignore_label": labels.ignore_label,
         "reader": labels.reader,
-        "tolerance": tolerance,
+        "tolerances": [tolerances[name] for name in labels.labels],
         "truth": _file_hash(truth, truth.stat().st_mtime_ns),
         "prediction": _file_hash(prediction, prediction.stat().st_mtime_ns),
     }
@@ -29,7 +29,7 @@ def content_key(truth: Path, prediction: Path, labels: LabelSet, tolerance: floa
 
 
 def read(folder: Path, key: str, labels: Mapping[str, Any]) -> Scores | None:
-    """The scores, or None if there are none or the file is damaged."""
+    """Returns the scores, or None if there are none or the file is damaged."""
     try:
         content = json.loads((folder / f"{key}.json").read_text())
     except (OSError, ValueError):
@@ -51,7 +51,7 @@ def write(folder: Path, key: str, scores: Scores) -> None:
 
 @lru_cache(maxsize=4096)
 def _file_hash(path: Path, changed: int) -> str:
-    """Of a file's bytes; `changed`, when it was last written, tells a new file of the same name from the old one."""
+    """SHA-256 of a file's bytes; `changed`, its time of writing, tells a new file from an old one of the same name."""
     digest = hashlib.sha256()  # hashlib.file_digest needs Python 3.11
     with path.open("rb") as file:
         while part := file.read(1 << 20):

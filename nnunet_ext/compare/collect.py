@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.compare.labels import LabelSet, check_same_labels, label_set
-from nnunet_ext.compare.study import Case, Entrant, Study, check_entrants
+from nnunet_ext.compare.repeats import check_repeats, repeated_plans
+from nnunet_ext.compare.study import Case, Method, Run, Study, check_names
 from nnunet_ext.nnunet.dataset_json import read_dataset_json
 from nnunet_ext.nnunet.json_files import read_splits, read_summary
 from nnunet_ext.nnunet.scans import label_files
-from nnunet_ext.nnunet.trained_model import fold_names, model_name, pair_plans
+from nnunet_ext.nnunet.trained_model import fold_names, model_name, pair_plans, split_model_name
 from nnunet_ext.utils.messages import some_of
 
 STOCK_TRAINER = "nnUNetTrainer"
@@ -23,6 +24,9 @@ def collect_cross_validation(
     plans: Sequence[str] = ("nnUNetPlans",),
     folds: Sequence[str] | None = None,
     baseline: str | None = None,
+    *,
+    repeats: int = 1,
+    repeats_of: Mapping[str, Sequence[Path]] | None = None,
 ) -> Study:
     """Reads `TRAINER__PLANS__CONFIGURATION/fold_k/validation` of every trainer and checks that they can be compared.
 
@@ -34,6 +38,8 @@ def collect_cross_validation(
         folds: For example 0 1 2; None: all that any of the trainers has.
         baseline: Its trainer, or TRAINER__PLANS where a trainer has several; None: nnUNetTrainer if it is among the
             trainers, else the first.
+        repeats: Number of times each fold was trained; repeat r from 2 on has the plans `PLANS_repeat{r}`.
+        repeats_of: Folders of further models that are repeats of a method, by its name.
 
     Raises:
         ValueError: for unknown trainers, missing or unfinished folds, and where cases, splits or labels differ.
@@ -43,7 +49,7 @@ def collect_cross_validation(
     pairs = pair_plans(trainers, plans)
     names = _names(pairs)
     baseline = _baseline(baseline, pairs, names)
-    check_entrants(names, baseline)
+    check_names(names, baseline)
     models = [_model(results, trainer, plan, configuration) for trainer, plan in pairs]
     chosen = _folds(models, names, folds)
     dataset_json = read_dataset_json(models[0] / "dataset.json")
@@ -58,25 +64,32 @@ def collect_cross_validation(
     check_same_labels(dataset_json, read_dataset_json(preprocessed / "dataset.json"), str(preprocessed), models[0].name)
     labels = label_set(dataset_json, example)
     splits, notes = _splits(preprocessed)
-    entrants = []
+    more_runs = _repeats(pairs, names, configuration, results, repeats, repeats_of or {})
+    for model in (model for runs in more_runs.values() for _, _, model in runs):
+        check_same_labels(dataset_json, read_dataset_json(model / "dataset.json"), model.name, models[0].name)
+    methods = []
     for name, (trainer, plan), model in zip(names, pairs, models, strict=True):
-        cases: dict[str, Case] = {}
-        for fold in chosen:
-            command = _TRAIN.format(
-                dataset=results.name, configuration=configuration, fold=fold, trainer=trainer, plans=plan
-            )
-            more = _fold_cases(model / f"fold_{fold}", fold, labels, truths, raw, splits, command)
-            if twice := cases.keys() & more.keys():
-                raise ValueError(
-                    f"{name} validated {some_of(sorted(twice))} in several folds: choose folds that share none"
+        runs = []
+        for own_trainer, own_plan, folder in [(trainer, plan, model), *more_runs[name]]:
+            cases: dict[str, Case] = {}
+            for fold in chosen:
+                command = _TRAIN.format(
+                    dataset=results.name, configuration=configuration, fold=fold, trainer=own_trainer, plans=own_plan
                 )
-            cases |= more
-        entrants.append(Entrant(name, dict(sorted(cases.items())), trainer, model))
-    _check_same_cases(entrants)
-    _check_same_truth(entrants)
+                more = _fold_cases(folder / f"fold_{fold}", fold, labels, truths, raw, splits, command)
+                if twice := cases.keys() & more.keys():
+                    raise ValueError(
+                        f"{name} validated {some_of(sorted(twice))} in several folds: choose folds that share none"
+                    )
+                cases |= more
+            runs.append(Run(dict(sorted(cases.items())), folder))
+        check_repeats(name, runs)
+        methods.append(Method(name, runs[0].cases, trainer, model, runs[1:]))
+    _check_same_cases(methods)
+    _check_same_truth(methods)
     if splits is not None and len(chosen) < len(splits):
         notes.append(f"Folds {', '.join(chosen)} of {len(splits)}: the other cases of the dataset are not used.")
-    return Study(f"{results.name}, {configuration}", entrants, baseline, labels, chosen, notes, configuration)
+    return Study(f"{results.name}, {configuration}", methods, baseline, labels, chosen, notes, configuration)
 
 
 def _folders(dataset: str) -> tuple[Path, Path, Path]:
@@ -117,6 +130,29 @@ def _model(results: Path, trainer: str, plan: str, configuration: str) -> Path:
         known = sorted(path.name for path in results.glob("*__*__*") if path.is_dir())
         raise ValueError(f"no trained model {model.name} in {results}; known: {', '.join(known) or 'none'}")
     return model
+
+
+def _repeats(
+    pairs: Sequence[tuple[str, str]],
+    names: Sequence[str],
+    configuration: str,
+    results: Path,
+    repeats: int,
+    repeats_of: Mapping[str, Sequence[Path]],
+) -> dict[str, list[tuple[str, str, Path]]]:
+    """Trainer, plans and folder of each further model of a method."""
+    if unknown := [name for name in repeats_of if name not in names]:
+        raise ValueError(f"--repeats-of {unknown[0]}=...: no such method; known: {', '.join(names)}")
+    found: dict[str, list[tuple[str, str, Path]]] = {}
+    for name, (trainer, plan) in zip(names, pairs, strict=True):
+        numbered = [repeated_plans(plan, number) for number in range(2, repeats + 1)]
+        found[name] = [(trainer, each, _model(results, trainer, each, configuration)) for each in numbered]
+        for folder in repeats_of.get(name, ()):
+            if not folder.is_dir():
+                raise FileNotFoundError(f"no such folder: {folder}, a repeat of {name}")
+            parts = split_model_name(folder.name)
+            found[name].append((parts[0], parts[1] if len(parts) > 1 else plan, folder))
+    return found
 
 
 def _folds(models: Sequence[Path], names: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
@@ -212,28 +248,28 @@ def _check_sets(expected: set[str], found: set[str], where: str, source: str, co
         raise ValueError(f"{where} has cases that {source} does not have: {some_of(sorted(extra))}")
 
 
-def _check_same_cases(entrants: Sequence[Entrant]) -> None:
-    first = entrants[0]
+def _check_same_cases(methods: Sequence[Method]) -> None:
+    first = methods[0]
     expected = {name: case.fold for name, case in first.cases.items()}
-    for entrant in entrants[1:]:
-        found = {name: case.fold for name, case in entrant.cases.items()}
+    for method in methods[1:]:
+        found = {name: case.fold for name, case in method.cases.items()}
         other = {name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)}
         if other:
             raise ValueError(
-                f"{first.name} and {entrant.name} were validated on other cases or splits; they differ in "
+                f"{first.name} and {method.name} were validated on other cases or splits; they differ in "
                 f"{some_of(sorted(other))}"
             )
 
 
-def _check_same_truth(entrants: Sequence[Entrant]) -> None:
+def _check_same_truth(methods: Sequence[Method]) -> None:
     """nnU-Net notes how many voxels the true label had: other numbers are other labels."""
-    first = entrants[0]
-    for entrant in entrants[1:]:
-        for name, case in entrant.cases.items():
+    first = methods[0]
+    for method in methods[1:]:
+        for name, case in method.cases.items():
             for label, metrics in case.recorded.items():
                 expected, found = first.cases[name].recorded[label]["n_ref"], metrics["n_ref"]
                 if expected != found:
                     raise ValueError(
-                        f"{first.name} and {entrant.name} were validated against different labels: {label} of {name} "
+                        f"{first.name} and {method.name} were validated against different labels: {label} of {name} "
                         f"had {expected:.0f} and {found:.0f} voxels; run both validations again with `--val`"
                     )

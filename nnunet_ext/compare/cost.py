@@ -16,7 +16,7 @@ from nnunet_ext.nnunet.training_log import TrainingLog, read_training
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one entrant; NaN where it was not measured.
+    """Of one method; NaN where it was not measured.
 
     Attributes:
         parameters: Number of the network's.
@@ -42,27 +42,27 @@ class Cost:
 
 
 def training_logs(study: Study) -> dict[str, dict[str, TrainingLog]]:
-    """Logs by entrant and fold; none for folders of predictions."""
+    """Logs by method and fold; none for folders of predictions."""
     return {
-        entrant.name: {fold: read_training(entrant.model / f"fold_{fold}") for fold in study.folds}
-        for entrant in study.entrants
-        if entrant.model is not None
+        method.name: {fold: read_training(method.model / f"fold_{fold}") for fold in study.folds}
+        for method in study.methods
+        if method.model is not None
     }
 
 
 def costs(study: Study, logs: Mapping[str, Mapping[str, TrainingLog]], timed: bool = True) -> dict[str, Cost]:
-    """Costs by entrant, with seconds if `timed`; none for folders of predictions."""
+    """Costs by method, with seconds if `timed`; none for folders of predictions."""
     result = {}
-    for entrant in study.entrants:
-        if entrant.model is None or entrant.trainer is None or study.configuration is None:
+    for method in study.methods:
+        if method.model is None or method.trainer is None or study.configuration is None:
             continue
-        read = list(logs[entrant.name].values())
+        read = list(logs[method.name].values())
         size: dict[str, Any]
         try:
-            size = network_size(entrant.model, entrant.trainer, study.configuration)
+            size = network_size(method.model, method.trainer, study.configuration)
         except Exception as error:  # a report without this number is better than none; the reason is shown
             size = {"reason": f"{type(error).__name__}: {error}"}
-        result[entrant.name] = Cost(
+        result[method.name] = Cost(
             epoch_seconds=_median([s for log in read for s in log.curve("seconds")[1] if timed]),
             scan_seconds=_median([s for log in read for s in log.scan_seconds if timed]),
             memory_gb=_highest([log.peak_memory_gb for log in read]),

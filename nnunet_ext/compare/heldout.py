@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nnunet_ext.compare.labels import check_same_labels, label_set
-from nnunet_ext.compare.study import Case, Entrant, Study, check_entrants
+from nnunet_ext.compare.study import Case, Method, Run, Study, check_names
 from nnunet_ext.nnunet.dataset_json import read_dataset_json
 from nnunet_ext.nnunet.scans import label_files
 from nnunet_ext.utils.messages import some_of
@@ -13,7 +13,12 @@ TEST_FOLD = "test"
 
 
 def collect_predictions(
-    predictions: Sequence[str], labels: Path, images: Path | None = None, baseline: str | None = None
+    predictions: Sequence[str],
+    labels: Path,
+    images: Path | None = None,
+    baseline: str | None = None,
+    *,
+    repeats_of: Mapping[str, Sequence[Path]] | None = None,
 ) -> Study:
     """Checks that every folder has a prediction for every label and nothing else.
 
@@ -22,6 +27,7 @@ def collect_predictions(
         labels: Folder of the true segmentation maps.
         images: Folder of the images, for the overlays.
         baseline: A NAME; None: the first.
+        repeats_of: Folders of predictions by further trainings of a method, by its name.
 
     Raises:
         ValueError: where cases or labels differ.
@@ -29,7 +35,7 @@ def collect_predictions(
     """
     folders = _named(predictions)
     baseline = baseline or next(iter(folders))
-    check_entrants(list(folders), baseline)
+    check_names(list(folders), baseline)
     for folder in (*folders.values(), labels, *([images] if images else [])):
         if not folder.is_dir():
             raise FileNotFoundError(f"no such folder: {folder}")
@@ -41,9 +47,18 @@ def collect_predictions(
     truths = label_files(labels, ending)
     if not truths:
         raise ValueError(f"{labels} has no files that end in {ending}")
-    entrants = [Entrant(name, _cases(name, folder, truths, ending, images)) for name, folder in folders.items()]
+    more = repeats_of or {}
+    if unknown := [name for name in more if name not in folders]:
+        raise ValueError(f"--repeats-of {unknown[0]}=...: no such method; known: {', '.join(folders)}")
+    methods = []
+    for name, folder in folders.items():
+        for repeat in more.get(name, ()):
+            if not repeat.is_dir():
+                raise FileNotFoundError(f"no such folder: {repeat}, a repeat of {name}")
+        runs = [Run(_cases(name, each, truths, ending, images)) for each in (folder, *more.get(name, ()))]
+        methods.append(Method(name, runs[0].cases, repeats=runs[1:]))
     chosen = label_set(dataset, next(iter(truths.values())))
-    return Study(f"Held-out set {labels.resolve().name}", entrants, baseline, chosen, [TEST_FOLD])
+    return Study(f"Held-out set {labels.resolve().name}", methods, baseline, chosen, [TEST_FOLD])
 
 
 def _named(predictions: Sequence[str]) -> dict[str, Path]:

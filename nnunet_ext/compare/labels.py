@@ -32,6 +32,11 @@ class LabelSet:
         named = {value for label in self.labels.values() for value in _canonical(label)}
         return frozenset(named | {0} | ({self.ignore_label} if self.ignore_label is not None else set()))
 
+    @property
+    def in_pixels(self) -> bool:
+        """Whether the images are natural ones, without a size in mm."""
+        return self.reader == "NaturalImage2DIO"
+
 
 def label_set(dataset: Mapping[str, Any], example: Path) -> LabelSet:
     """The labels that a dataset.json declares, by the rules of nnU-Net's LabelManager.

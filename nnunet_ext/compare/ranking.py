@@ -1,4 +1,4 @@
-"""Ranks over cases, and how firm the order is."""
+"""Ranks over cases, and how stable the order is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,16 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from nnunet_ext.compare.resampling import units
 from nnunet_ext.compare.statistics import RESAMPLES, strata
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The order of entrants.
+    """The order of the methods.
 
     Attributes:
-        mean_ranks: Mean over cases of the rank by Dice, 1 the best, by name; equal scores share their ranks' mean.
-        places: Share of resamples in which the entrant takes place 1, 2, ..., by name; equals share the better place.
+        mean_ranks: Mean over cases of the rank by Dice, 1 the best, by name; equal scores share their mean
+            rank.
+        places: Share of resamples in which the method takes place 1, 2, ..., by name; equals share the better place.
         cases: Number of cases ranked.
     """
 
@@ -30,31 +32,41 @@ class Ranking:
 
 
 def rank(
-    names: Sequence[str], scores: NDArray[np.float64], folds: Sequence[str], seed: int, resamples: int = RESAMPLES
+    names: Sequence[str],
+    scores: NDArray[np.float64],
+    folds: Sequence[str],
+    seed: int,
+    *,
+    groups: Sequence[str] | None = None,
+    resamples: int = RESAMPLES,
 ) -> Ranking:
-    """Ranks entrants case by case and resamples the cases within folds.
+    """Ranks the methods case by case and resamples whole groups of cases within folds.
 
     Args:
-        names: Of the entrants.
-        scores: Higher is better; cases without a score of everyone are left out.
+        names: Names of the methods.
+        scores: Higher is better; cases without a score are left out.
         folds: Fold of each case.
-        seed: Of the bootstrap.
-        resamples: Of the bootstrap.
+        seed: Seed of the bootstrap.
+        groups: Group of each case; None: every case is its own group.
+        resamples: Number of resamples.
 
     Shape:
-        scores (entrants, cases).
+        scores (methods, cases).
     """
-    there = np.isfinite(scores).all(axis=0)
+    there = np.asarray(np.isfinite(scores).all(axis=0))
     if not there.any():
         nan = float("nan")
         return Ranking(dict.fromkeys(names, nan), {name: [nan] * len(names) for name in names}, 0)
     ranks = stats.rankdata(-scores[:, there], axis=0)
+    members_of = np.asarray(groups if groups is not None else np.arange(scores.shape[1]))
+    drawn_from = units(np.asarray(folds)[there], members_of[there])
+    by_unit = np.array([np.bincount(drawn_from.of_case, row) for row in ranks])
     generator = np.random.default_rng(seed)
     sums = np.zeros((len(names), resamples))
-    for members in strata(np.asarray(folds)[there]):
-        # How often each case is drawn, rather than which: the sums are then one product of matrices.
+    for members in strata(drawn_from.folds):
+        # How often each group is drawn, rather than which: the sums are then one product of matrices.
         drawn = generator.multinomial(len(members), np.full(len(members), 1 / len(members)), size=resamples)
-        sums += ranks[:, members] @ drawn.T
+        sums += by_unit[:, members] @ drawn.T
     placed = stats.rankdata(sums.round(9), axis=0, method="min")
     places = {
         name: [float((row == place).mean()) for place in range(1, len(names) + 1)]

@@ -1,4 +1,4 @@
-"""What is compared: entrants, their cases and where their files are."""
+"""A study: the methods compared, their cases and where their files are."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,56 +29,78 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Entrant:
-    """One trainer with its plans, or one folder of predictions.
+class Run:
+    """One set of trainings of a method, one per fold, or one folder of predictions.
 
     Attributes:
-        name: As shown.
-        cases: By identifier, sorted.
-        trainer: Name of its class; None for a folder of predictions.
-        model: nnU-Net's folder of the model; None likewise.
+        cases: Cases by identifier, sorted.
+        model: nnU-Net's folder of the model; None for a folder of predictions.
+    """
+
+    cases: Mapping[str, Case]
+    model: Path | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """One trainer with its plans, or one folder of predictions, with its repeats.
+
+    Attributes:
+        name: Name shown in the report.
+        cases: Cases of the first run by identifier, sorted.
+        trainer: Name of the trainer's class; None for a folder of predictions.
+        model: nnU-Net's folder of the first run; None likewise.
+        repeats: Further runs of the same recipe with other random seeds, of the same cases and folds.
     """
 
     name: str
     cases: Mapping[str, Case]
     trainer: str | None = None
     model: Path | None = None
+    repeats: Sequence[Run] = ()
+
+    @property
+    def runs(self) -> list[Run]:
+        """The first run and its repeats."""
+        return [Run(self.cases, self.model), *self.repeats]
 
 
 @dataclass(frozen=True)
 class Study:
-    """Entrants over the same cases.
+    """Methods over the same cases.
 
     Attributes:
         title: Dataset and configuration, or the held-out set.
-        entrants: At least two; the baseline is one of them.
-        baseline: Its name.
-        labels: What is evaluated.
-        folds: In order.
-        notes: What a reader must know about the comparison.
-        configuration: nnU-Net's; None for a held-out set.
+        methods: At least two; the baseline is one of them.
+        baseline: Name of the baseline.
+        labels: Labels evaluated.
+        folds: Folds, in order.
+        notes: Caveats found while the study was collected.
+        configuration: nnU-Net's configuration; None for a held-out set.
+        groups: Group by case, for example the patient; None: every case is independent.
     """
 
     title: str
-    entrants: Sequence[Entrant]
+    methods: Sequence[Method]
     baseline: str
     labels: LabelSet
     folds: Sequence[str]
     notes: Sequence[str] = ()
     configuration: str | None = None
+    groups: Mapping[str, str] | None = None
 
     @property
     def cases(self) -> Mapping[str, Case]:
-        """The cases of the first entrant: every entrant has the same, of the same folds."""
-        return self.entrants[0].cases
+        """The cases of the first method: every method has the same, of the same folds."""
+        return self.methods[0].cases
 
     @property
     def challengers(self) -> list[str]:
-        return [entrant.name for entrant in self.entrants if entrant.name != self.baseline]
+        return [method.name for method in self.methods if method.name != self.baseline]
 
 
-def check_entrants(names: Sequence[str], baseline: str) -> None:
-    """Raises ValueError unless there are two entrants with different names and the baseline is one of them."""
+def check_names(names: Sequence[str], baseline: str) -> None:
+    """Raises ValueError unless there are two methods with different names and the baseline is one of them."""
     if len(set(names)) < len(names):
         raise ValueError(f"named twice: {', '.join(sorted({name for name in names if names.count(name) > 1}))}")
     if len(names) < 2:

@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.measure import marching_cubes, mesh_surface_area
 
+from nnunet_ext.compare.nearest import Points, nearest_distances
+
 Mask = NDArray[np.bool_]
+_SPARSE = 30  # voxels of the box per voxel of the mask, from which on only the latter are looked at
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,9 @@ class Surface:
     """The surface elements of one mask.
 
     Attributes:
-        distances: Of each element to the nearest one of the other mask, in mm, ascending; infinite if that has none.
-        areas: Of each element, in mm^2; in 2D lengths of contour, in mm.
+        distances: Distance of each element to the nearest one of the other mask, in mm, ascending; infinite if the
+            other mask has none.
+        areas: Area of each element, in mm^2; in 2D the length of contour, in mm.
     """
 
     distances: NDArray[np.float64]
@@ -44,7 +48,7 @@ def surfaces(truth: Mask, prediction: Mask, spacing: Sequence[float]) -> tuple[S
     """The surface elements of both masks.
 
     An element stands between 2 x 2 x 2 (2D: 2 x 2) neighbouring voxels that are neither all inside nor all outside; its
-    area is that of the surface which marching cubes lays through them. Outside of the image nothing belongs to a mask.
+    area is that of the surface that marching cubes lays through them. Nothing outside the image belongs to a mask.
 
     Args:
         truth: Mask.
@@ -61,14 +65,11 @@ def surfaces(truth: Mask, prediction: Mask, spacing: Sequence[float]) -> tuple[S
         raise ValueError(
             f"shapes {truth.shape} and {prediction.shape} and `spacing`={tuple(spacing)} must agree, in 2 or 3 axes"
         )
-    window = _window(truth | prediction)
-    codes = [_corner_codes(np.pad(mask[window], 1)) for mask in (truth, prediction)]
     table = element_areas(tuple(float(size) for size in spacing))
-    borders = [table[code] > 0 for code in codes]
-    to_prediction, to_truth = (_distance_to(border, spacing) for border in reversed(borders))
+    (own, own_codes), (other, other_codes) = (_elements(mask) for mask in (truth, prediction))
     return (
-        _sorted(to_prediction[borders[0]], table[codes[0][borders[0]]]),
-        _sorted(to_truth[borders[1]], table[codes[1][borders[1]]]),
+        _sorted(nearest_distances(own, other, spacing), table[own_codes]),
+        _sorted(nearest_distances(other, own, spacing), table[other_codes]),
     )
 
 
@@ -87,6 +88,18 @@ def normalised_surface_dice(truth: Surface, prediction: Surface, tolerance: floa
     if total == 0:
         return float("nan")
     return float((truth.area_within(tolerance) + prediction.area_within(tolerance)) / total)
+
+
+def mean_surface_distance(truth: Surface, prediction: Surface) -> float:
+    """ASSD = sum of area times distance over both surfaces / sum of both areas.
+
+    Returns:
+        In mm; NaN if one of the masks is empty.
+    """
+    if not len(truth.areas) or not len(prediction.areas):
+        return float("nan")
+    weighted = sum(float(each.areas @ each.distances) for each in (truth, prediction))
+    return weighted / float(truth.areas.sum() + prediction.areas.sum())
 
 
 def robust_hausdorff(truth: Surface, prediction: Surface, percent: float = 95) -> float:
@@ -131,25 +144,46 @@ def _cell_length(inside: Mask, spacing: tuple[float, ...]) -> float:
     return float(inside.sum() * np.hypot(spacing[0], spacing[1]) / 2)
 
 
+def _elements(mask: Mask) -> tuple[Points, NDArray[np.uint8]]:
+    """Index and code of every cell that is neither wholly inside nor wholly outside.
+
+    The cell at index i lies between the voxels i - 1 and i of every axis.
+    """
+    found = ndimage.find_objects(mask.view(np.uint8))
+    if not found:
+        return np.empty((0, mask.ndim), dtype=np.int64), np.empty(0, dtype=np.uint8)
+    start = np.array([part.start for part in found[0]])
+    inner = mask[found[0]]
+    if inner.size > _SPARSE * np.count_nonzero(inner):
+        cells, codes = _sparse_codes(inner)
+    else:
+        dense = _corner_codes(np.pad(inner, 1))
+        flat = dense.ravel()
+        places = np.flatnonzero((flat != 0) & (flat != 2 ** (2**mask.ndim) - 1))
+        cells, codes = np.stack(np.unravel_index(places, dense.shape), axis=1), flat[places]
+    return cells + start, codes
+
+
 def _corner_codes(mask: Mask) -> NDArray[np.uint8]:
     """Code of the cell between each voxel and its next neighbours."""
     code = np.zeros([size - 1 for size in mask.shape], dtype=np.uint8)
     for bit, corner in enumerate(np.ndindex(*[2] * mask.ndim)):
         part = mask[tuple(slice(start, start + size) for start, size in zip(corner, code.shape, strict=True))]
-        code |= part.astype(np.uint8) << np.uint8(bit)
+        code |= part.view(np.uint8) << np.uint8(bit)
     return code
 
 
-def _window(mask: Mask) -> tuple[slice, ...]:
-    """The box round a mask; the whole image if it is empty."""
-    found = ndimage.find_objects(mask.astype(np.uint8))
-    return found[0] if found else tuple(slice(None) for _ in mask.shape)
-
-
-def _distance_to(border: Mask, spacing: Sequence[float]) -> NDArray[np.float64]:
-    if not border.any():
-        return np.full(border.shape, np.inf)
-    return ndimage.distance_transform_edt(~border, sampling=spacing)
+def _sparse_codes(mask: Mask) -> tuple[Points, NDArray[np.uint8]]:
+    """The same cells from the voxels inside alone: each is a corner of 2^axes cells."""
+    voxels = np.stack(np.nonzero(mask), axis=1)
+    shape = np.array(mask.shape) + 1
+    corners = list(np.ndindex(*[2] * mask.ndim))
+    cells = [np.ravel_multi_index(tuple((voxels + 1 - corner).T), tuple(shape)) for corner in np.array(corners)]
+    places, index = np.unique(np.concatenate(cells), return_inverse=True)
+    bits = np.repeat(2 ** np.arange(len(corners)), len(voxels))
+    codes = np.bincount(index.ravel(), weights=bits).astype(np.uint8)
+    border = codes != 2 ** len(corners) - 1
+    return np.stack(np.unravel_index(places[border], tuple(shape)), axis=1), codes[border]
 
 
 def _sorted(distances: NDArray[np.float64], areas: NDArray[np.float64]) -> Surface:

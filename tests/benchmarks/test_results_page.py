@@ -202,7 +202,9 @@ def test_accuracy_shows_the_rows_there_are(copied):
 @pytest.mark.parametrize("report", sorted(RESULTS.glob("accuracy_*.md")), ids=lambda path: path.stem)
 def test_reports_are_of_the_rows(report):
     text, means = report.read_text(), tables.mean_dice(COMMITTED.rows(report.stem))
-    rows = re.findall(r"^\| (\w+) \| (?:baseline|better|worse|equivalent|undecided) \| ([\d.]+) \|", text, re.M)
+    rows = re.findall(
+        r"^\| (\w+) \| (?:baseline|better|worse|equivalent|inconclusive|undecided) \| ([\d.]+) \|", text, re.M
+    )
     assert dict(rows) == {trainer: f"{100 * dice:.2f}" for trainer, dice in means.items()}
     assert f"{report.name})" in page(COMMITTED, OTHERS)
 

@@ -117,7 +117,7 @@ class Results:
         save_summary_json(summary, str(validation / "summary.json"))
 
 
-TRAINERS = {"nnUNetTrainer": 0.4, "SASANTrainer": 0.2, "EMNetTrainer": 0.4}
+TRAINERS = {"nnUNetTrainer": 0.4, "SASANTrainer": 0.1, "EMNetTrainer": 0.4}
 
 
 @pytest.fixture(scope="session")

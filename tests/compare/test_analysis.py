@@ -7,24 +7,30 @@ import pandas as pd
 import pytest
 
 from nnunet_ext.compare.analysis import MEAN, analyse
+from nnunet_ext.compare.inference import estimate
 from nnunet_ext.compare.labels import LabelSet
 from nnunet_ext.compare.metrics import METRICS
 from nnunet_ext.compare.report.text import headline, reason, sentence
-from nnunet_ext.compare.result import Outcome, Settings
-from nnunet_ext.compare.statistics import estimate, holm
-from nnunet_ext.compare.study import Case, Entrant, Study
+from nnunet_ext.compare.result import Outcome
+from nnunet_ext.compare.settings import Settings
+from nnunet_ext.compare.statistics import holm
+from nnunet_ext.compare.study import Case, Method, Study
 
 LABELS = LabelSet({"a": 1, "b": 2}, None, ".nii.gz", "SimpleITKIO")
 NAN = float("nan")
 
 
-def study_of(values):
-    """Entrants by name with Dice by cases and labels; the first is the baseline."""
+def study_of(values, absent=()):
+    """Methods by name with Dice by cases and labels; the first is the baseline.
+
+    `absent` holds the cases and labels of which the truth has nothing; NaN is an empty prediction there.
+    """
     count = len(next(iter(values.values())))
-    cases = {f"c{i}": Case(f"c{i}", str(i % 2), Path(), Path(), None) for i in range(count)}
-    study = Study("made", [Entrant(name, cases) for name in values], next(iter(values)), LABELS, ["0", "1"])
+    cases = {f"c{i}": Case(f"c{i}", str(i % 5), Path(), Path(), None) for i in range(count)}
+    study = Study("made", [Method(name, cases) for name in values], next(iter(values)), LABELS, list("01234"))
     rows = [
-        {"entrant": name, "case": f"c{i}", "fold": str(i % 2), "label": label, "truth_voxels": 1, "predicted_voxels": 1}
+        {"entrant": name, "repeat": 1, "case": f"c{i}", "fold": str(i % 5), "label": label}
+        | {"truth_voxels": int((i, label) not in absent), "predicted_voxels": int(not np.isnan(value))}
         | dict.fromkeys(METRICS, value)
         for name, table in values.items()
         for i, row in enumerate(table)
@@ -33,28 +39,73 @@ def study_of(values):
     return study, pd.DataFrame(rows)
 
 
-def analysed(values):
-    return analyse(*study_of(values), margin=0.005, seed=0)
+def analysed(values, absent=(), **settings):
+    return analyse(*study_of(values, absent), Settings(**settings))
 
 
-def test_a_label_that_one_of_both_lacks_leaves_the_pair():
-    """In the second case only label b is compared, in the third nothing."""
-    result = analysed(
-        {
-            "base": [[0.8, 0.6], [NAN, 0.5], [NAN, NAN], [0.7, 0.7]],
-            "other": [[0.9, 0.8], [0.0, 0.6], [0.4, 0.4], [0.7, 0.8]],
-        }
-    )
+ABSENT = {(1, "a"), (2, "a"), (2, "b")}
+ABSENT_VALUES = {
+    "base": [[0.8, 0.6], [NAN, 0.5], [NAN, NAN], [0.7, 0.7]],
+    "other": [[0.9, 0.8], [0.0, 0.6], [0.0, NAN], [0.7, 0.8]],
+}
+
+
+def test_labels_that_a_case_does_not_have_score_one_or_zero():
+    """BraTS' rule: 1 for nothing, 0 for anything predicted; no case is dropped."""
+    result = analysed(ABSENT_VALUES, ABSENT)
+    assert result.case_differences["other"] == pytest.approx([0.15, 0.3 - 0.75, 0.5 - 1, 0.05])
+    found = result.primary("other")
+    assert (found.estimate.cases, found.dropped) == (4, 0)
+    assert result.comparisons["other", "dice", "a"].baseline == pytest.approx((0.8 + 1 + 1 + 0.7) / 4)
+    assert result.comparisons["other", "hd95", "a"].baseline == pytest.approx((0.8 + 0 + 0 + 0.7) / 4)
+    for (name, metric, label), comparison in result.comparisons.items():
+        assert comparison.own == result.means[name, metric, label]
+        assert comparison.baseline == result.means["base", metric, label]
+        assert comparison.own - comparison.baseline == pytest.approx(comparison.estimate.mean)
+    # nnU-Net's own: means of labels over the cases that have a value.
+    assert result.nnunet_means["base"] == pytest.approx(((0.8 + 0.7) / 2 + (0.6 + 0.5 + 0.7) / 3) / 2)
+
+
+def test_labels_that_a_case_does_not_have_are_left_out_for_everyone_with_the_other_rule():
+    result = analysed(ABSENT_VALUES, ABSENT, empty_labels="rate")
     assert result.case_differences["other"] == pytest.approx([0.15, 0.1, NAN, 0.05], nan_ok=True)
     found = result.primary("other")
     assert (found.estimate.cases, found.dropped) == (3, 1)
-    assert found.estimate.mean == pytest.approx(0.1)
-    assert found.own - found.baseline == pytest.approx(0.1)
     assert result.comparisons["other", "dice", "a"].estimate.cases == 2
-    assert result.comparisons["other", "dice", "b"].dropped == 1
-    # Means of an entrant by itself are over everything that it has.
-    assert result.means["other", "dice", "a"] == pytest.approx(0.5)
-    assert result.means["base", "dice", MEAN] == pytest.approx((0.7 + 0.5 + 0.7) / 3)
+    rate = result.false_positive_rates["other", "a"]
+    assert (rate.baseline, rate.own, rate.estimate.cases) == (0, 1, 2)
+    assert result.false_positive_rates["other", "b"].own == 0
+
+
+def test_what_is_left_out_does_not_depend_on_predictions():
+    """Whatever is predicted where the truth is empty, pairs stay the same."""
+    for rule in ("score", "rate"):
+        counts = set()
+        for value in (NAN, 0.0):
+            changed = {"base": ABSENT_VALUES["base"], "other": [[0.9, 0.8], [value, 0.6], [value, value], [0.7, 0.8]]}
+            result = analysed(changed, ABSENT, empty_labels=rule)
+            counts.add(tuple(c.estimate.cases for c in result.comparisons.values()))
+        assert len(counts) == 1
+
+
+def test_a_tumour_in_every_healthy_case_is_worse():
+    """100 cases, half of them healthy; the challenger finds a tumour in all of them and is else as good."""
+    generator = np.random.default_rng(0)
+    scores = generator.uniform(0.8, 0.9, 100)
+    absent = {(i, label) for i in range(0, 100, 2) for label in "ab"}
+    base = [[NAN, NAN] if i % 2 == 0 else [s, s] for i, s in enumerate(scores)]
+    other = [[0.0, 0.0] if i % 2 == 0 else [s, s] for i, s in enumerate(scores)]
+    study, table = study_of({"base": base, "other": other}, absent)
+    cases = {name: Case(name, str(int(name[1:]) // 20), Path(), Path(), None) for name in study.cases}
+    study = Study("made", [Method(m.name, cases) for m in study.methods], "base", LABELS, list("01234"))
+    result = analyse(study, table, Settings())
+    assert result.primary("other").verdict == "worse"
+    assert result.primary("other").estimate.mean == pytest.approx(-0.5)
+    rated = analyse(study, table, Settings(empty_labels="rate"))
+    assert rated.primary("other").estimate.mean == 0
+    rate = rated.false_positive_rates["other", "a"]
+    assert (rate.baseline, rate.own) == (0, 1)
+    assert rate.p_holm < 0.001
 
 
 def test_holms_family_are_the_challengers():
@@ -62,9 +113,9 @@ def test_holms_family_are_the_challengers():
     base = generator.uniform(0.7, 0.9, (12, 2))
     values = {"base": base} | {n: base + generator.normal(m, 0.02, (12, 2)) for n, m in (("x", 0.02), ("y", 0.01))}
     result = analysed(values)
-    folds = [str(i % 2) for i in range(12)]
+    folds = [str(i % 5) for i in range(12)]
     for label, of in ((MEAN, lambda t: t.mean(axis=1)), ("b", lambda t: t[:, 1])):
-        plain = [estimate(of(values[name]) - of(base), folds, 0.005, 0).p for name in ("x", "y")]
+        plain = [estimate(of(values[name]) - of(base), folds, 0.005, resamples=0).p for name in ("x", "y")]
         found = [result.comparisons[name, "dice", label] for name in ("x", "y")]
         assert [each.estimate.p for each in found] == plain
         assert [each.p_holm for each in found] == holm(plain)
@@ -78,7 +129,7 @@ def test_only_dice_gives_a_verdict():
 
 
 def test_equal_predictions_are_equivalent_from_five_cases_on():
-    for cases, expected in ((4, "undecided"), (5, "equivalent")):
+    for cases, expected in ((4, "inconclusive"), (5, "equivalent")):
         table = [[0.5 + i / 100, 0.5] for i in range(cases)]
         assert analysed({"base": table, "other": table}).primary("other").verdict == expected
 
@@ -86,7 +137,7 @@ def test_equal_predictions_are_equivalent_from_five_cases_on():
 def outcome_of(values):
     study, scores = study_of(values)
     settings = Settings()
-    return Outcome(study, settings, scores, analyse(study, scores, settings.margin, settings.seed), {}, {})
+    return Outcome(study, settings, scores, analyse(study, scores, settings), {}, {})
 
 
 def test_every_verdict_is_put_into_words():
@@ -107,23 +158,23 @@ def test_every_verdict_is_put_into_words():
         }
     )
     assert headline(outcome) == (
-        "up is better than base; down is worse than base; same and slightly are equivalent to base; for open it is "
-        "undecided."
+        "up is better than base; down is worse than base; same and slightly are equivalent to base; open is "
+        "inconclusive."
     )
     assert sentence(outcome, "up").startswith("better, +4.98 Dice points (95% interval +")
-    assert "The interval lies above zero, and the signed-rank test agrees: p\N{NO-BREAK SPACE}<" in reason(
-        outcome, "up"
-    )
+    assert "The interval lies above zero, and the tests agree: p\N{NO-BREAK SPACE}<" in reason(outcome, "up")
     assert "The interval lies below zero" in reason(outcome, "down")
-    assert "within ±0.50 points, and the test against that margin rejects" in reason(outcome, "same")
+    assert "lies within ±0.50 points, and the tests against that margin reject" in reason(outcome, "same")
     assert "A difference is shown" not in reason(outcome, "same")
-    assert reason(outcome, "slightly").endswith("but one smaller than the margin.")
-    assert reason(outcome, "open").startswith("Neither is a difference shown (p")
+    assert reason(outcome, "slightly").endswith("but it is smaller than the margin.")
+    assert reason(outcome, "open").startswith("No difference is shown (p")
 
 
 def test_sides_that_disagree_are_put_into_words():
     base = np.full((36, 2), 0.5)
     other = base + np.array([[-0.001 - i / 1e6] * 2 for i in range(30)] + [[0.2 + i / 1e3] * 2 for i in range(6)])
     outcome = outcome_of({"base": base, "other": other})
-    assert headline(outcome) == "Undecided: other against base."
-    assert reason(outcome, "other").startswith("The mean and the signed ranks speak for different sides (p")
+    assert headline(outcome) == "Inconclusive: other against base."
+    assert reason(outcome, "other").startswith(
+        "No difference is shown: the mean and the signed ranks point in opposite directions (p"
+    )

@@ -13,6 +13,7 @@ from nnunet_ext.compare.heldout import collect_predictions
 from nnunet_ext.compare.labels import label_set
 
 TRAINERS = ("nnUNetTrainer", "SASANTrainer")
+TOLERANCES = {"Anterior": 2.0, "Posterior": 2.0}
 
 
 def collect(trainers=TRAINERS, **options):
@@ -33,7 +34,7 @@ def test_all_folds_of_all_trainers(results):
     assert {case.fold for case in study.cases.values()} == {"0", "1"}
     assert study.labels.labels == {"Anterior": 1, "Posterior": 2}
     assert study.notes == []
-    first = study.entrants[1].cases[results.cases[0]]
+    first = study.methods[1].cases[results.cases[0]]
     assert first.prediction.parent == results.model("SASANTrainer") / "fold_0" / "validation"
     assert first.image.name == f"{first.name}_0000.nii.gz"
 
@@ -53,7 +54,7 @@ def test_the_baseline_is_the_stock_trainer_or_the_one_named_or_the_first(results
 def test_one_trainer_under_two_plans(results):
     shutil.copytree(results.model("SASANTrainer"), results.results / "SASANTrainer__OtherPlans__3d_fullres")
     study = collect(("SASANTrainer", "SASANTrainer"), plans=["nnUNetPlans", "OtherPlans"])
-    assert [entrant.name for entrant in study.entrants] == ["SASANTrainer__nnUNetPlans", "SASANTrainer__OtherPlans"]
+    assert [method.name for method in study.methods] == ["SASANTrainer__nnUNetPlans", "SASANTrainer__OtherPlans"]
     with pytest.raises(ValueError, match="--baseline SASANTrainer could be SASANTrainer__nnUNetPlans or"):
         collect(("SASANTrainer", "SASANTrainer"), plans=["nnUNetPlans", "OtherPlans"], baseline="SASANTrainer")
     with pytest.raises(ValueError, match="-p has 2 names for 3 trainers"):
@@ -178,7 +179,7 @@ def test_files_changed_after_the_validation(results, tmp_path):
     image = sitk.ReadImage(str(file))
     sitk.WriteImage(image * 0, str(file))
     with pytest.raises(ValueError, match=f"SASANTrainer, {case}: summary.json has Dice .* its files give 0.0000"):
-        measure(collect(), 2.0, tmp_path / "cache", 1)
+        measure(collect(), TOLERANCES, tmp_path / "cache", 1)
 
 
 def test_a_second_measurement_reads_what_the_first_kept(results, tmp_path, monkeypatch):
@@ -188,22 +189,22 @@ def test_a_second_measurement_reads_what_the_first_kept(results, tmp_path, monke
     study, calls = collect(), []
     original = evaluate._measure_files
     monkeypatch.setattr(evaluate, "_measure_files", lambda task: calls.append(task) or original(task))
-    first = measure(study, 2.0, tmp_path / "cache", 1)
+    first = measure(study, TOLERANCES, tmp_path / "cache", 1)
     assert len(first) == 2 * 12 * 2
     assert len(calls) == 24
-    assert measure(study, 2.0, tmp_path / "cache", 1).equals(first)
+    assert measure(study, TOLERANCES, tmp_path / "cache", 1).equals(first)
     assert len(calls) == 24
     damaged = sorted((tmp_path / "cache").iterdir())[0]
     damaged.write_text("{")
-    assert measure(study, 2.0, tmp_path / "cache", 1).equals(first)
+    assert measure(study, TOLERANCES, tmp_path / "cache", 1).equals(first)
     assert len(calls) == 25
-    assert not measure(study, 1.0, tmp_path / "cache", 1)["nsd"].equals(first["nsd"])
+    assert not measure(study, dict.fromkeys(TOLERANCES, 1.0), tmp_path / "cache", 1)["nsd"].equals(first["nsd"])
     assert len(calls) == 49
 
 
 def test_several_processes_measure_the_same(results, tmp_path):
     study = collect(folds=["0"])
-    one, two = (measure(study, 2.0, tmp_path / str(n), n) for n in (1, 2))
+    one, two = (measure(study, TOLERANCES, tmp_path / str(n), n) for n in (1, 2))
     assert one.equals(two)
 
 
@@ -235,7 +236,7 @@ def test_folders_of_predictions(held_out, results):
     assert study.title == "Held-out set labels"
     assert (study.baseline, study.folds) == ("nnUNetTrainer", ["test"])
     assert list(study.cases) == results.cases[:4]
-    assert np.isfinite(measure(study, 2.0, held_out / "cache", 1)["dice"]).all()
+    assert np.isfinite(measure(study, TOLERANCES, held_out / "cache", 1)["dice"]).all()
 
 
 def test_folders_with_other_cases(held_out, results):

@@ -18,7 +18,9 @@ def maps(*, truth=(), prediction=(), shape=(8, 12, 12)):
 
 
 def scores(masks, labels=None, ignore_label=None, tolerance=2.0):
-    return case_scores(*masks, SPACING, labels or {"a": 1}, ignore_label, tolerance)
+    labels = labels or {"a": 1}
+    tolerances = dict.fromkeys(labels, tolerance)
+    return case_scores(*masks, SPACING, labels=labels, tolerances=tolerances, ignore_label=ignore_label)
 
 
 def test_dice_and_volume_of_overlapping_boxes():
@@ -33,17 +35,17 @@ def test_dice_and_volume_of_overlapping_boxes():
 
 @pytest.mark.parametrize("missing", ["truth", "prediction"])
 def test_one_sided_emptiness(missing):
-    """Dice and NSD are 0, HD95 is left out, the volume counts."""
+    """Dice and NSD are 0, distances are the image's diagonal, the volume counts."""
     other = "prediction" if missing == "truth" else "truth"
     result = scores(maps(**{other: [(1, (1, 1, 1), (2, 2, 2))]}))["a"]
     assert result["dice"] == result["nsd"] == 0
-    assert np.isnan(result["hd95"])
+    assert result["hd95"] == result["assd"] == pytest.approx(np.sqrt((8 * 2) ** 2 + 12**2 + 12**2))
     assert result["volume_error"] == pytest.approx(0.016)
 
 
 def test_both_empty_is_nan():
     result = scores(maps())["a"]
-    assert all(np.isnan(result[key]) for key in ("dice", "nsd", "hd95", "volume_difference", "volume_error"))
+    assert all(np.isnan(result[key]) for key in ("dice", "nsd", "hd95", "assd", "volume_difference", "volume_error"))
 
 
 def test_a_region_is_the_union_of_its_labels():
@@ -72,10 +74,15 @@ def test_a_single_slice_is_measured_in_its_plane():
     truth, prediction = (np.zeros((1, 20, 20), dtype=np.uint8) for _ in range(2))
     truth[0, 5:15, 5:15] = 1
     prediction[0, 5:15, 8:18] = 1
-    result = case_scores(truth, prediction, (999, 1, 1), {"a": 1}, None, 2.0)["a"]
+    result = case_scores(truth, prediction, (999, 1, 1), labels={"a": 1}, tolerances={"a": 2.0})["a"]
     assert result["hd95"] == pytest.approx(3)
     assert 0.5 < result["nsd"] < 1
-    assert case_scores(truth, truth[:, :, ::-1].copy(), (999, 1, 1), {"a": 1}, None, 2.0)["a"]["volume_error"] == 0
+    assert (
+        case_scores(truth, truth[:, :, ::-1].copy(), (999, 1, 1), labels={"a": 1}, tolerances={"a": 2.0})["a"][
+            "volume_error"
+        ]
+        == 0
+    )
 
 
 def test_other_shapes_are_named():

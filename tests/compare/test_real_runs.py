@@ -58,7 +58,7 @@ def test_the_report_of_real_trainings(example):
     assert any(note.startswith("4 cases are few") for note in content["notes"])
     assert "Folds 0, 1 of 5: the other cases of the dataset are not used." in content["notes"]
     # One iteration and four cases decide nothing.
-    assert content["verdicts"] == {"SASANTrainer": "undecided"}
+    assert content["verdicts"] == {"SASANTrainer": "inconclusive"}
     for cost in content["costs"].values():
         assert cost["parameters"] > 1e6
         assert cost["epoch_seconds"] > 0

@@ -16,9 +16,9 @@ from nnunet_ext.cli.main import main
 from nnunet_ext.compare.collect import collect_cross_validation
 from nnunet_ext.compare.heldout import collect_predictions
 from nnunet_ext.compare.report.overlays import chosen_slice
-from nnunet_ext.compare.report.text import count_text
-from nnunet_ext.compare.result import Settings
+from nnunet_ext.compare.report.text import count_text, notes
 from nnunet_ext.compare.run import compare
+from nnunet_ext.compare.settings import Settings
 from nnunet_ext.nnunet.training_log import read_training
 
 ROOT = Path(__file__).parents[2]
@@ -32,8 +32,8 @@ def content(report):
 
 def test_the_summary_says_what_is_true(content):
     """SASANTrainer was made better; EMNetTrainer as good, which twelve cases with this spread cannot show."""
-    assert content["verdicts"] == {"SASANTrainer": "better", "EMNetTrainer": "undecided"}
-    assert content["headline"] == "SASANTrainer is better than nnUNetTrainer; for EMNetTrainer it is undecided."
+    assert content["verdicts"] == {"SASANTrainer": "better", "EMNetTrainer": "inconclusive"}
+    assert content["headline"] == "SASANTrainer is better than nnUNetTrainer; EMNetTrainer is inconclusive."
     assert next(iter(content["ranks"])) == "SASANTrainer"
     assert (content["cases"], content["folds"], content["baseline"]) == (12, ["0", "1"], "nnUNetTrainer")
 
@@ -48,7 +48,8 @@ def test_the_numbers_are_those_of_the_cases(report, content):
         c for c in content["comparisons"] if (c["entrant"], c["metric"], c["label"]) == ("SASANTrainer", "dice", "mean")
     )
     assert found["difference"] == pytest.approx(difference.mean())
-    assert found["p"] == pytest.approx(stats.wilcoxon(difference).pvalue)
+    assert found["p_signed_rank"] == pytest.approx(stats.wilcoxon(difference).pvalue)
+    assert found["p"] == max(found["p_signed_rank"], found["p_model"])
     assert found["interval_low"] < found["difference"] < found["interval_high"]
     assert found["pairs"] == 12
 
@@ -67,12 +68,12 @@ def test_costs_are_measured(content):
 
 def test_markdown_and_latex(report):
     text = (report / "report.md").read_text()
-    assert "**SASANTrainer is better than nnUNetTrainer; for EMNetTrainer it is undecided.**" in text
+    assert "**SASANTrainer is better than nnUNetTrainer; EMNetTrainer is inconclusive.**" in text
     assert re.search(r"^\| SASANTrainer \| better \| \d\d\.\d\d \| \+\d", text, re.M)
     (latex,) = re.findall(r"```latex\n(.*?)```", text, re.S)
     rows = [line for line in latex.splitlines() if line.endswith(r"\\")]
     assert len(rows) == 4
-    assert {row.count("&") for row in rows} == {8}
+    assert {row.count("&") for row in rows} == {10}
     assert r"95\% interval" in latex
 
 
@@ -111,18 +112,22 @@ def test_names_are_escaped(results, tmp_path):
 
 
 def test_a_label_that_no_case_has(results, tmp_path):
-    """It takes part in nothing: every pair of it is dropped, and the mean is that of the others."""
+    """It scores 1 everywhere, in every mean, and a caveat says so; with the other rule it takes part in nothing."""
     dataset = results.dataset | {"labels": results.dataset["labels"] | {"Tail": 3}}
-    outcome = compare_folders(results, tmp_path, "other", dataset)
-    without = compare_folders(results, tmp_path, "other", results.dataset)
+    scored = compare_folders(results, tmp_path, "other", dataset)
+    found = scored.analysis.comparisons["other", "dice", "Tail"]
+    assert (found.estimate.cases, found.own, found.baseline) == (6, 1, 1)
+    assert any(note.startswith("No case has the label Tail") for note in notes(scored))
+    outcome = compare_folders(results, tmp_path, "other", dataset, empty_labels="rate")
+    without = compare_folders(results, tmp_path, "other", results.dataset, empty_labels="rate")
     found = outcome.analysis.comparisons["other", "dice", "Tail"]
-    assert (found.estimate.cases, found.dropped, found.verdict) == (0, 6, "undecided")
-    assert outcome.analysis.primary("other") == without.analysis.primary("other")
+    assert (found.estimate.cases, found.dropped, found.verdict) == (0, 6, "inconclusive")
+    assert repr(outcome.analysis.primary("other")) == repr(without.analysis.primary("other"))
     assert outcome.analysis.emptiness["other", "Tail"].absent == 6
     assert "NaN" not in (tmp_path / "report" / "summary.json").read_text()
 
 
-def compare_folders(results, folder, name, dataset):
+def compare_folders(results, folder, name, dataset, **settings):
     """Two trainers' first folds as folders of predictions."""
     folders = [results.model(trainer) / "fold_0" / "validation" for trainer in NAMES[:2]]
     for predictions in folders:
@@ -132,7 +137,7 @@ def compare_folders(results, folder, name, dataset):
     for case in results.splits[0]["val"]:
         (truths / f"{case}.nii.gz").write_bytes(results.truth(case).read_bytes())
     study = collect_predictions([f"a={folders[0]}", f"{name}={folders[1]}"], truths)
-    return compare(study, Settings(), folder / "report", 1)
+    return compare(study, Settings(**settings), folder / "report", 1)
 
 
 def test_the_slice_shows_most_foreground_across_the_thickest_voxels():
@@ -152,7 +157,7 @@ def compare_two(report, output):
 
 
 def test_missing_labels_are_counted_and_told(results, report, tmp_path):
-    """A case of which SASANTrainer found nothing of one label: Dice 0, no HD95, and a remark."""
+    """A case of which SASANTrainer found nothing of one label: Dice 0, the worst HD95, and a caveat."""
     case = results.splits[0]["val"][0]
     file = results.model("SASANTrainer") / "fold_0" / "validation" / f"{case}.nii.gz"
     image = sitk.ReadImage(str(file))
@@ -162,16 +167,16 @@ def test_missing_labels_are_counted_and_told(results, report, tmp_path):
     assert {"entrant": "SASANTrainer", "label": "Posterior", "missed": 1, "invented": 0, "absent": 0} in content[
         "emptiness"
     ]
-    assert any("SASANTrainer missed 1 and invented 0" in note for note in content["notes"])
+    assert any("SASANTrainer missed 1 entirely and has 0 false positives" in note for note in content["notes"])
     pairs = {(c["metric"], c["label"]): (c["pairs"], c["dropped"]) for c in content["comparisons"]}
-    assert pairs["hd95", "Posterior"] == (11, 1)
+    assert pairs["hd95", "Posterior"] == (12, 0)
     assert pairs["dice", "Posterior"] == (12, 0)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "give -d and -tr, or --predictions and --labels"),
+        ([], "nothing to compare: give -d and -tr, or --predictions and --labels"),
         (["-d", "4", "-tr", "A", "--predictions", "a=b"], "--predictions stands instead of -d and -tr"),
         (["--predictions", "a=b"], "--predictions needs --labels"),
         (["-d", "4", "-tr", "A", "B", "--labels", "x"], "--labels and --images belong to --predictions"),

@@ -9,7 +9,13 @@ import torch
 from scipy import ndimage
 
 from nnunet_ext.compare.metrics import case_scores
-from nnunet_ext.compare.surface import element_areas, normalised_surface_dice, robust_hausdorff, surfaces
+from nnunet_ext.compare.surface import (
+    element_areas,
+    mean_surface_distance,
+    normalised_surface_dice,
+    robust_hausdorff,
+    surfaces,
+)
 
 SPACINGS = [(1.0, 1.0, 1.0), (1.0, 2.0, 5.0), (0.7, 3.0, 0.9)]
 
@@ -83,6 +89,9 @@ def test_agrees_with_deepminds_package(shape, spacing):
         for tolerance in (0, 1, 2.5):
             expected = surface_distance.compute_surface_dice_at_tolerance(theirs, tolerance)
             assert normalised_surface_dice(*pair, tolerance) == pytest.approx(expected)
+        means = surface_distance.compute_average_surface_distance(theirs)
+        weights = [theirs["surfel_areas_gt"].sum(), theirs["surfel_areas_pred"].sum()]
+        assert mean_surface_distance(*pair) == pytest.approx(np.average(means, weights=weights))
         for percent in (50, 95, 100):
             expected = surface_distance.compute_robust_hausdorff(theirs, percent)
             assert robust_hausdorff(*pair, percent) == pytest.approx(expected)
@@ -111,7 +120,8 @@ def test_agrees_with_monai(made_results, monai_metrics, spacing):
     )
     shape = np.minimum(truth.shape, prediction.shape)
     truth, prediction = (mask[: shape[0], : shape[1], : shape[2]] for mask in (truth, prediction))
-    scores = case_scores(truth, prediction, spacing, {"a": 1, "both": (1, 2)}, None, 2.345)
+    labels: dict = {"a": 1, "both": (1, 2)}
+    scores = case_scores(truth, prediction, spacing, labels=labels, tolerances=dict.fromkeys(labels, 2.345))
     for name, values in (("a", [1]), ("both", [1, 2])):
         pair = [one_hot(np.isin(mask, values)) for mask in (prediction, truth)]
         dice = monai_metrics.compute_dice(*pair, include_background=False).item()
@@ -129,6 +139,27 @@ def test_hd95_agrees_with_monai_where_the_definitions_meet(monai_metrics):
             one_hot(other), one_hot(one), percentile=95, spacing=spacing
         ).item()
         assert robust_hausdorff(*surfaces(one, other, spacing)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_distances_are_those_of_a_distance_transform(spacing):
+    """Near and far, dense and sparse masks: what the look-up, the k-d tree and the sparse codes return."""
+    generator = np.random.default_rng(0)
+    dense = smooth_masks(generator, (24, 30, 20))
+    far = [box((60, 50, 40), (2, 3, 4), (5, 6, 7)), box((60, 50, 40), (50, 30, 20), (3, 2, 9))]
+    stray = [far[0] | box((60, 50, 40), (59, 49, 39), (1, 1, 1)), far[0] | box((60, 50, 40), (0, 0, 39), (1, 1, 1))]
+    for truth, prediction in (dense, far, stray):
+        borders = []
+        for mask in (truth, prediction):
+            padded = np.pad(mask, 1)
+            total = sum(
+                padded[tuple(slice(c, c + n + 1) for c, n in zip(corner, mask.shape, strict=True))].astype(int)
+                for corner in np.ndindex(2, 2, 2)
+            )
+            borders.append((total > 0) & (total < 8))
+        for surface, own, other in zip(surfaces(truth, prediction, spacing), borders, borders[::-1], strict=True):
+            expected = ndimage.distance_transform_edt(~other, sampling=spacing)[own]
+            assert surface.distances == pytest.approx(np.sort(expected))
 
 
 def test_areas_are_those_of_complementary_cells_and_scale_with_the_spacing():

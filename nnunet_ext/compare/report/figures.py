@@ -30,7 +30,7 @@ def plots(outcome: Outcome) -> list[Plot]:
 
 
 def _numbers(outcome: Outcome) -> dict[str, int]:
-    """Number of each entrant's colour; the baseline is first."""
+    """Number of each method's colour; the baseline is first."""
     return {name: i for i, name in enumerate([outcome.study.baseline, *outcome.study.challengers])}
 
 
@@ -118,7 +118,7 @@ def label_differences(outcome: Outcome) -> list[Plot]:
 
 
 def distributions(outcome: Outcome) -> Plot:
-    """Dice of all cases of each label and entrant: quartiles and dots."""
+    """Dice of all cases of each label and method: quartiles and dots."""
     labels, numbers, scores = list(outcome.study.labels.labels), _numbers(outcome), outcome.scores
     generator = np.random.default_rng(0)
     dotted = len(scores) <= _MOST_DOTS

@@ -10,19 +10,19 @@ from nnunet_ext import __version__
 from nnunet_ext.compare.metrics import METRICS, PRIMARY
 from nnunet_ext.compare.report.figures import plots
 from nnunet_ext.compare.report.overlays import LABEL_COLOURS, overlays
-from nnunet_ext.compare.report.tables import cost_table, label_table, metric_table, rank_table, result_table
-from nnunet_ext.compare.report.text import cost_ratios, headline, interval_text, methods, notes, reason
+from nnunet_ext.compare.report.procedure import procedure
+from nnunet_ext.compare.report.tables import all_tables
+from nnunet_ext.compare.report.text import cost_ratios, headline, interval_text, notes, reason
 from nnunet_ext.compare.result import Outcome
 
 _SIGNS = {"better": "\N{BLACK UP-POINTING TRIANGLE}", "worse": "\N{BLACK DOWN-POINTING TRIANGLE}"}
-_SIGNS |= {"equivalent": "=", "undecided": "?"}
+_SIGNS |= {"equivalent": "=", "inconclusive": "?"}
 _DICE = METRICS[PRIMARY]
 
 
 def html_report(outcome: Outcome) -> str:
     """The text of report.html."""
     study = outcome.study
-    made = [table(outcome) for table in (result_table, label_table, metric_table, rank_table, cost_table)]
     labels = study.labels.labels
     environment = Environment(
         loader=PackageLoader("nnunet_ext.compare.report"),
@@ -38,20 +38,20 @@ def html_report(outcome: Outcome) -> str:
         headline=headline(outcome),
         cards=[_card(outcome, name) for name in study.challengers],
         notes=notes(outcome),
-        tables=[table for table in made if table.rows],
+        tables=all_tables(outcome),
         plots=plots(outcome),
-        overlays=[(name, list(group)) for name, group in groupby(overlays(outcome), lambda each: each.entrant)],
+        overlays=[(name, list(group)) for name, group in groupby(overlays(outcome), lambda each: each.method)],
         label_colours=[(name, LABEL_COLOURS[i % len(LABEL_COLOURS)]) for i, name in enumerate(labels)],
         case_heads=_case_heads(outcome),
         cases=_cases(outcome),
-        methods=methods(outcome),
+        methods=procedure(outcome),
         version=__version__,
     )
 
 
 def _card(outcome: Outcome, name: str) -> dict[str, Any]:
     found = outcome.analysis.primary(name)
-    verdict = found.verdict or "undecided"
+    verdict = found.verdict or "inconclusive"
     return {
         "name": name,
         "verdict": verdict,

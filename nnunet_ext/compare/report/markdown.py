@@ -1,7 +1,9 @@
 """report.md: the answer, the tables and their LaTeX for a paper."""
 
-from nnunet_ext.compare.report.tables import Table, cost_table, label_table, metric_table, rank_table, result_table
-from nnunet_ext.compare.report.text import cost_sentence, headline, methods, notes, sentence
+from nnunet_ext.compare.report.procedure import procedure
+from nnunet_ext.compare.report.table import Table
+from nnunet_ext.compare.report.tables import all_tables, result_table
+from nnunet_ext.compare.report.text import cost_sentence, headline, notes, sentence
 from nnunet_ext.compare.result import Outcome
 
 _LATEX = str.maketrans(
@@ -20,12 +22,10 @@ def markdown_report(outcome: Outcome) -> str:
         lines += [f"* **{name}**: {sentence(outcome, name)} {cost_sentence(outcome, name)}".rstrip()]
     remarks = notes(outcome)
     if remarks:
-        lines += ["", "## To be read with it", "", *(f"* {note}" for note in remarks)]
-    for table in (result_table, label_table, metric_table, rank_table, cost_table):
-        made = table(outcome)
-        if made.rows:
-            lines += ["", f"## {made.title}", "", *_table(made)]
-    lines += ["", "## How it was computed", "", *(f"* {text}" for text in methods(outcome))]
+        lines += ["", "## Caveats", "", *(f"* {note}" for note in remarks)]
+    for table in all_tables(outcome):
+        lines += ["", f"## {table.title}", "", *_table(table)]
+    lines += ["", "## How it was computed", "", *(f"* {text}" for text in procedure(outcome))]
     lines += ["", "## For a paper", "", "```latex", *latex_table(result_table(outcome)), "```", ""]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Pictures of the best, the median and the worst case of each entrant: truth beside prediction."""
+"""Pictures of the best, the median and the worst case of each method: truth beside prediction."""
 
 import base64
 import io
@@ -27,7 +27,7 @@ class Overlay:
     """One picture.
 
     Attributes:
-        entrant: Whose prediction.
+        method: Whose prediction.
         rank: best, median or worst.
         case: The case's name.
         caption: The case, its Dice and the slice.
@@ -35,7 +35,7 @@ class Overlay:
         png: The picture, in base64.
     """
 
-    entrant: str
+    method: str
     rank: str
     case: str
     caption: str
@@ -44,21 +44,21 @@ class Overlay:
 
 
 def overlays(outcome: Outcome) -> list[Overlay]:
-    """Three pictures an entrant, of the cases with the highest, middle and lowest mean Dice."""
+    """Three pictures a method, of the cases with the highest, middle and lowest mean Dice."""
     made = []
-    for entrant in outcome.study.entrants:
-        scores = outcome.analysis.case_scores[entrant.name, PRIMARY]
-        names = list(entrant.cases)
+    for method in outcome.study.methods:
+        scores = outcome.analysis.case_scores[method.name, PRIMARY]
+        names = list(method.cases)
         order = [i for i in np.argsort(-scores, kind="stable") if np.isfinite(scores[i])]
         chosen = dict(zip(("best", "median", "worst"), (0, len(order) // 2, -1), strict=True)) if order else {}
         for rank, position in chosen.items():
             index = order[position]
-            case = entrant.cases[names[index]]
-            made.append(_overlay(entrant.name, rank, case, float(scores[index]), outcome.study.labels))
+            case = method.cases[names[index]]
+            made.append(_overlay(method.name, rank, case, float(scores[index]), outcome.study.labels))
     return made
 
 
-def _overlay(entrant: str, rank: str, case: Case, score: float, labels: LabelSet) -> Overlay:
+def _overlay(method: str, rank: str, case: Case, score: float, labels: LabelSet) -> Overlay:
     from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 
     reader = recursive_find_reader_writer_by_name(labels.reader)()
@@ -72,11 +72,11 @@ def _overlay(entrant: str, rank: str, case: Case, score: float, labels: LabelSet
     dice = METRICS[PRIMARY].shown(score)
     where = f"slice {index + 1} of {size} along axis {axis + 1}"
     return Overlay(
-        entrant,
+        method,
         rank,
         case.name,
         f"{case.name}: Dice {dice}, {where}" + ("" if case.image else " (no image found)"),
-        f"{rank.capitalize()} case of {entrant}, {case.name}, {where}: outlines of the true labels on the left, of the "
+        f"{rank.capitalize()} case of {method}, {case.name}, {where}: outlines of the true labels on the left, of the "
         f"prediction on the right. Mean Dice {dice}.",
         _picture(image[window], [each[window] for each in maps], spacing, labels),
     )

@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 
 from nnunet_ext import __version__
+from nnunet_ext.compare.analysis import MEAN
 from nnunet_ext.compare.metrics import METRICS
+from nnunet_ext.compare.mixed_model import MixedModel
 from nnunet_ext.compare.report.text import headline, notes
 from nnunet_ext.compare.result import Outcome
 from nnunet_ext.compare.statistics import LEVEL, RESAMPLES
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:
@@ -19,9 +21,9 @@ def summary(outcome: Outcome) -> dict[str, Any]:
     study, analysis = outcome.study, outcome.analysis
     comparisons = [
         {
-            "entrant": c.entrant,
+            "entrant": c.method,
             "metric": c.metric,
-            "label": c.label,
+            **_label(c.label),
             "verdict": c.verdict,
             "mean": c.own,
             "baseline_mean": c.baseline,
@@ -33,6 +35,15 @@ def summary(outcome: Outcome) -> dict[str, Any]:
             "p_equivalent_holm": c.p_equivalent_holm,
             "pairs": c.estimate.cases,
             "dropped": c.dropped,
+            "equivalence_low": c.estimate.equivalence_low,
+            "equivalence_high": c.estimate.equivalence_high,
+            "conditional_low": c.estimate.conditional_low,
+            "conditional_high": c.estimate.conditional_high,
+            "p_model": c.estimate.p_model,
+            "p_signed_rank": c.estimate.p_signed_rank,
+            "p_permutation": c.estimate.p_permutation,
+            "new_trainings": c.estimate.new_trainings,
+            "variance": _variance(c.estimate.model),
         }
         for c in analysis.comparisons.values()
     ]
@@ -43,7 +54,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
             "title": study.title,
             "headline": headline(outcome),
             "baseline": study.baseline,
-            "entrants": [entrant.name for entrant in study.entrants],
+            "entrants": [method.name for method in study.methods],
             "folds": list(study.folds),
             "cases": len(study.cases),
             "labels": dict(study.labels.labels),
@@ -55,21 +66,61 @@ def summary(outcome: Outcome) -> dict[str, Any]:
             "verdicts": {name: analysis.primary(name).verdict for name in study.challengers},
             "comparisons": comparisons,
             "means": [
-                {"entrant": entrant, "metric": metric, "label": label, "mean": value}
-                for (entrant, metric, label), value in analysis.means.items()
+                {"entrant": method, "metric": metric, **_label(label), "mean": value}
+                for (method, metric, label), value in analysis.means.items()
             ],
             "ranks": {
                 name: {"mean_rank": analysis.ranking.mean_ranks[name], "places": analysis.ranking.places[name]}
                 for name in analysis.ranking.order
             },
             "emptiness": [
-                {"entrant": entrant, "label": label} | asdict(counts)
-                for (entrant, label), counts in analysis.emptiness.items()
+                {
+                    "entrant": method,
+                    "label": label,
+                    "missed": c.missed,
+                    "invented": c.false_positives,
+                    "absent": c.absent,
+                }
+                for (method, label), c in analysis.emptiness.items()
             ],
+            "nnunet_foreground_means": analysis.nnunet_means,
+            "false_positive_rates": [
+                {
+                    "entrant": method,
+                    "label": label,
+                    "mean": c.own,
+                    "baseline_mean": c.baseline,
+                    "interval_low": c.estimate.low,
+                    "interval_high": c.estimate.high,
+                    "p_holm": c.p_holm,
+                    "pairs": c.estimate.cases,
+                }
+                for (method, label), c in analysis.false_positive_rates.items()
+            ],
+            "repeats": {method.name: len(method.runs) for method in study.methods},
+            "groups": dict(study.groups) if study.groups else None,
             "costs": {name: asdict(cost) for name, cost in outcome.costs.items()},
             "notes": notes(outcome),
         }
     )
+
+
+def _label(label: str) -> dict[str, Any]:
+    """A label may be called mean: the second key tells it from the mean of labels."""
+    return {"label": label or "mean", "mean_of_labels": label == MEAN}
+
+
+def _variance(model: MixedModel | None) -> dict[str, Any] | None:
+    if model is None:
+        return None
+    names = ("trainings", "groups", "cases")
+    return {
+        "of_mean": model.variance,
+        "freedom": model.freedom,
+        "components": dict(zip(names, model.components, strict=True)),
+        "contributions": dict(zip(names, model.shares, strict=True)),
+        "counts": dict(zip(names, model.counts, strict=True)),
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -1,40 +1,21 @@
 """The tables of a report, as rows of text: for the page, for Markdown and for a paper."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 
 from nnunet_ext.compare.analysis import MEAN
 from nnunet_ext.compare.metrics import METRICS, PRIMARY
-from nnunet_ext.compare.report.text import count_text, interval_text, mean_text, p_text
+from nnunet_ext.compare.report.table import DASH, TIMES, Table
+from nnunet_ext.compare.report.text import count_text, interval_text, mean_text, p_text, unit
+from nnunet_ext.compare.report.uncertainty import size_table, variance_table
 from nnunet_ext.compare.result import Outcome
-
-DASH, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Of a report.
-
-    Attributes:
-        title: Above it.
-        heads: Of the columns.
-        rows: Text of the cells.
-        words: Columns of words, to the left; the others hold numbers.
-    """
-
-    title: str
-    heads: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    words: Sequence[int] = (0,)
 
 
 def result_table(outcome: Outcome) -> Table:
-    """One row an entrant: the table for a paper."""
+    """One row per method: the table for a paper."""
     rows = []
     for name in _names(outcome):
         dice, *others = (mean_text(outcome, name, metric) for metric in METRICS)
+        others.append(METRICS[PRIMARY].shown(outcome.analysis.nnunet_means[name]))
         if name == outcome.study.baseline:
             rows.append([name, "baseline", dice, DASH, DASH, DASH, *others])
             continue
@@ -42,9 +23,10 @@ def result_table(outcome: Outcome) -> Table:
         difference = METRICS[PRIMARY].shown(found.estimate.mean, signed=True)
         judged = [difference, interval_text(found), p_text(found.p_holm)]
         rows.append([name, found.verdict or DASH, dice, *judged, *others])
-    dice, *others = (f"{metric.title}, {metric.unit}" for metric in METRICS.values())
-    heads = ["", "verdict", dice, "difference", "95% interval", "Wilcoxon, Holm", *others]
-    return Table("All trainers", heads, rows, words=(0, 1))
+    dice, *others = (f"{metric.title}, {unit(metric, outcome)}" for metric in METRICS.values())
+    others.append("nnU-Net's foreground_mean")
+    heads = ["", "verdict", dice, "difference", "95% interval", "p (Holm)", *others]
+    return Table("All methods", heads, rows, words=(0, 1))
 
 
 def label_table(outcome: Outcome) -> Table:
@@ -61,7 +43,7 @@ def label_table(outcome: Outcome) -> Table:
                     str(found.estimate.cases),
                 ]
             )
-    heads = ["", "label", "verdict", baseline, "own", "difference", "95% interval", "Wilcoxon, Holm", "pairs"]
+    heads = ["", "label", "verdict", baseline, "own", "difference", "95% interval", "p (Holm)", "pairs"]
     return Table("Dice of each label", heads, rows, words=(0, 1, 2))
 
 
@@ -73,25 +55,49 @@ def metric_table(outcome: Outcome) -> Table:
             if key == PRIMARY:
                 continue
             found = outcome.analysis.comparisons[name, key, MEAN]
+            direction = "higher" if metric.higher_is_better else "lower"
             rows.append(
                 [
                     *(
                         name,
-                        f"{metric.title}, {metric.unit}; {'higher' if metric.higher_is_better else 'lower'} is better",
+                        f"{metric.title}, {unit(metric, outcome)}; {direction} is better",
                     ),
                     *(metric.shown(found.baseline), metric.shown(found.own)),
                     *(metric.shown(found.estimate.mean, signed=True), interval_text(found), p_text(found.p_holm)),
                     str(found.estimate.cases),
                 ]
             )
-    heads = ["", "metric", outcome.study.baseline, "own", "difference", "95% interval", "Wilcoxon, Holm", "pairs"]
+    heads = ["", "metric", outcome.study.baseline, "own", "difference", "95% interval", "p (Holm)", "pairs"]
     return Table("Other metrics", heads, rows, words=(0, 1))
+
+
+def false_positive_table(outcome: Outcome) -> Table:
+    """Rates of false positives in the cases that do not have a label; no rows if every case has every label."""
+    rows = []
+    for (name, label), found in outcome.analysis.false_positive_rates.items():
+        low, high = (
+            f"{100 * end:+.0f}".replace("-", "\N{MINUS SIGN}") for end in (found.estimate.low, found.estimate.high)
+        )
+        interval = f"{low} to {high}" if np.isfinite(found.estimate.low) else DASH
+        numbers = [f"{found.baseline:.0%}", f"{found.own:.0%}", interval, p_text(found.p_holm)]
+        rows.append([name, label, *numbers, str(found.estimate.cases)])
+    heads = ["", "label", outcome.study.baseline, "own", "95% interval, points", "p (Holm)", "cases without it"]
+    return Table("False-positive rates", heads, rows, words=(0, 1))
+
+
+def all_tables(outcome: Outcome) -> list[Table]:
+    """Every table that has rows, in the order of the report."""
+    makers = (
+        *(result_table, size_table, variance_table, label_table, false_positive_table, metric_table),
+        *(rank_table, cost_table),
+    )
+    return [table for table in (make(outcome) for make in makers) if table.rows]
 
 
 def rank_table(outcome: Outcome) -> Table:
     """Mean ranks, and how often each place is taken when the cases are resampled."""
     ranking = outcome.analysis.ranking
-    places = range(1, len(outcome.study.entrants) + 1)
+    places = range(1, len(outcome.study.methods) + 1)
     rows = [
         [name, f"{ranking.mean_ranks[name]:.2f}", *(f"{ranking.places[name][place - 1]:.0%}" for place in places)]
         for name in ranking.order
@@ -100,7 +106,7 @@ def rank_table(outcome: Outcome) -> Table:
 
 
 def cost_table(outcome: Outcome) -> Table:
-    """What each entrant costs; no rows where nothing was measured."""
+    """What each method costs; no rows where nothing was measured."""
     rows = []
     for name, cost in outcome.costs.items():
         iterations = f" {TIMES} {cost.iterations}" if cost.iterations else ""

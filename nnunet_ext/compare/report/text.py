@@ -1,16 +1,18 @@
-"""The answer in words, and what must be known to read it."""
+"""The answer in words, with its reasons and caveats."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from nnunet_ext.compare.analysis import MEAN, Comparison
-from nnunet_ext.compare.metrics import METRICS, PRIMARY
+from nnunet_ext.compare.metrics import METRICS, PRIMARY, Metric
+from nnunet_ext.compare.needed import needed
 from nnunet_ext.compare.result import Outcome
-from nnunet_ext.compare.statistics import LEVEL, RESAMPLES
+from nnunet_ext.compare.statistics import LEVEL
 
 _DICE = METRICS[PRIMARY]
 _FEW_CASES = 20
+_FEW_FOLDS = 5
 _RATIOS = (
     ("epoch_seconds", "time per epoch"),
     ("memory_gb", "peak memory"),
@@ -50,20 +52,33 @@ def difference_text(comparison: Comparison) -> str:
     return f"{metric.shown(comparison.estimate.mean, signed=True)} {metric.title} {metric.unit}"
 
 
+def unit(metric: Metric, outcome: Outcome) -> str:
+    """The unit of a metric: natural images have pixels."""
+    return metric.pixel_unit if metric.pixel_unit and outcome.study.labels.in_pixels else metric.unit
+
+
+def equivalence_text(comparison: Comparison) -> str:
+    """The 90% interval, which belongs to the test of equivalence."""
+    metric, found = METRICS[comparison.metric], comparison.estimate
+    low, high = (metric.shown(value, signed=True) for value in (found.equivalence_low, found.equivalence_high))
+    return f"{low} to {high}"
+
+
 def headline(outcome: Outcome) -> str:
     """The verdicts in one sentence."""
     baseline = outcome.study.baseline
     groups: dict[str, list[str]] = {}
     for name in outcome.study.challengers:
-        groups.setdefault(outcome.analysis.primary(name).verdict or "undecided", []).append(name)
+        groups.setdefault(outcome.analysis.primary(name).verdict or "inconclusive", []).append(name)
     parts = [
         f"{join(groups[verdict])} {'is' if len(groups[verdict]) == 1 else 'are'} {verdict} {preposition} {baseline}"
         for verdict, preposition in (("better", "than"), ("worse", "than"), ("equivalent", "to"))
         if verdict in groups
     ]
-    if "undecided" in groups:
-        open_ones = join(groups["undecided"])
-        parts.append(f"for {open_ones} it is undecided" if parts else f"Undecided: {open_ones} against {baseline}")
+    if "inconclusive" in groups:
+        open_ones = join(groups["inconclusive"])
+        is_are = "is" if len(groups["inconclusive"]) == 1 else "are"
+        parts.append(f"{open_ones} {is_are} inconclusive" if parts else f"Inconclusive: {open_ones} against {baseline}")
     return "; ".join(parts) + "."
 
 
@@ -82,15 +97,43 @@ def reason(outcome: Outcome, name: str) -> str:
     """Why a challenger got its verdict, and how firm its rank is."""
     found, margin = outcome.analysis.primary(name), _DICE.shown(outcome.settings.margin)
     first = outcome.analysis.ranking.places[name][0]
-    sure = f"{p_text(found.p_holm)} after Holm's correction. Ranks first in {first:.0%} of resamples."
+    certain = f"{p_text(found.p_holm)} after Holm's correction. Ranks first in {first:.0%} of resamples."
     reasons = {
-        "better": f"The interval lies above zero, and the signed-rank test agrees: {sure}",
-        "worse": f"The interval lies below zero, and the signed-rank test agrees: {sure}",
-        "equivalent": f"The interval lies within ±{margin} points, and the test against that margin rejects "
-        f"({p_text(found.p_equivalent_holm)}).{_proven(found)}",
-        "undecided": f"{_doubt(found)}, nor that it stays within ±{margin} points: more cases or folds are needed.",
+        "better": f"The interval lies above zero, and the tests agree: {certain}",
+        "worse": f"The interval lies below zero, and the tests agree: {certain}",
+        "equivalent": f"The 90% interval ({equivalence_text(found)}) lies within ±{margin} points, and the tests "
+        f"against that margin reject ({p_text(found.p_equivalent_holm)}).{_proven(found)}",
+        "inconclusive": f"{_doubt(found)}, and equivalence within ±{margin} points is not shown either. "
+        f"{needed_text(outcome, name)}",
     }
-    return reasons[found.verdict or "undecided"]
+    return f"{reasons[found.verdict or 'inconclusive']} {scope(outcome, found)}".strip()
+
+
+def scope(outcome: Outcome, found: Comparison) -> str:
+    """The trainings for which a verdict holds; empty if it holds for new ones too."""
+    if found.estimate.new_trainings:
+        return ""
+    what = "this training of each method" if outcome.study.configuration else "these predictions"
+    return f"This holds under {what} only: new trainings could change it."
+
+
+def needed_text(outcome: Outcome, name: str) -> str:
+    """The sizes that would decide an inconclusive comparison."""
+    found = outcome.analysis.primary(name).estimate
+    sizes = needed(found, outcome.settings.margin, fewest_repeats(outcome, name), len(outcome.study.challengers))
+    if sizes is None:
+        return "There are too few cases to estimate how many more would decide."
+    texts = [f"about {sizes.cases} cases"] if sizes.cases else []
+    texts += [f"{sizes.folds} folds"] if sizes.folds else []
+    texts += [f"{sizes.repeats} trainings of each fold"] if sizes.repeats else []
+    if not texts:
+        return "Neither more cases, folds nor repeats alone would decide it."
+    return f"If mean and variances stay as they are, {' or '.join(texts)} would decide."
+
+
+def fewest_repeats(outcome: Outcome, name: str) -> int:
+    """Trainings of each fold, the fewer of a challenger's and the baseline's."""
+    return min(len(m.runs) for m in outcome.study.methods if m.name in (name, outcome.study.baseline))
 
 
 def _includes_zero(found: Comparison) -> bool:
@@ -100,20 +143,20 @@ def _includes_zero(found: Comparison) -> bool:
 def _doubt(found: Comparison) -> str:
     p = f"{p_text(found.p_holm)} after Holm's correction"
     if _includes_zero(found):
-        return f"Neither is a difference shown ({p}, and the interval includes zero)"
+        return f"No difference is shown ({p}, and the interval includes zero)"
     if found.p_holm >= LEVEL:
-        return f"Neither is a difference shown ({p}, though the interval leaves out zero)"
-    return f"The mean and the signed ranks speak for different sides ({p}): no difference is shown"
+        return f"No difference is shown ({p}, although the interval excludes zero)"
+    return f"No difference is shown: the mean and the signed ranks point in opposite directions ({p})"
 
 
 def _proven(found: Comparison) -> str:
     if _includes_zero(found) or found.p_holm >= LEVEL:
         return ""
-    return f" A difference is shown ({p_text(found.p_holm)}), but one smaller than the margin."
+    return f" A difference is shown ({p_text(found.p_holm)}), but it is smaller than the margin."
 
 
 def cost_ratios(outcome: Outcome, name: str) -> list[tuple[str, float]]:
-    """What a challenger costs, as multiples of the baseline: what was measured of both."""
+    """Costs of a challenger as multiples of the baseline's, where both were measured."""
     own, base = outcome.costs.get(name), outcome.costs.get(outcome.study.baseline)
     if own is None or base is None:
         return []
@@ -131,12 +174,25 @@ def cost_sentence(outcome: Outcome, name: str) -> str:
 
 
 def notes(outcome: Outcome) -> list[str]:
-    """What a reader must know to judge the comparison."""
+    """Caveats."""
     found = list(outcome.study.notes)
-    cases = len(outcome.study.cases)
+    cases, folds = len(outcome.study.cases), len(outcome.study.folds)
+    if outcome.study.configuration and folds == 1 and not _all_repeated(outcome):
+        found.append(
+            "A single training of each method was compared: the verdicts hold under this training, and published "
+            "repeats of one recipe differ by more than a point of Dice. Train more folds, or repeat the training."
+        )
+    elif 1 < folds < _FEW_FOLDS:
+        found.append(
+            f"{folds} folds say little about how much trainings differ, so that intervals are wide: use five or more."
+        )
+    present = outcome.scores.groupby("label")["truth_voxels"].max()
+    never = [name for name in outcome.study.labels.labels if not present[name]]
+    if never and outcome.settings.empty_labels == "score":
+        found.append(f"No case has the label {join(never)}: an empty prediction scores 1 there, in every mean.")
     if cases < _FEW_CASES:
         found.append(
-            f"{cases} cases are few: only large differences can be shown, and with fewer than six no difference at all."
+            f"{cases} cases are few: only large differences can be shown, and none at all with fewer than six."
         )
     trained = {name: (cost.epochs, cost.iterations) for name, cost in outcome.costs.items() if cost.epochs}
     if len(set(trained.values())) > 1:
@@ -157,54 +213,22 @@ def notes(outcome: Outcome) -> list[str]:
     return found + _emptiness(outcome)
 
 
+def _all_repeated(outcome: Outcome) -> bool:
+    return all(len(method.runs) > 1 for method in outcome.study.methods)
+
+
 def _emptiness(outcome: Outcome) -> list[str]:
     texts = []
-    for name in (entrant.name for entrant in outcome.study.entrants):
+    for name in (method.name for method in outcome.study.methods):
         missed = sum(e.missed for (who, _), e in outcome.analysis.emptiness.items() if who == name)
-        invented = sum(e.invented for (who, _), e in outcome.analysis.emptiness.items() if who == name)
+        invented = sum(e.false_positives for (who, _), e in outcome.analysis.emptiness.items() if who == name)
         if missed or invented:
-            texts.append(f"{name} missed {missed} and invented {invented}")
+            texts.append(f"{name} missed {missed} entirely and has {invented} false positives")
     if not texts:
         return []
-    return [f"Labels of cases wholly missed or invented (Dice 0, no HD95): {'; '.join(texts)}."]
-
-
-def methods(outcome: Outcome) -> list[str]:
-    """How everything was computed."""
-    study, settings = outcome.study, outcome.settings
-    cross = study.configuration is not None
-    where = "cases of all validation folds" if cross else "cases of the held-out set"
-    margin = _DICE.shown(settings.margin)
-    texts = [
-        (
-            f"Pairs: the {where}; a case counts with the mean of its labels. A label that neither truth nor prediction "
-            "has is left out of the pair; one that only one of both has counts with Dice 0 and surface Dice 0, and "
-            "without HD95."
-        ),
-        (
-            f"Difference: the mean of the pairs' differences, with a bootstrap 95% interval of {RESAMPLES:,} resamples "
-            f"within folds (seed {settings.seed}), corrected for few cases. Test: Wilcoxon's signed-rank test, "
-            f"two-sided, with Holm's correction over the trainers ({len(study.challengers)})."
-        ),
-        (
-            "Verdict: better or worse, if the interval leaves out zero and the test rejects to the same side at 5%; "
-            f"equivalent, if the interval lies within ±{margin} Dice points and both one-sided tests against that "
-            "margin reject, even where a smaller difference is shown; undecided otherwise. It rests on the mean Dice "
-            "alone: other metrics and single labels are reported without correction for their number."
-        ),
-        (
-            f"NSD, the surface Dice at {settings.tolerance:g} mm, and HD95 weight surface elements by their area "
-            "(DeepMind's definition). Volume error is the absolute difference of the volumes."
-        ),
-    ]
-    if cross:
-        texts.append(
-            "Cases of one fold share one training, so the interval speaks for new cases under these trainings; it does "
-            "not say how much the result would change with other random seeds."
-        )
-    return texts
+    return [f"Labels missed entirely, or false positive (cases): {'; '.join(texts)}."]
 
 
 def mean_text(outcome: Outcome, name: str, metric: str = PRIMARY, label: str = MEAN) -> str:
-    """An entrant's own mean."""
+    """The mean of a method."""
     return METRICS[metric].shown(outcome.analysis.means[name, metric, label])
