@@ -22,6 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     held_out.add_argument("--predictions", nargs="+", metavar="NAME=FOLDER", help="folders written by nnUNetv2_predict")
     held_out.add_argument("--labels", type=Path, help="folder of the true labels")
     held_out.add_argument("--images", type=Path, help="folder of the images, for the pictures")
+    several = parser.add_argument_group("several datasets (instead)")
+    several.add_argument(
+        "--reports", nargs="+", type=Path, metavar="SUMMARY.JSON", help="reports whose rankings are combined into one"
+    )
     parser.add_argument(
         "--baseline",
         help="method with which the others are compared (default: nnUNetTrainer if it is there, else the first; with "
@@ -88,6 +92,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
+    if arguments.reports:
+        from nnunet_ext.compare import consensus
+
+        for place in consensus.run(arguments.reports, arguments.output, arguments.seed):
+            print(f"{place.name}: mean rank {place.mean_rank:.2f} (95% interval {place.low:.2f} to {place.high:.2f})")
+        print(f"\nReport: {arguments.output / 'consensus.html'}")
+        return 0
     from nnunet_ext.compare.collect import collect_cross_validation
     from nnunet_ext.compare.heldout import collect_predictions
     from nnunet_ext.compare.repeats import read_repeats, with_groups
@@ -130,6 +141,10 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"-np {arguments.processes} must be at least 1")
     if arguments.repeats < 1:
         raise ValueError(f"--repeats {arguments.repeats} must be at least 1")
+    if arguments.reports:
+        if arguments.dataset or arguments.trainers or arguments.predictions:
+            raise ValueError("--reports stands alone: leave -d, -tr and --predictions out")
+        return
     if arguments.predictions:
         if arguments.dataset or arguments.trainers:
             raise ValueError("--predictions stands instead of -d and -tr: give one or the other")

@@ -34,6 +34,7 @@ class Estimate:
         conditional_high: Upper end.
         new_trainings: Whether the interval holds for new trainings of the methods, not only for those at hand.
         model: The mixed model; None without pairs.
+        groups: Number of groups of the pairs, which is that of values of the signed-rank test.
     """
 
     cases: int
@@ -52,6 +53,7 @@ class Estimate:
     conditional_high: float
     new_trainings: bool
     model: MixedModel | None
+    groups: int = 0
 
 
 def estimate(
@@ -100,9 +102,25 @@ def estimate(
         means = bootstrap_means(values, kept, members, np.random.default_rng(seed), resamples)
         drawn = units(kept, members)
         conditional = interval(means, float(values.mean()), len(drawn.sizes) - len(strata(drawn.folds)))
+    equivalence_low, equivalence_high = model.interval(2 * LEVEL)
     return Estimate(
-        *(len(values), float(values.mean()), low, high, *model.interval(2 * LEVEL), direction, max(p)),
-        *(p[0], p[1], p[2] if permuted else nan, p_equivalent, *conditional, several, model),
+        cases=len(values),
+        mean=float(values.mean()),
+        low=low,
+        high=high,
+        equivalence_low=equivalence_low,
+        equivalence_high=equivalence_high,
+        direction=direction,
+        p=max(p),
+        p_model=p[0],
+        p_signed_rank=p[1],
+        p_permutation=p[2] if permuted else nan,
+        p_equivalent=p_equivalent,
+        conditional_low=conditional[0],
+        conditional_high=conditional[1],
+        new_trainings=several,
+        model=model,
+        groups=len(ranked),
     )
 
 

@@ -42,17 +42,26 @@ def needed(found: Estimate, margin: float, repeats: int, challengers: int = 1) -
         return None
     folds, _, cases = model.counts
     level = LEVEL / challengers
-    times = np.unique(np.geomspace(1, _MOST_TIMES, 400))
-    more_cases = (
-        (round(cases * t), _half(model, level, case_times=float(t))) for t in times if round(cases * t) > cases
-    )
+    # Signed ranks of n groups cannot go below 2 / 2^n.
+    fewest = int(np.ceil(np.log2(2 / level))) + 1
+    scarce = found.groups < fewest
+    if scarce or _first([(cases, _half(model, level))], found.mean, margin) is not None:
+        # The signed ranks, not the interval, leave it open.
+        return Needed(_cases_for_ranks(found, level, fewest), None, None)
+    times = [float(t) for t in np.geomspace(1, _MOST_TIMES, 400) if round(cases * t) > cases]
+    more_cases = ((round(cases * t), _half(model, level, case_times=t)) for t in times)
     more_folds = ((k, _half(model, level, folds=k)) for k in range(folds + 1, min(_MOST_FOLDS, cases) + 1) if folds > 1)
-    more_repeats = (
-        (r, _half(model, level, training_times=r / repeats))
-        for r in range(repeats + 1, _MOST_REPEATS + 1)
-        if model.shares[0]
-    )
+    numbers = range(repeats + 1, _MOST_REPEATS + 1) if model.shares[0] else ()
+    more_repeats = ((r, _half(model, level, training_times=r / repeats)) for r in numbers)
     return Needed(*(_first(sizes, found.mean, margin) for sizes in (more_cases, more_folds, more_repeats)))
+
+
+def _cases_for_ranks(found: Estimate, level: float, fewest: int) -> int | None:
+    """Cases with which the signed-rank test would reject, as its statistic grows with the root of their number."""
+    times = max(1 + 1 / found.cases, fewest / found.groups)
+    if 0 < found.p_signed_rank < 1 and found.groups >= fewest:
+        times = max(times, float((stats.norm.isf(level / 2) / stats.norm.isf(found.p_signed_rank / 2)) ** 2))
+    return int(np.ceil(found.cases * times)) if times <= _MOST_TIMES else None
 
 
 def _half(

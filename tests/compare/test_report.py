@@ -69,7 +69,7 @@ def test_costs_are_measured(content):
 def test_markdown_and_latex(report):
     text = (report / "report.md").read_text()
     assert "**SASANTrainer is better than nnUNetTrainer; EMNetTrainer is inconclusive.**" in text
-    assert re.search(r"^\| SASANTrainer \| better \| \d\d\.\d\d \| \+\d", text, re.M)
+    assert re.search(r"^\| SASANTrainer \| better \| \d\d\.\d\d \| \d\d\.\d\d \| \+\d", text, re.M)
     (latex,) = re.findall(r"```latex\n(.*?)```", text, re.S)
     rows = [line for line in latex.splitlines() if line.endswith(r"\\")]
     assert len(rows) == 4

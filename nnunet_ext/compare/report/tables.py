@@ -15,17 +15,16 @@ def result_table(outcome: Outcome) -> Table:
     rows = []
     for name in _names(outcome):
         dice, *others = (mean_text(outcome, name, metric) for metric in METRICS)
-        others.append(METRICS[PRIMARY].shown(outcome.analysis.nnunet_means[name]))
+        nnunet = METRICS[PRIMARY].shown(outcome.analysis.nnunet_means[name])
         if name == outcome.study.baseline:
-            rows.append([name, "baseline", dice, DASH, DASH, DASH, *others])
+            rows.append([name, "baseline", dice, nnunet, DASH, DASH, DASH, *others])
             continue
         found = outcome.analysis.primary(name)
         difference = METRICS[PRIMARY].shown(found.estimate.mean, signed=True)
         judged = [difference, interval_text(found), p_text(found.p_holm)]
-        rows.append([name, found.verdict or DASH, dice, *judged, *others])
+        rows.append([name, found.verdict or DASH, dice, nnunet, *judged, *others])
     dice, *others = (f"{metric.title}, {unit(metric, outcome)}" for metric in METRICS.values())
-    others.append("nnU-Net's foreground_mean")
-    heads = ["", "verdict", dice, "difference", "95% interval", "p (Holm)", *others]
+    heads = ["", "verdict", dice, "nnU-Net's foreground_mean", "difference", "95% interval", "p (Holm)", *others]
     return Table("All methods", heads, rows, words=(0, 1))
 
 
