@@ -10,6 +10,8 @@ from nnunet_ext.compare.analysis import MEAN, analyse
 from nnunet_ext.compare.inference import estimate
 from nnunet_ext.compare.labels import LabelSet
 from nnunet_ext.compare.metrics import METRICS
+from nnunet_ext.compare.report.summary_json import summary
+from nnunet_ext.compare.report.tables import result_table
 from nnunet_ext.compare.report.text import headline, reason, sentence
 from nnunet_ext.compare.result import Outcome
 from nnunet_ext.compare.settings import Settings
@@ -178,3 +180,25 @@ def test_sides_that_disagree_are_put_into_words():
     assert reason(outcome, "other").startswith(
         "No difference is shown: the mean and the signed ranks point in opposite directions (p"
     )
+
+
+def test_a_label_may_be_called_mean():
+    """Its numbers are its own, and summary.json tells it from the mean of labels."""
+    generator = np.random.default_rng(0)
+    base = generator.uniform(0.7, 0.9, (12, 2))
+    study, scores = study_of({"base": base, "other": base + np.array([0.1, 0.0])})
+    scores["label"] = scores["label"].replace({"a": "mean"})
+    labels = LabelSet({"mean": 1, "b": 2}, None, ".png", "NaturalImage2DIO")
+    study = Study("made", study.methods, "base", labels, study.folds)
+    outcome = Outcome(study, Settings(), scores, analyse(study, scores, Settings()), {}, {})
+    found = {
+        (c["label"], c["mean_of_labels"]): c["difference"]
+        for c in summary(outcome)["comparisons"]
+        if c["metric"] == "dice"
+    }
+    assert found["mean", False] == pytest.approx(0.1)
+    assert found["mean", True] == pytest.approx(0.05)
+    assert found["b", False] == pytest.approx(0)
+    # Natural images have pixels, no millimetres.
+    heads = result_table(outcome).heads
+    assert {"HD95, pixels", "ASSD, pixels", "Volume error, 1000 pixels"} <= set(heads)
