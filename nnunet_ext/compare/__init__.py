@@ -1,1 +1,1 @@
-"""`nnunet_ext compare`: which trainer is better on a dataset, by how much, how sure that is, and what it costs."""
+"""`nnunet_ext compare`: which trainer is better on a dataset, by how much, how certain that is, and at what cost."""

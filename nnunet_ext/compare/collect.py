@@ -222,7 +222,7 @@ def _fold_cases(
 
 
 def _identifier(file: str, labels: LabelSet) -> str:
-    """Of a path that another system may have written."""
+    """Identifier of a case from a path, which another system may have written."""
     return file.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(labels.file_ending)
 
 

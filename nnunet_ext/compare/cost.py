@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-adds, time and memory."""
+"""Costs of a model: parameters, multiply-adds, time and memory."""
 
 import warnings
 from collections.abc import Mapping
@@ -16,17 +16,17 @@ from nnunet_ext.nnunet.training_log import TrainingLog, read_training
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one method; NaN where it was not measured.
+    """Costs of one method; NaN where one was not measured.
 
     Attributes:
-        parameters: Number of the network's.
-        multiply_adds: Of convolutions and matrix products in one forward pass of the plan's patch, batch 1.
+        parameters: Number of the network's parameters.
+        multiply_adds: Those of convolutions and matrix products in one forward pass of the plan's patch, batch 1.
         epoch_seconds: Median over epochs and folds.
         scan_seconds: Median over scans and folds, of nnU-Net's final validation.
         memory_gb: Highest peak that the logs have.
         epochs: Trained, the fewest of all folds; 0 without logs.
         iterations: An epoch, where logged.
-        patch_size: Of the plan, in voxels.
+        patch_size: Patch size of the plan, in voxels.
         reason: Why the network could not be counted; empty if it was.
     """
 

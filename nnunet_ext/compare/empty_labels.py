@@ -1,4 +1,4 @@
-"""Scores of labels that a case does not have. What counts is decided by the truth alone, never by a prediction."""
+"""Scores of labels that a case does not have. The truth alone decides which cases count, never a prediction."""
 
 from typing import Literal
 

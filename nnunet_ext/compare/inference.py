@@ -74,7 +74,7 @@ def estimate(
         margin: Largest difference that does not matter, above 0.
         seed: Seed of the bootstrap.
         groups: Group of each case; None: every case is its own group.
-        noise: What repeats say of the trainings.
+        noise: Variance of the trainings measured on repeats.
         resamples: Number of resamples of the bootstrap; 0 leaves it out.
     """
     values = np.asarray(differences, dtype=float)

@@ -12,12 +12,12 @@ from nnunet_ext.compare.metrics import Label
 
 @dataclass(frozen=True)
 class LabelSet:
-    """What is compared, and how its files are read.
+    """The labels compared, and how their files are read.
 
     Attributes:
         labels: Value of each label, or values of each region, by its name; without background.
         ignore_label: Its value.
-        file_ending: Of the segmentation maps.
+        file_ending: Ending of the names of the segmentation maps.
         reader: Name of nnU-Net's class that reads them.
     """
 

@@ -104,7 +104,7 @@ def fit(
         values: Difference of each case.
         folds: Fold of each case.
         groups: Group of each case.
-        noise: What repeats say of the trainings: a lower bound of the variance of t.
+        noise: Variance of the trainings measured on repeats, a lower bound of the variance of t.
 
     Shape:
         values (n,), n at least 1.
@@ -186,7 +186,7 @@ def _satterthwaite(terms: NDArray[np.float64], freedoms: NDArray[np.float64]) ->
 
 
 def training_noise(runs: Sequence[NDArray[np.float64]], folds: ArrayLike) -> TrainingNoise | None:
-    """What the random seeds do to the mean difference of a fold, from the repeats of the two methods.
+    """Variance that random seeds give to the mean difference of a fold, from the repeats of the two methods.
 
     Within a fold, cases by repeats is a two-way table. The variance of a training's effect is (mean square of repeats
     - mean square of the interaction) / cases, pooled over folds; a method's mean over R repeats has a R-th of it.

@@ -1,7 +1,7 @@
 """Distances from points on a grid to the nearest of other points on the same grid.
 
 Where two surfaces are close, most points find their nearest neighbour within a few voxels: a table of offsets, sorted
-by distance, is looked up for all points at once. What is left is answered by a distance transform of the box around
+by distance, is looked up for all points at once. The other points are left to a distance transform of the box around
 all points where that box is small, else by a k-d tree, whose cost does not grow with the box.
 """
 

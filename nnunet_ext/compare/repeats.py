@@ -44,7 +44,7 @@ def check_repeats(name: str, runs: Sequence[Run]) -> None:
 
 
 def with_groups(study: Study, source: str | None) -> Study:
-    """The study with the groups of its cases, and what must be said of them.
+    """The study with the groups of its cases and the caveats that follow from them.
 
     Args:
         study: The study.

@@ -174,7 +174,7 @@ def _corner_codes(mask: Mask) -> NDArray[np.uint8]:
 
 
 def _sparse_codes(mask: Mask) -> tuple[Points, NDArray[np.uint8]]:
-    """The same cells from the voxels inside alone: each is a corner of 2^axes cells."""
+    """The same cells, from the inside voxels alone: each is a corner of 2^axes cells."""
     voxels = np.stack(np.nonzero(mask), axis=1)
     shape = np.array(mask.shape) + 1
     corners = list(np.ndindex(*[2] * mask.ndim))

@@ -35,7 +35,7 @@ def _numbers(outcome: Outcome) -> dict[str, int]:
 
 
 def _columns(names: Collection[str]) -> int:
-    """Of a legend: as many as fit beside each other."""
+    """Columns of a legend, as many as fit beside each other."""
     return max(1, min(len(names), 46 // (max(map(len, names)) + 6)))
 
 

@@ -82,5 +82,5 @@ def _cases(outcome: Outcome) -> list[dict[str, Any]]:
 
 
 def _cell(value: float, signed: bool = False) -> tuple[str, str]:
-    """What a cell is sorted by, and what it shows."""
+    """Sort key and text of a cell."""
     return (f"{value:.9f}" if np.isfinite(value) else ""), _DICE.shown(value, signed)

@@ -49,7 +49,7 @@ class Plot:
     Attributes:
         key: Its id on the page.
         title: Above it.
-        description: What it shows, in words: its text alternative.
+        description: Text alternative.
         svg: Its markup.
     """
 
@@ -65,7 +65,7 @@ def style() -> AbstractContextManager:
 
 
 def colour(number: int) -> str:
-    """Of the n-th series, from 0."""
+    """Colour of the n-th series, from 0."""
     return SERIES[number % len(SERIES)]
 
 

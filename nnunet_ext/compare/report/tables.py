@@ -105,7 +105,7 @@ def rank_table(outcome: Outcome) -> Table:
 
 
 def cost_table(outcome: Outcome) -> Table:
-    """What each method costs; no rows where nothing was measured."""
+    """Costs of each method; no rows where nothing was measured."""
     rows = []
     for name, cost in outcome.costs.items():
         iterations = f" {TIMES} {cost.iterations}" if cost.iterations else ""

@@ -87,7 +87,7 @@ def join(names: Sequence[str]) -> str:
 
 
 def sentence(outcome: Outcome, name: str) -> str:
-    """One challenger: verdict, how much, how sure, and why."""
+    """The verdict on one challenger with its amount, its certainty and its reason."""
     found = outcome.analysis.primary(name)
     amount = f"{difference_text(found)} (95% interval {interval_text(found)}) over {found.estimate.cases} cases"
     return f"{found.verdict}, {amount}. {reason(outcome, name)}"
