@@ -5,6 +5,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from nnunet_ext.networks import EMNet
 from nnunet_ext.ops import describe_backend
+from nnunet_ext.training.parameter_groups import decay_groups, load_ungrouped
 from nnunet_ext.training.schedules import WarmUpCosineScheduler
 from nnunet_ext.training.trainer import PluginTrainer
 
@@ -14,14 +15,14 @@ _LEARNING_RATE, _WEIGHT_DECAY = 1e-3, 1e-2
 
 
 class EMNetBaseTrainer(PluginTrainer):
-    """EM-Net with nnU-Net's loss, AdamW 1e-3 with weight decay 1e-2, and the authors' schedule: ten warm-up epochs of
-    1000, then half a cosine.
+    """EM-Net with nnU-Net's loss, AdamW 1e-3 with weight decay 1e-2 on the weights, and the authors' schedule: ten
+    warm-up epochs of 1000, then half a cosine. Norms, biases, scales, positions and Mamba's A and D do not decay.
 
     Deviation: the authors train with SGD, at one rate for all weights. Relative to their size, gradients of the
     full-resolution convolutions are a hundred times those of the stages, so that SGD falls behind (docs/em_net.md).
 
-    Subclasses change `network_settings` for variants, and set `authors_optimizer` for SGD 0.01 with momentum 0.99 and
-    weight decay 3e-5.
+    Subclasses change `network_settings` for variants, and set `authors_optimizer` for the authors' SGD 0.01 with
+    momentum 0.99 and weight decay 3e-5 on all parameters.
     """
 
     network_class = EMNet
@@ -29,15 +30,16 @@ class EMNetBaseTrainer(PluginTrainer):
     authors_optimizer = False
 
     def configure_optimizers(self) -> tuple[Optimizer, PolyLRScheduler]:
-        weights = self.network.parameters()
         optimizer: Optimizer
         if self.authors_optimizer:
             # The values of nnU-Net's trainer are the authors'; a user's subclass may change them as usual.
             rate = self.initial_lr
-            optimizer = SGD(weights, rate, momentum=0.99, nesterov=True, weight_decay=self.weight_decay)
+            options = {"momentum": 0.99, "nesterov": True, "weight_decay": self.weight_decay}
+            optimizer = SGD(self.network.parameters(), rate, **options)
         else:
             rate = _LEARNING_RATE
-            optimizer = AdamW(weights, rate, weight_decay=_WEIGHT_DECAY)
+            optimizer = AdamW(decay_groups(self.network, _WEIGHT_DECAY), rate)
+            load_ungrouped(optimizer, self.network)
         # A shortened budget shortens the warm-up alike.
         warm_up = min(_WARM_UP_EPOCHS, max(1, round(_WARM_UP_EPOCHS * self.num_epochs / _FULL_EPOCHS)))
         return optimizer, WarmUpCosineScheduler(optimizer, rate, self.num_epochs, warm_up)

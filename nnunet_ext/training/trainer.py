@@ -27,7 +27,7 @@ from nnunet_ext.nnunet.checkpoints import (
 from nnunet_ext.profiling.contract import nnunet_batch_loss, nnunet_example_batch
 from nnunet_ext.training.budget import Budget
 from nnunet_ext.training.checkpoint_request import CheckpointRequest
-from nnunet_ext.training.finite import StepGuard, bad_cases, not_finite, unknown_labels
+from nnunet_ext.training.divergence import StepGuard, bad_cases, not_finite, unknown_labels
 from nnunet_ext.utils.files import check_writable, named_errors, remove, replacing
 from nnunet_ext.utils.messages import some_of
 from nnunet_ext.utils.subprocesses import RESUMABLE_EXIT
@@ -168,8 +168,9 @@ class PluginTrainer(nnUNetTrainer):
                 for left_over in Path(self.output_folder).glob(pattern):
                     remove(left_over)
         super().on_train_start()
-        if self.grad_scaler is None:
-            StepGuard(self.optimizer, self.print_to_log_file, lambda: self.current_epoch)
+        self._step_guard = StepGuard(
+            self.optimizer, self.print_to_log_file, lambda: self.current_epoch, scaled=self.grad_scaler is not None
+        )
         self.print_to_log_file(
             f"nnunet_ext {__version__}, {type(self).__name__}: {self.num_epochs} epochs, "
             f"{self.num_iterations_per_epoch} training and {self.num_val_iterations_per_epoch} validation iterations "
@@ -181,6 +182,14 @@ class PluginTrainer(nnUNetTrainer):
         if self.current_epoch > self._first_epoch and self._checkpoint_request.pending(self.device):
             self._end_with_checkpoint()
         super().on_epoch_start()
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self._step_guard.begin_epoch()
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        self._step_guard.end_epoch(len(train_outputs))
+        super().on_train_epoch_end(train_outputs)
 
     def _end_with_checkpoint(self) -> None:
         """Writes what nnUNetv2_train --c goes on from and ends the process."""

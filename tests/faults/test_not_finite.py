@@ -1,5 +1,6 @@
 """Training on volumes that are not as they should be, and losses that are not finite; in this process, real loaders."""
 
+import copy
 import json
 import math
 import shutil
@@ -9,7 +10,7 @@ import pytest
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
-from nnunet_ext.training.finite import MAX_SKIPPED, StepGuard, not_finite, unknown_labels
+from nnunet_ext.training.divergence import MAX_SCALING, MAX_SKIPPED, StepGuard, not_finite, unknown_labels
 
 
 @pytest.fixture
@@ -186,6 +187,71 @@ def test_a_step_without_finite_gradients_changes_nothing_and_the_next_goes_on(op
     assert str(states[0]) == str(states[1])
     assert len(lines) == len(inputs) * (MAX_SKIPPED - 1)
     assert lines[0] == "Loss or gradients that are not finite in epoch 3: step skipped (1 in a row)"
+
+
+def scaled_epochs(guard, scaler, network, optimizer, losses, iterations):
+    """Epochs of a training under a GradScaler, as nnU-Net's `train_step` runs them."""
+    for epoch in range(-(-len(losses) // iterations)):
+        part = losses[epoch * iterations : (epoch + 1) * iterations]
+        guard.begin_epoch()
+        for factor in part:
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(network(torch.ones(2, 3)).sum() * factor).backward()
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+        guard.end_epoch(len(part))
+
+
+@pytest.mark.parametrize(("iterations", "epochs"), [(250, 1), (4, 5), (1, MAX_SCALING)])
+def test_a_training_that_diverges_under_a_scaler_ends_with_the_epoch(iterations, epochs):
+    """A scaler skips all steps and tells no one."""
+    network, lines = torch.nn.Linear(3, 2), []
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    scaler = torch.amp.GradScaler("cpu")
+    guard = StepGuard(optimizer, lines.append, lambda: 3, scaled=True)
+    before = copy.deepcopy(network.state_dict())
+    losses = [math.nan] * (iterations * (epochs - 1))
+    scaled_epochs(guard, scaler, network, optimizer, losses, iterations)
+    with pytest.raises(RuntimeError, match=r"no optimiser step was taken in epoch 3: .*has diverged"):
+        scaled_epochs(guard, scaler, network, optimizer, [math.nan] * iterations, iterations)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert len(lines) == epochs
+
+
+def test_a_scaler_that_finds_its_scale_is_let_alone():
+    """Its first epochs of few steps may have none; one step is enough."""
+    network, lines = torch.nn.Linear(3, 2), []
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    guard = StepGuard(optimizer, lines.append, lambda: 0, scaled=True)
+    losses = [*[math.inf] * (MAX_SCALING - 1), 1.0, *[math.inf] * (MAX_SCALING - 1), 1.0]
+    scaled_epochs(guard, torch.amp.GradScaler("cpu"), network, optimizer, losses, 1)
+    assert len(lines) == 2 * (MAX_SCALING - 1)
+
+
+def test_an_epoch_without_a_step_ends_the_training_without_a_scaler_too():
+    network = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    guard = StepGuard(optimizer, print, lambda: 7)
+    guard.begin_epoch()
+    for _ in range(2):
+        network(torch.full((2, 3), math.nan)).sum().backward()
+        optimizer.step()
+    with pytest.raises(RuntimeError, match=r"no optimiser step was taken in epoch 7: in all 2 iterations"):
+        guard.end_epoch(2)
+
+
+def test_trainers_of_every_kind_watch_their_steps(make_trainer, change_case, cases):
+    """Here with a scaler on the CPU, as nnU-Net has one on CUDA."""
+    change_case({}, train=cases[:2], val=cases[2:4])
+    trainer = make_trainer()
+    trainer.grad_scaler = torch.amp.GradScaler("cpu")
+    trainer.num_iterations_per_epoch = MAX_SCALING
+    loss = trainer.loss
+    trainer.loss = lambda *arguments: loss(*arguments) * math.nan
+    with pytest.raises(RuntimeError, match=r"no optimiser step was taken in epoch 0: .*has diverged"):
+        trainer.run_training()
+    assert all(value.isfinite().all() for value in trainer.network.state_dict().values())
 
 
 def test_samples_that_are_not_finite_are_found():

@@ -271,13 +271,14 @@ def test_the_state_of_the_loss_is_saved_off_the_device(make_trainer):
 def test_em_net_is_optimised_by_adamw_with_the_authors_schedule(make_trainer, monkeypatch):
     monkeypatch.setenv("NNUNET_EXT_EPOCHS", "400")
     trainer = make_trainer("EMNetTrainer")
-    (group,) = trainer.optimizer.param_groups
+    group, without_decay = trainer.optimizer.param_groups
     assert type(trainer.optimizer) is torch.optim.AdamW
-    assert group["weight_decay"] == 1e-2
+    assert (group["weight_decay"], without_decay["weight_decay"]) == (1e-2, 0)
     rates = []
     for epoch in range(400):
         trainer.lr_scheduler.step(epoch)
         rates.append(group["lr"])
+        assert without_decay["lr"] == group["lr"]
     # 10 of 1000 epochs of warm-up, here 4 of 400, then half a cosine.
     assert rates[:5] == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3])
     assert rates[202] == pytest.approx(5e-4)
@@ -285,6 +286,49 @@ def test_em_net_is_optimised_by_adamw_with_the_authors_schedule(make_trainer, mo
     assert all(a >= b for a, b in pairwise(rates[4:]))
     trainer.lr_scheduler.step(202)  # as a resumed training starts
     assert group["lr"] == pytest.approx(5e-4)
+
+
+def test_em_net_decays_the_weights_of_linear_maps_only(make_trainer):
+    """Without a gradient everything else stays as it is."""
+    trainer = make_trainer("EMNetTrainer")
+    before = {k: p.detach().clone() for k, p in trainer.network.named_parameters()}
+    for p in trainer.network.parameters():
+        p.grad = torch.zeros_like(p)
+    trainer.lr_scheduler.step(100)
+    trainer.optimizer.step()
+    shrunk = {k for k, p in trainer.network.named_parameters() if not torch.equal(p, before[k])}
+    kept = before.keys() - shrunk
+    zeros = {k for k in before if not before[k].any()}
+    norms = {id(p) for m in trainer.network.modules() if "Norm" in type(m).__name__ for p in m.parameters(False)}
+    plain = {
+        k
+        for k, p in trainer.network.named_parameters()
+        if id(p) in norms or k.rpartition(".")[2] in ("bias", "A_log", "D", "gamma", "pos")
+    }
+    assert plain | zeros == kept
+    assert {"A_log", "D", "gamma"} <= {k.rpartition(".")[2] for k in kept}
+    assert all(p.grad is not None for p in trainer.network.parameters())
+
+
+def test_em_net_resumes_from_an_optimiser_of_one_group(make_trainer):
+    """As versions up to 0.1.0 wrote it: every parameter gets its own moments, rates are taken over, decay is not."""
+    trainer = make_trainer("EMNetTrainer")
+    parameters = list(trainer.network.parameters())
+    old = torch.optim.AdamW(parameters, 3e-4, weight_decay=1e-2)
+    for number, p in enumerate(parameters):
+        p.grad = torch.full_like(p, number + 1)
+    old.step()
+    state = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+    trainer.optimizer.load_state_dict(old.state_dict())
+    for number, p in enumerate(parameters):
+        torch.testing.assert_close(trainer.optimizer.state[p]["exp_avg"], torch.full_like(p, 0.1 * (number + 1)))
+    assert [g["weight_decay"] for g in trainer.optimizer.param_groups] == [1e-2, 0]
+    assert [g["lr"] for g in trainer.optimizer.param_groups] == [3e-4, 3e-4]
+    again = make_trainer("EMNetTrainer")
+    again.network.load_state_dict(state)
+    again.optimizer.load_state_dict(trainer.optimizer.state_dict())
+    for mine, theirs in zip(again.network.parameters(), parameters, strict=True):
+        torch.testing.assert_close(again.optimizer.state[mine], trainer.optimizer.state[theirs])
 
 
 def test_em_net_is_optimised_as_by_its_authors(make_trainer):

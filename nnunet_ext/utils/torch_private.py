@@ -1,0 +1,107 @@
+"""The one home of the private parts of PyTorch that the package uses.
+
+Nothing here is promised by PyTorch from one release to the next. Whatever changes is mended here, and
+`tests/utils/test_torch_private.py` runs all of it under the installed release.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.modules import module as _module
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+__all__ = [
+    "BatchNorm",
+    "FakeTensor",
+    "FakeTensorMode",
+    "OptimizedModule",
+    "TorchDispatchMode",
+    "all_finite",
+    "autocast_without_gpu",
+    "has_hooks",
+    "in_function_transform",
+    "input_metadata",
+    "outside_modes",
+    "sequence_number",
+    "storage_key",
+    "tree_leaves",
+    "tree_map_only",
+]
+
+_GRAPH_TASK = 1
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something listens to calls of the module, or renews its weights before them."""
+    own = (
+        module._forward_pre_hooks,
+        module._forward_hooks,
+        module._backward_pre_hooks,
+        module._backward_hooks,
+    )
+    return any(own) or any(
+        (
+            _module._global_forward_pre_hooks,
+            _module._global_forward_hooks,
+            _module._global_backward_pre_hooks,
+            _module._global_backward_hooks,
+        )
+    )
+
+
+@contextmanager
+def outside_modes() -> Iterator[None]:
+    """Within: operators run for real, whatever traces, counts or replaces them outside."""
+    tracing = torch._C._get_tracing_state()  # of torch.jit.trace
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        with _disable_current_modes():
+            yield
+    finally:
+        torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined]
+
+
+def in_function_transform() -> bool:
+    """Whether a transform of torch.func (grad, vmap, jvp) is active; under torch.compile the operators see to that."""
+    return not torch.compiler.is_compiling() and bool(torch._C._are_functorch_transforms_active())
+
+
+def all_finite(tensors: list[Tensor]) -> bool:
+    """Whether no tensor has NaN or infinite values; one synchronisation with the device for all of them."""
+    if not tensors:
+        return True
+    return bool(torch.isfinite(torch.stack(torch._foreach_norm(tensors))).all())
+
+
+def storage_key(storage: torch.UntypedStorage) -> int:
+    """The address of a storage, unique while it lives."""
+    return storage._cdata
+
+
+def sequence_number(node: Any) -> int:
+    """The order in which nodes of autograd's graph were created."""
+    return node._sequence_nr()
+
+
+def input_metadata(node: Any) -> Any:
+    """Shapes, types and devices of the gradients that reach a node."""
+    return node._input_metadata
+
+
+@contextmanager
+def autocast_without_gpu() -> Iterator[None]:
+    """Within: autocast to CUDA's types works, and checkpoints recompute, on a machine without a GPU."""
+    with (
+        # Autocast is switched off where there is no GPU, and checkpoints tell backward passes apart by the engine's.
+        mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
+        mock.patch("torch._C._current_graph_task_id", return_value=_GRAPH_TASK),
+    ):
+        yield

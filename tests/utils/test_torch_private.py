@@ -1,0 +1,78 @@
+"""What is private in PyTorch, under the installed release; nothing else in the package imports it."""
+
+import re
+import warnings
+
+import torch
+from torch import nn
+
+from nnunet_ext.utils import torch_private
+from tests.helpers.paths import ROOT
+
+
+def test_nothing_else_touches_what_is_private():
+    private = re.compile(r"\btorch(\.\w+)*\._(?!_)\w+|\b_BatchNorm\b|\._(sequence_nr|input_metadata|cdata)\b")
+    found = {}
+    for file in sorted((ROOT / "nnunet_ext").rglob("*.py")):
+        lines = [line for line in file.read_text().splitlines() if private.search(line)]
+        if lines and file.name != "torch_private.py":
+            found[file.name] = lines
+    assert found == {}
+
+
+def test_hooks_of_a_module_and_of_all_modules_are_seen():
+    module = nn.Linear(1, 1)
+    assert not torch_private.has_hooks(module)
+    for register in (module.register_forward_hook, nn.modules.module.register_module_forward_hook):
+        handle = register(lambda *_: None)
+        assert torch_private.has_hooks(module)
+        handle.remove()
+        assert not torch_private.has_hooks(module)
+
+
+def test_modes_and_traces_are_left_and_entered_again():
+    x = torch.ones(2)
+
+    def inside(values):
+        with torch_private.outside_modes():
+            assert not torch.jit.is_tracing()
+            real = torch.ones(3)
+        assert torch.jit.is_tracing()
+        assert type(real) is torch.Tensor
+        return values + 1
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        assert torch.equal(torch.jit.trace(inside, x, check_trace=False)(x), x + 1)
+    with torch_private.FakeTensorMode():
+        with torch_private.outside_modes():
+            assert float(torch.ones(3).sum()) == 3
+        assert isinstance(torch.ones(3), torch_private.FakeTensor)
+
+
+def test_transforms_are_seen():
+    seen = []
+
+    def square(x):
+        seen.append(torch_private.in_function_transform())
+        return x * x
+
+    assert torch.func.grad(square)(torch.tensor(3.0)) == 6
+    square(torch.tensor(3.0))
+    assert seen == [True, False]
+
+
+def test_finite_tensors():
+    assert torch_private.all_finite([])
+    assert torch_private.all_finite([torch.ones(2), torch.zeros(1, 3)])
+    assert not torch_private.all_finite([torch.ones(2), torch.tensor([0.0, torch.inf])])
+
+
+def test_nodes_tell_their_order_and_what_they_get():
+    x = torch.ones(2, 3, requires_grad=True)
+    first = x * 2
+    second = first.sum()
+    assert torch_private.sequence_number(second.grad_fn) > torch_private.sequence_number(first.grad_fn)
+    (metadata,) = torch_private.input_metadata(first.grad_fn)
+    assert tuple(metadata.shape) == (2, 3)
+    assert torch_private.storage_key(x.untyped_storage()) == torch_private.storage_key(x[0].untyped_storage())
