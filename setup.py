@@ -12,11 +12,14 @@ from setuptools.errors import CompileError, LinkError
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "nnunet_ext" / "__init__.py").read_text()).group(1)
 
+# The number of the C structures' layout; a library with another one is refused when it is loaded.
+ABI = re.search(r"^ABI = (0x[0-9A-Fa-f]+)$", (ROOT / "nnunet_ext/ops/native.py").read_text(), re.MULTILINE).group(1)
+
 # The optional C kernels of nnunet_ext.ops; see nnunet_ext/ops/native.py.
 KERNELS = Path("nnunet_ext/ops/csrc")
 SOURCES = (
     *("selective_scan.c", "causal_conv1d.c", "instance_norm.c", "lstm_cell.c", "axial_attention.c"),
-    "graph_segmentation.c",
+    *("graph_segmentation.c", "abi.c"),
 )
 # Not -ffast-math: it would undo the rounding by which exp2 splits its argument.
 FLAGS = [
@@ -39,7 +42,9 @@ def kernels() -> list[Extension]:
         Extension(
             f"nnunet_ext.ops.csrc.{name}",
             sources=[str(KERNELS / source) for source in SOURCES],
-            depends=[str(KERNELS / header) for header in ("tile.h", "vector.h")],
+            # The build stamps native.py's ABI number into the library.
+            depends=[*(str(KERNELS / header) for header in ("tile.h", "vector.h")), "nnunet_ext/ops/native.py"],
+            define_macros=[("NNUNET_EXT_ABI", ABI)],
             extra_compile_args=[*FLAGS, *flags],
             optional=True,
         )

@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata, util
@@ -121,12 +122,12 @@ def _trainers(environment: Mapping[str, str]) -> Check:
 
 
 def _selective_scan() -> list[Check]:
-    """What EM-Net's scan runs on: on the device that training takes, and on the CPU."""
+    """What EM-Net's scan runs on, on the device that training takes and on the CPU; and a refused C extension."""
     try:
         import torch
 
         from nnunet_ext.ops import describe_backend
-        from nnunet_ext.ops.native import native_library
+        from nnunet_ext.ops.native import REBUILD, native_library, refusal
     except ImportError:
         return []  # said of torch already
     kinds = ["cpu"]
@@ -135,7 +136,12 @@ def _selective_scan() -> list[Check]:
     elif torch.backends.mps.is_available():
         kinds.insert(0, "mps")
     checks = [Check(f"selective scan on {kind}", "ok", describe_backend(kind)) for kind in kinds]
-    if native_library() is None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it stands in the table
+        reason = refusal()
+    if reason is not None:
+        checks.append(Check("C extension", "missing", reason, REBUILD))
+    elif native_library() is None:
         remedy = "install a C compiler and reinstall nnunet_ext: EM-Net is then several times faster on the CPU"
         checks[-1] = Check(checks[-1].name, "optional", checks[-1].found, remedy)
     return checks

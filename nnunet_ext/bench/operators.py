@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 import nnunet_ext.ops  # noqa: F401  registers the operators of SCANS
+from nnunet_ext.utils.torch_private import TorchDispatchMode, tree_leaves, tree_map_only
 
 _aten, _ours = torch.ops.aten, torch.ops.nnunet_ext
 PRODUCTS = (

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from nnunet_ext.bench.setting import Setting
+from nnunet_ext.utils.torch_private import tree_leaves
 
 WHATS = ("forward", "training step")
 PRECISIONS = ("float32", "autocast")

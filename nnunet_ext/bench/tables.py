@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_ext.bench.measure import added_gigabytes, interleaved_seconds, median_ratio, spread_columns, time_columns
 from nnunet_ext.bench.operators import record, replay
 from nnunet_ext.bench.setting import Setting
 from nnunet_ext.bench.steps import WHATS, Job, synchronised
 from nnunet_ext.profiling.counts import multiply_adds
+from nnunet_ext.utils.torch_private import FakeTensorMode
 
 Row = dict[str, object]
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nnunet_ext.blocks.instance_norm import InstanceNormLeakyReLU
 from nnunet_ext.blocks.layout import cpu_channels_last
 from nnunet_ext.ops.tracing import is_traced
+from nnunet_ext.utils.torch_private import has_hooks
 
 
 class ConvNormAct(nn.Module):
@@ -59,9 +60,11 @@ class ConvNormAct(nn.Module):
         if self.sliced:
             x = x[self.kept]
         if self.pointwise and x.device.type == "cpu":
-            # A copy, as the norm writes into what it gets, which must be no view.
-            return self.norm_act(conv_1x1(self.conv, x).clone())
-        return self.norm_act(cpu_channels_last(convolve(self.conv, x)))
+            y = conv_1x1(self.conv, x)
+        else:
+            y = cpu_channels_last(convolve(self.conv, x))
+        # Hooks may keep the map between the two.
+        return self.norm_act(y, overwrite=not (has_hooks(self.conv) or has_hooks(self.norm_act)))
 
 
 def convolve(conv: nn.Module, x: Tensor) -> Tensor:
@@ -74,7 +77,7 @@ def convolve(conv: nn.Module, x: Tensor) -> Tensor:
     Shape:
         (B, C, *P) -> (B, C', *P / stride)
     """
-    if x.shape[0] != 1 or is_traced(x) or not _onednn_takes(x) or _has_hooks(conv):
+    if x.shape[0] != 1 or is_traced(x) or not _onednn_takes(x) or has_hooks(conv):
         return conv(x)
     known = cast(nn.Conv3d, conv)
     settings = cast(tuple[int, ...], known.padding), known.stride, known.dilation
@@ -87,7 +90,7 @@ def conv_1x1(conv: nn.Module, x: Tensor) -> Tensor:
     Shape:
         (B, C, *P) -> (B, C', *P)
     """
-    return conv(x) if x.device.type != "cpu" or _has_hooks(conv) else product_1x1(conv, x)
+    return conv(x) if x.device.type != "cpu" or has_hooks(conv) else product_1x1(conv, x)
 
 
 def product_1x1(conv: nn.Module, x: Tensor) -> Tensor:
@@ -101,13 +104,6 @@ def _onednn_takes(x: Tensor) -> bool:
     onednn = torch.backends.mkldnn
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     return plain and onednn.is_available() and bool(onednn.enabled)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether something listens to calls of the module, or makes its weight anew before them."""
-    return bool(
-        module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
-    )
 
 
 def two_conv(

@@ -3,9 +3,6 @@
 import torch
 from torch import Tensor
 
-_CHUNK_BYTES = 512 * 1024
-"""Reductions run over chunks of this size, so that their products stay in the cache of one core."""
-
 
 def channels_last(ndim: int) -> torch.memory_format:
     """The channels-last format of a (B, C, *P) tensor with `ndim` axes, batch and channels included."""
@@ -20,12 +17,3 @@ def cpu_channels_last(x: Tensor) -> Tensor:
 def rows(x: Tensor) -> Tensor:
     """View (B, voxels, C) of a channels-last map (B, C, *P); an error if the memory is not channels-last."""
     return x.movedim(1, -1).view(x.shape[0], -1, x.shape[1])
-
-
-def sum_of_products(a: Tensor, b: Tensor) -> Tensor:
-    """Sum over voxels of a * b without a temporary of full size: (B, voxels, C) twice -> (B, 1, C)."""
-    step = max(1, _CHUNK_BYTES // (a.element_size() * a.shape[0] * a.shape[2]))
-    total = a.new_zeros(a.shape[0], 1, a.shape[2])
-    for left, right in zip(a.split(step, 1), b.split(step, 1), strict=True):
-        total += (left * right).sum(1, keepdim=True)
-    return total

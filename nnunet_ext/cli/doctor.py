@@ -2,11 +2,20 @@
 
 import argparse
 
+from nnunet_ext.utils.devices import DEVICES, choose_device
+
 _MARKS = {"ok": "ok     ", "missing": "MISSING", "optional": "absent "}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "Exit code 1 if something needed is missing."
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="run every operator and a training step of every network, eager and compiled, against references; prints "
+        "a table of errors and times (minutes)",
+    )
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="device for --check (default: auto)")
+    parser.epilog = "Exit code 1 if something needed is missing, or if --check finds something wrong."
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -20,4 +29,23 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"        {'':<{width}}  -> {check.remedy}")
     missing = sum(check.state == "missing" for check in checks)
     print(f"\n{missing} needed thing(s) missing." if missing else "\nEverything needed is there.")
-    return 1 if missing else 0
+    wrong = _check(arguments.device) if arguments.check else 0
+    return 1 if missing or wrong else 0
+
+
+def _check(wanted: str) -> int:
+    """Prints the table; returns the number of wrong rows."""
+    from nnunet_ext.device_check import run
+
+    device = choose_device(wanted)
+    print(f"\n{'':<7} {'what':<20} {'on':<26} {'error':>9} {'limit':>9} {'seconds':>8}")
+    wrong = 0
+    for row in run(device):
+        wrong += bool(row.reason)
+        error = "-" if row.error is None else f"{row.error:.1e}"
+        mark = "WRONG" if row.reason else "ok"
+        print(f"{mark:<7} {row.name:<20} {row.how:<26} {error:>9} {row.limit:>9.1e} {row.seconds:>8.2f}", flush=True)
+        if row.reason:
+            print(f"        -> {row.reason}")
+    print(f"\n{wrong} wrong." if wrong else f"\nEverything computes what it should on {device}.")
+    return wrong

@@ -6,8 +6,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+
+from nnunet_ext.utils.torch_private import BatchNorm
 
 
 def in_chunks(
@@ -26,7 +27,7 @@ def in_chunks(
         return function(*tensors)
     further: dict[str, Any] = {}
     modules = () if norms is None else norms.modules()
-    tracking = [m for m in modules if isinstance(m, _BatchNorm) and m.training and m.num_batches_tracked is not None]
+    tracking = [m for m in modules if isinstance(m, BatchNorm) and m.training and m.num_batches_tracked is not None]
     if tracking:
         further["context_fn"] = lambda: (nullcontext(), _statistics_kept(tracking))
     parts = [
@@ -39,7 +40,7 @@ def in_chunks(
 
 
 @contextmanager
-def _statistics_kept(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+def _statistics_kept(norms: Sequence[BatchNorm]) -> Iterator[None]:
     """Context in which batch norms normalise by the batch without changing their running statistics."""
     momenta = [norm.momentum for norm in norms]
     counters = [cast(Tensor, norm.num_batches_tracked) for norm in norms]

@@ -1,6 +1,6 @@
 """Self-attention of many short sequences between its projections: by the C extension, or by PyTorch.
 
-The C extension stands behind two operators, so that tensors without content and counters of products go through it too.
+The C extension stands behind two operators, so that fake tensors and counters of products go through it too.
 """
 
 import ctypes
@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from nnunet_ext.ops.native import NativeLibrary, native_library, pointer
+from nnunet_ext.ops.native import NativeLibrary, checked, library_for, pointer, structure
+from nnunet_ext.ops.self_check import Pairs, example
 
 _MAX_SIZE = 64
-"""Of a head, in csrc/axial_attention.c."""
+"""Largest size of a head in csrc/axial_attention.c."""
 
 
+@structure("attention")
 class _Attention(ctypes.Structure):
     """`attention` of csrc/axial_attention.c."""
 
@@ -25,12 +27,9 @@ class _Attention(ctypes.Structure):
     ]
 
 
-def native_attention(dtype: torch.dtype, size: int) -> NativeLibrary | None:
-    """The library if it can mix heads of `size` features in this type: single precision, 64 at most; else None."""
-    if dtype != torch.float32 or size > _MAX_SIZE:
-        return None
-    library = native_library()
-    return library if library is not None and library.has("axial_attention_forward") else None
+def native_attention(projected: Tensor, size: int) -> NativeLibrary | None:
+    """The library if it mixes heads of `size` features of tensors like `projected`; None: PyTorch does."""
+    return library_for("axial_attention", projected) if size <= _MAX_SIZE else None
 
 
 def mix(projected: Tensor) -> Tensor:
@@ -42,19 +41,23 @@ def mix(projected: Tensor) -> Tensor:
     Shape:
         (outer, length, inner, 3, heads, size) -> (outer, length, inner, heads, size)
     """
-    if native_attention(projected.dtype, projected.shape[-1]) is None:
+    if native_attention(projected, projected.shape[-1]) is None:
         return mix_reference(projected)
     return _mix(projected)
 
 
 def mix_backward(projected: Tensor, grad_mixed: Tensor) -> tuple[Tensor, Tensor]:
-    """The result of `mix`, made again, and the gradient of `projected`."""
-    if native_attention(projected.dtype, projected.shape[-1]) is None:
-        leaf = projected.detach().requires_grad_()
-        with torch.enable_grad():
-            mixed = mix_reference(leaf)
-        return mixed.detach(), torch.autograd.grad(mixed, leaf, grad_mixed)[0]
+    """The result of `mix`, computed again, and the gradient of `projected`."""
+    if native_attention(projected, projected.shape[-1]) is None:
+        return _plain_backward(projected, grad_mixed)
     return _mix_backward(projected, grad_mixed)
+
+
+def _plain_backward(projected: Tensor, grad_mixed: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = projected.detach().requires_grad_()
+    with torch.enable_grad():
+        mixed = mix_reference(leaf)
+    return mixed.detach(), torch.autograd.grad(mixed, leaf, grad_mixed)[0]
 
 
 def mix_reference(projected: Tensor) -> Tensor:
@@ -67,18 +70,18 @@ def mix_reference(projected: Tensor) -> Tensor:
 @torch.library.custom_op("nnunet_ext::axial_mix", mutates_args=(), device_types="cpu")
 def _mix(projected: Tensor) -> Tensor:
     projected = projected.contiguous()
-    mixed = _like_mixed(projected)
-    _call("axial_attention_forward", projected, mixed=mixed)
-    return mixed
+    library = native_attention(projected, projected.shape[-1])
+    return mix_reference(projected).contiguous() if library is None else _native(library, projected)
 
 
 @torch.library.custom_op("nnunet_ext::axial_mix_backward", mutates_args=(), device_types="cpu")
 def _mix_backward(projected: Tensor, grad_mixed: Tensor) -> tuple[Tensor, Tensor]:
     projected, grad_mixed = projected.contiguous(), grad_mixed.contiguous()
-    mixed, grad_projected = torch.empty_like(grad_mixed), torch.empty_like(projected)
-    maps = {"grad_mixed": grad_mixed, "mixed": mixed, "grad_projected": grad_projected}
-    _call("axial_attention_backward", projected, **maps)
-    return mixed, grad_projected
+    library = native_attention(projected, projected.shape[-1])
+    if library is None:
+        mixed, gradient = _plain_backward(projected, grad_mixed)
+        return mixed.contiguous(), gradient.contiguous()
+    return _native_backward(library, projected, grad_mixed)
 
 
 @_mix.register_fake
@@ -109,11 +112,30 @@ def _(projected: tuple[int, ...], *_, **__) -> int:
     return 12 * outer * inner * heads * length * length * size
 
 
-def _call(name: str, projected: Tensor, **maps: Tensor) -> None:
+def _native(library: NativeLibrary, projected: Tensor) -> Tensor:
+    mixed = _like_mixed(projected)
+    library.call("axial_attention_forward", _describe(projected, mixed=mixed))
+    return mixed
+
+
+def _native_backward(library: NativeLibrary, projected: Tensor, grad_mixed: Tensor) -> tuple[Tensor, Tensor]:
+    mixed, gradient = torch.empty_like(grad_mixed), torch.empty_like(projected)
+    argument = _describe(projected, grad_mixed=grad_mixed, mixed=mixed, grad_projected=gradient)
+    library.call("axial_attention_backward", argument)
+    return mixed, gradient
+
+
+def _describe(projected: Tensor, **maps: Tensor) -> _Attention:
     outer, length, inner, _, heads, size = projected.shape
-    library = native_attention(projected.dtype, size)
-    assert library is not None
     argument = _Attention(outer, length, inner, heads, size, torch.get_num_threads(), pointer(projected))
     for key, x in maps.items():
         setattr(argument, key, pointer(x))
-    library.call(name, argument)
+    return argument
+
+
+@checked("axial_attention")
+def _compare(library: NativeLibrary) -> Pairs:
+    projected, grad_mixed = 2 * example(2, 19, 2, 3, 2, 5), example(2, 19, 2, 2, 5, seed=1)
+    yield _native(library, projected), mix_reference(projected)
+    expected = _plain_backward(projected, grad_mixed)
+    yield from zip(_native_backward(library, projected, grad_mixed), expected, strict=True)

@@ -9,18 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_ext.ops.native import NativeLibrary, Strided, native_library, pointer
+from nnunet_ext.ops.native import NativeLibrary, Strided, checked, library_for, pointer, structure
+from nnunet_ext.ops.self_check import Pairs, example
 from nnunet_ext.ops.tracing import is_traced
+from nnunet_ext.utils.torch_private import in_function_transform
 
 
 def causal_conv1d_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, reverse: bool = False
 ) -> Tensor:
     """Plain form of `causal_conv1d`: PyTorch's grouped convolution."""
-    pad = weight.shape[1] - 1
-    padded = F.pad(x, (0, pad) if reverse else (pad, 0))
-    y = F.conv1d(padded, (weight.flip(1) if reverse else weight)[:, None], bias, groups=x.shape[1])
-    return F.silu(y) if activation == "silu" else y
+    with torch.autocast(x.device.type, enabled=False):
+        wide, weight, bias = _in_one_type(x, weight, bias)
+        pad = weight.shape[1] - 1
+        padded = F.pad(wide, (0, pad) if reverse else (pad, 0))
+        y = F.conv1d(padded, (weight.flip(1) if reverse else weight)[:, None], bias, groups=x.shape[1])
+        return (F.silu(y) if activation == "silu" else y).to(x.dtype)
 
 
 def causal_conv1d(
@@ -29,8 +33,9 @@ def causal_conv1d(
     """y_t = act(bias + sum_j w_j x_{t-k+1+j}); reversed, act(bias + sum_j w_j x_{t+k-1-j}); x is 0 outside.
 
     The reversed form is the causal one on the reversed sequence, its result reversed back, without copies. On the
-    CPU the C extension does it in one pass (in single precision, channels beside each other in memory); on CUDA the
-    package causal_conv1d does, where installed; else PyTorch.
+    CPU the C extension computes it in one pass (channels beside each other in memory); on CUDA the package
+    causal_conv1d does, where installed; else PyTorch. It is computed in float32 at least; gradients of weight and bias
+    are accumulated in that and returned in the parameters' own type, whatever the type of x.
 
     Args:
         x: Sequence.
@@ -40,7 +45,7 @@ def causal_conv1d(
         reverse: Whether time runs from the last position to the first.
 
     Shape:
-        x and result (b, d, l); weight (d, k); bias (d,).
+        x and result (b, d, l) in the type of x; weight (d, k); bias (d,).
 
     Raises:
         ValueError: for another activation, or shapes that do not fit together.
@@ -53,6 +58,8 @@ def causal_conv1d(
         raise ValueError(f"`weight` must have the shape (d, k) for `x` (b, d, l), got {weight.shape} and {x.shape}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"`bias` must have the shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+    if in_function_transform():  # for which only PyTorch's convolution has rules
+        return causal_conv1d_reference(x, weight, bias, activation, reverse)
     if x.device.type == "cpu":
         return _convolution(x, weight, bias, activation == "silu", reverse)
     if x.device.type == "cuda" and not is_traced(x) and not reverse and _package_takes(x, weight) and _package_usable():
@@ -80,6 +87,7 @@ def _package_usable() -> bool:
     return True
 
 
+@structure("convolution")
 class _Convolution(ctypes.Structure):
     """`convolution` of csrc/causal_conv1d.c."""
 
@@ -91,12 +99,17 @@ class _Convolution(ctypes.Structure):
     ]
 
 
-def _native(x: Tensor, weight: Tensor, bias: Tensor | None) -> NativeLibrary | None:
+def _in_one_type(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The tensors in the type that they have in common, float32 at least."""
+    dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def _library(x: Tensor, weight: Tensor, bias: Tensor | None) -> NativeLibrary | None:
     """The library if it takes these: single precision, channels beside each other, in results shaped like `x` too."""
-    single = all(t is None or t.dtype == torch.float32 for t in (x, weight, bias))
-    if not single or x.stride(1) != 1 or torch.empty_like(x, device="meta").stride(1) != 1:
+    if x.stride(1) != 1 or torch.empty_like(x, device="meta").stride(1) != 1:
         return None
-    return native_library()
+    return library_for("causal_conv1d", x, weight, bias)
 
 
 def _in_time(x: Tensor, reverse: bool) -> Strided:
@@ -144,16 +157,14 @@ def _convolution(
     silu: bool,
     reverse: bool,
 ) -> Tensor:
-    library = _native(x, weight, bias)
-    if library is None:
-        y = _plain_response(x, weight, bias, reverse)
-        return F.silu(y, inplace=True) if silu else y
-    y = torch.empty_like(x)
-    by_tap, bias = weight.t().contiguous(), None if bias is None else bias.contiguous()
-    c = _describe(x, by_tap, bias, silu, reverse)
-    c.y = _in_time(y, reverse)
-    library.call("causal_conv1d_forward", c)
-    return y
+    wide, weight, bias = _in_one_type(x, weight, bias)
+    library = _library(wide, weight, bias)
+    y = (
+        _plain(wide, weight, bias, silu, reverse)
+        if library is None
+        else _native(library, wide, weight, bias, silu, reverse)
+    )
+    return y.to(x.dtype)
 
 
 @_convolution.register_fake
@@ -170,9 +181,39 @@ def _convolution_backward(
     silu: bool,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    library = _native(x, weight, bias)
-    if library is None:
-        return _plain_backward(grad_y, x, weight, bias, silu, reverse)
+    wide, wide_weight, bias = _in_one_type(x, weight, bias)
+    arguments = grad_y.to(wide.dtype), wide, wide_weight, bias, silu, reverse
+    library = _library(wide, wide_weight, bias)
+    of_x, *of_weights = _plain_backward(*arguments) if library is None else _native_backward(library, *arguments)
+    of_weight, of_bias = (g.to(weight.dtype) for g in of_weights)
+    return of_x.to(x.dtype), of_weight, of_bias
+
+
+@_convolution_backward.register_fake
+def _(grad_y, x, weight, bias, silu, reverse):
+    return torch.empty_like(x), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+
+
+def _native(
+    library: NativeLibrary, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
+) -> Tensor:
+    y = torch.empty_like(x)
+    by_tap, bias = weight.t().contiguous(), None if bias is None else bias.contiguous()
+    c = _describe(x, by_tap, bias, silu, reverse)
+    c.y = _in_time(y, reverse)
+    library.call("causal_conv1d_forward", c)
+    return y
+
+
+def _native_backward(
+    library: NativeLibrary,
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    silu: bool,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     if grad_y.stride(1) != 1:
         grad_y = grad_y.transpose(1, 2).contiguous().transpose(1, 2)
     by_tap, bias = weight.t().contiguous(), None if bias is None else bias.contiguous()
@@ -186,9 +227,9 @@ def _convolution_backward(
     return grad_x, total[:-1].t().contiguous(), total[-1].clone()
 
 
-@_convolution_backward.register_fake
-def _(grad_y, x, weight, bias, silu, reverse):
-    return torch.empty_like(x), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
+    y = _plain_response(x, weight, bias, reverse)
+    return F.silu(y, inplace=True) if silu else y
 
 
 def _plain_backward(
@@ -212,7 +253,17 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad_y):
     x, weight, bias = ctx.saved_tensors
     grad_x, grad_weight, grad_bias = _convolution_backward(grad_y, x, weight, bias, *ctx.options)
-    return grad_x, grad_weight, None if bias is None else grad_bias, None, None
+    return grad_x, grad_weight, None if bias is None else grad_bias.to(bias.dtype), None, None
 
 
 _convolution.register_autograd(_backward, setup_context=_setup_context)
+
+
+@checked("causal_conv1d")
+def _compare(library: NativeLibrary) -> Pairs:
+    x, grad_y = (example(2, 19, 21, seed=s).transpose(1, 2) for s in range(2))
+    weight, bias = example(21, 4, seed=2), example(21, seed=3)
+    for reverse in (False, True):
+        options = x, weight, bias, True, reverse
+        yield _native(library, *options), _plain(*options)
+        yield from zip(_native_backward(library, grad_y, *options), _plain_backward(grad_y, *options), strict=True)

@@ -1,16 +1,20 @@
 """The selective scan on the CPU by the C extension; float32, any number of states."""
 
 import ctypes
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from nnunet_ext.ops.native import NativeLibrary, Strided, pointer, readable
+from nnunet_ext.ops.native import NativeLibrary, Strided, checked, pointer, readable, structure
+from nnunet_ext.ops.scan_check import compare
+from nnunet_ext.ops.self_check import Pairs
 
 _TENSORS = ("u", "delta", "z", "y", "B", "C")
 _GRADIENTS = ("grad_y", "grad_u", "grad_delta", "grad_z", "grad_B", "grad_C")
 
 
+@structure("scan")
 class _Scan(ctypes.Structure):
     """`scan` of csrc/selective_scan.c."""
 
@@ -176,3 +180,8 @@ def _empty_parts(x: Tensor, parts: int) -> Tensor:
 
 def _sum_parts(x: Tensor) -> Tensor:
     return x[0] if x.shape[0] == 1 else x.sum(0)
+
+
+@checked("selective_scan")
+def _compare(library: NativeLibrary) -> Pairs:
+    return compare(partial(forward, library), partial(backward, library))

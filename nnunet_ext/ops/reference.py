@@ -21,9 +21,10 @@ def selective_scan_reference(
     """Plain form of `nnunet_ext.ops.selective_scan`: a loop over time under autograd, (b, d, l, n) values kept."""
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     u32, delta, A, B, C = (t.to(dtype) for t in (u, delta, A, B, C))
-    per_channel = u.shape[1] // (B.shape[1] if B.ndim == 4 else 1)
+    b, d, length = u.shape
+    B, C = (t[None, :, :, None].expand(b, -1, -1, length) if t.ndim == 2 else t for t in (B, C))
     B, C = (t[:, None] if t.ndim == 3 else t for t in (B, C))
-    B, C = (t.repeat_interleave(per_channel, 1) for t in (B, C))  # (b, d, n, l)
+    B, C = (t.repeat_interleave(d // t.shape[1], 1) for t in (B, C))  # (b, d, n, l)
     if delta_bias is not None:
         delta = delta + delta_bias.to(dtype)[:, None]
     if delta_softplus:
@@ -31,7 +32,6 @@ def selective_scan_reference(
     decay = torch.exp(torch.einsum("bdl,dn->bdln", delta, A)).unbind(2)
     drive = torch.einsum("bdl,bdnl,bdl->bdln", delta, B, u32).unbind(2)
     readout = C.unbind(3)
-    length = u.shape[2]
     state = u32.new_zeros(u.shape[0], u.shape[1], A.shape[1])
     steps: list[Tensor] = [state] * length
     for t in reversed(range(length)) if reverse else range(length):

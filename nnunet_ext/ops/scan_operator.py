@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from nnunet_ext.ops import cpu_scan, segment_scan
-from nnunet_ext.ops.native import native_library
+from nnunet_ext.ops.native import library_for
+from nnunet_ext.ops.scan_check import compare
+from nnunet_ext.ops.self_check import Pairs, is_right
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,11 @@ class Backend:
 
 def _backend(name: str, u: Tensor) -> Backend:
     """The backend of a name for tensors like u."""
-    if name == "triton":
+    if name == "triton" and _triton_is_right(u.device):
         from nnunet_ext.ops import triton_scan
 
         return Backend(triton_scan.forward, triton_scan.backward, triton_scan.saved_shape)
-    library = native_library() if name == "cpu" and u.dtype == torch.float32 else None
+    library = library_for("selective_scan", u) if name == "cpu" else None
     if library is None:
         shape = partial(segment_scan.saved_shape, device=u.device)
         return Backend(segment_scan.forward, segment_scan.backward, shape)
@@ -46,6 +48,19 @@ def _backend(name: str, u: Tensor) -> Backend:
         partial(cpu_scan.backward, library),
         partial(cpu_scan.saved_shape, library),
     )
+
+
+def _triton_is_right(device: torch.device) -> bool:
+    """Whether the Triton kernels compile on a device and agree with plain PyTorch there."""
+    if device.type == "cuda" and not torch.cuda.is_available():  # fake tensors of a GPU that is not there
+        return True
+
+    def run() -> Pairs:
+        from nnunet_ext.ops import triton_scan
+
+        return compare(triton_scan.forward, triton_scan.backward, device)
+
+    return is_right(("triton", str(device)), "the Triton kernel of the selective scan", run)
 
 
 # torch.library reads these annotations, and knows Optional[Tensor] but, in older versions, not Tensor | None.

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from nnunet_ext.ops import mamba_ssm_scan
-from nnunet_ext.ops.native import native_library
+from nnunet_ext.ops.native import library_for, native_library, refusal
 from nnunet_ext.ops.scan_operator import selective_scan_operator
 from nnunet_ext.ops.tracing import is_traced
+from nnunet_ext.utils.torch_private import in_function_transform
 
 BACKENDS = ("mamba_ssm", "triton", "cpu", "torch")
 
@@ -89,7 +90,8 @@ def selective_scan(
         u: Input.
         delta: Step sizes, before bias and softplus.
         A: Rates, real; usually negative.
-        B: Input weights of the states, for all channels or per group of neighbouring channels.
+        B: Input weights of the states: for all channels, per group of neighbouring channels, or constant in time and
+            per channel (whose gradient takes O(b d n l) memory).
         C: Output weights of the states, likewise.
         D: Weight of the direct path.
         z: Gate.
@@ -103,20 +105,30 @@ def selective_scan(
             precision `torch` (segments in plain PyTorch).
 
     Shape:
-        u, delta, z (b, d, l); A (d, n); B, C (b, n, l) or (b, g, n, l); D, delta_bias (d,); result (b, d, l) in the
-        type of u, last state (b, d, n).
+        u, delta, z (b, d, l); A (d, n); B, C (b, n, l), (b, g, n, l) or, constant in time, (d, n); D, delta_bias (d,);
+        result (b, d, l) in the type of u, last state (b, d, n). An empty batch gives an empty result.
 
     Raises:
         ValueError: for shapes that do not fit together, or complex numbers.
-        RuntimeError: for an unknown or unusable backend; the message says what is missing and what is available.
+        RuntimeError: for an unknown or unusable backend (the message says what is missing and what is available), or
+            under a transform of torch.func.
 
     Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023; signature and
     meaning of mamba_ssm's `selective_scan_fn`.
     """
     _check(u, delta, A, B, C, D, z, delta_bias)
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
-    tensors = [None if x is None else x.to(dtype) for x in (u, delta, A, _grouped(B), _grouped(C), D, z, delta_bias)]
+    constant = 2 in (B.ndim, C.ndim)
+    B, C = (_grouped(x, u, per_channel=constant) for x in (B, C))
+    tensors = [None if x is None else x.to(dtype) for x in (u, delta, A, B, C, D, z, delta_bias)]
+    if in_function_transform():
+        raise RuntimeError(
+            "nnunet_ext::selective_scan has no rule for the transforms of torch.func (grad, vmap, jvp): use "
+            "torch.autograd.grad, or selective_scan_reference for short sequences"
+        )
     differentiated = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    if u.shape[0] == 0:
+        return (u.clone(), u.new_zeros(0, *A.shape, dtype=dtype)) if return_last_state else u.clone()
     chosen = _choose(backend, u.device.type, dtype, is_traced(u), return_last_state and differentiated)
     if chosen == "mamba_ssm":
         y, state = mamba_ssm_scan.scan(tensors, delta_softplus, reverse)
@@ -133,18 +145,27 @@ def describe_backend(device_type: str, compiled: bool = False) -> str:
         return "mamba_ssm (its CUDA kernels)"
     if chosen == "triton":
         return "triton (compiled at first use)"
-    library = native_library() if chosen == "cpu" else None
+    library = library_for("selective_scan") if chosen == "cpu" else None
     if library is not None:
         number = torch.get_num_threads()
         threads = f"{number} thread{'s' * (number > 1)}" if library.openmp else "one thread, built without OpenMP"
         return f"cpu (C extension, {library.instruction_set}, {threads})"
-    return "torch (segments in plain PyTorch" + (
-        "; the C extension was not built)" if device_type == "cpu" else "; slow: no kernel for this device)"
-    )
+    if device_type != "cpu":
+        return "torch (segments in plain PyTorch; slow: no kernel for this device)"
+    reason = refusal() or ("was not built" if native_library() is None else "failed its check")
+    return f"torch (segments in plain PyTorch; the C extension: {reason})"
 
 
-def _grouped(x: Tensor) -> Tensor:
-    return x if x.ndim == 4 else x[:, None]
+def _grouped(x: Tensor, u: Tensor, per_channel: bool) -> Tensor:
+    """B or C as (b, g, n, l), a view where groups need not be repeated; with `per_channel` g is d."""
+    b, d, length = u.shape
+    if x.ndim == 2:
+        x = x[None, :, :, None].expand(b, -1, -1, length)
+    elif x.ndim == 3:
+        x = x[:, None]
+    if per_channel and x.shape[1] == 1:
+        return x.expand(-1, d, -1, -1)
+    return x.repeat_interleave(d // x.shape[1], 1) if per_channel and x.shape[1] != d else x
 
 
 def _choose(
@@ -193,30 +214,40 @@ def _check(
     z: Tensor | None,
     delta_bias: Tensor | None,
 ) -> None:
+    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+    given = {name: x for name, x in zip(names, (u, delta, A, B, C, D, z, delta_bias), strict=True) if x is not None}
+    for name, x in given.items():
+        if x.is_complex():
+            raise ValueError(
+                f"`{name}` is complex ({x.dtype}): complex numbers are not supported, the scan's tensors are real"
+            )
     if u.ndim != 3:
         raise ValueError(f"`u` must have the shape (b, d, l), got {tuple(u.shape)}")
     b, d, length = u.shape
     if A.ndim != 2 or A.shape[0] != d:
         raise ValueError(f"`A` must have the shape (d, n) with d={d} as in `u`, got {tuple(A.shape)}")
     n = A.shape[1]
-    if 0 in (b, d, length, n):
-        raise ValueError(f"`u` {tuple(u.shape)} and `A` {tuple(A.shape)} must not be empty")
-    for name, x in (("delta", delta), ("z", z)):
-        if x is not None and x.shape != u.shape:
-            raise ValueError(f"`{name}` must have the shape of `u`, {tuple(u.shape)}, got {tuple(x.shape)}")
-    for name, x in (("D", D), ("delta_bias", delta_bias)):
-        if x is not None and x.shape != (d,):
-            raise ValueError(f"`{name}` must have the shape ({d},), got {tuple(x.shape)}")
+    if 0 in (d, length, n):
+        raise ValueError(f"`u` {tuple(u.shape)} and `A` {tuple(A.shape)} must not be empty but for the batch")
+    for name in given.keys() & {"delta", "z"}:
+        if given[name].shape != u.shape:
+            raise ValueError(f"`{name}` must have the shape of `u`, {tuple(u.shape)}, got {tuple(given[name].shape)}")
+    for name in given.keys() & {"D", "delta_bias"}:
+        if given[name].shape != (d,):
+            raise ValueError(f"`{name}` must have the shape ({d},), got {tuple(given[name].shape)}")
+    groups = []
     for name, x in (("B", B), ("C", C)):
-        if x.ndim not in (3, 4) or (x.shape[0], *x.shape[-2:]) != (b, n, length) or d % _grouped(x).shape[1]:
+        if x.ndim == 2 and x.shape == (d, n):
+            continue
+        number = x.shape[1] if x.ndim == 4 else 1
+        if x.ndim not in (3, 4) or (x.shape[0], *x.shape[-2:]) != (b, n, length) or number == 0 or d % number:
             raise ValueError(
-                f"`{name}` must have the shape ({b}, {n}, {length}) or ({b}, g, {n}, {length}) with g dividing {d}, "
-                f"got {tuple(x.shape)}"
+                f"`{name}` must have the shape ({b}, {n}, {length}), ({d}, {n}) if it is constant in time, or "
+                f"({b}, g, {n}, {length}) with g dividing {d}, got {tuple(x.shape)}"
             )
-    if _grouped(B).shape[1] != _grouped(C).shape[1]:
+        groups.append(number)
+    if len(set(groups)) > 1:
         raise ValueError(f"`B` {tuple(B.shape)} and `C` {tuple(C.shape)} must have the same number of groups")
-    if any(x is not None and x.is_complex() for x in (u, delta, A, B, C, D, z, delta_bias)):
-        raise ValueError("complex numbers are not supported: `A` and the other tensors must be real")
-    devices = {x.device for x in (u, delta, A, B, C, D, z, delta_bias) if x is not None}
+    devices = {x.device for x in given.values()}
     if len(devices) > 1:
         raise ValueError(f"all tensors must be on one device, got {', '.join(sorted(map(str, devices)))}")

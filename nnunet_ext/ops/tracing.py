@@ -2,14 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+
+from nnunet_ext.utils.torch_private import FakeTensor
 
 
 def is_traced(x: Tensor) -> bool:
-    """Whether torch.compile traces, or `x` is without content."""
+    """Whether torch.compile traces, or `x` is a fake tensor."""
     return torch.compiler.is_compiling() or isinstance(x, FakeTensor)
-
-
-def has_content(x: Tensor) -> bool:
-    """Whether there is memory behind `x` to read and write."""
-    return not isinstance(x, FakeTensor)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnunet_ext.utils.torch_private import input_metadata, sequence_number
+
 
 def run_backward(loss: Tensor) -> None:
     """`loss.backward()` of a scalar: adds gradients to the `grad` of the leaves and frees the graph on the way.
@@ -50,7 +52,7 @@ class _Run:
                 self._push(target)
 
     def _push(self, node: Any) -> None:
-        heapq.heappush(self.ready, (-node._sequence_nr(), next(self._order), node))
+        heapq.heappush(self.ready, (-sequence_number(node), next(self._order), node))
 
 
 def _count_users(root: Any) -> dict[Any, int]:
@@ -68,7 +70,7 @@ def _count_users(root: Any) -> dict[Any, int]:
 
 
 def _receive(received: dict, target: Any, index: int, gradient: Tensor) -> None:
-    inputs = target._input_metadata
+    inputs = input_metadata(target)
     meta = inputs[index]
     if gradient.shape != meta.shape:
         gradient = gradient.sum_to_size(meta.shape)
@@ -87,7 +89,7 @@ def _run(node: Any, gradients: list[Tensor | None]) -> list[tuple[Tensor | None,
         leaf, (gradient,) = node.variable, gradients
         leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
         return []
-    metadata = node._input_metadata
+    metadata = input_metadata(node)
     if isinstance(node, torch.autograd.function.BackwardCFunction):
         # Whether it wants None or zeros is not readable; these zeros take no memory.
         zipped = zip(gradients, metadata, strict=True)

@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_ext.networks import NETWORKS
 from nnunet_ext.networks.from_plan import network_from_plan
 from nnunet_ext.nnunet.json_files import read_json
+from nnunet_ext.utils.torch_private import FakeTensorMode
 
 
 def multiply_adds(network: nn.Module, input_channels: int, patch_size: tuple[int, ...]) -> int:

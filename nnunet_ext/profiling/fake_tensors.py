@@ -3,13 +3,11 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-_GRAPH_TASK = 1
+from nnunet_ext.utils.torch_private import FakeTensorMode, autocast_without_gpu
 
 
 @contextmanager
@@ -22,9 +20,7 @@ def without_content(device: str) -> Iterator[None]:
     with (
         FakeTensorMode(),
         torch.device(device),
-        # Autocast is switched off where there is no GPU, and checkpoints tell backward passes apart by the engine's.
-        mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
-        mock.patch("torch._C._current_graph_task_id", return_value=_GRAPH_TASK),
+        autocast_without_gpu(),
     ):
         yield
 

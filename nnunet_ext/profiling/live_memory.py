@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from nnunet_ext.utils.torch_private import TorchDispatchMode, storage_key, tree_leaves
 
 
 class LimitExceeded(RuntimeError):
@@ -41,7 +41,7 @@ class LiveMemory(TorchDispatchMode):
 
     def _count(self, tensor: Tensor) -> int:
         storage = tensor.untyped_storage()
-        key = storage._cdata  # its address: unique while it lives
+        key = storage_key(storage)
         if key in self._sizes:
             return 0
         self._sizes[key] = size = storage.nbytes()
@@ -58,5 +58,5 @@ class LiveMemory(TorchDispatchMode):
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the storages of `tensors`, each counted once."""
-    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+    storages = {storage_key(t.untyped_storage()): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())

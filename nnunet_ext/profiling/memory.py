@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from nnunet_ext.profiling.backward import run_backward
 from nnunet_ext.profiling.fake_tensors import twin_without_content, without_content
 from nnunet_ext.profiling.live_memory import LiveMemory, storage_bytes
+from nnunet_ext.utils.torch_private import tree_leaves
 
 
 @dataclass(frozen=True)

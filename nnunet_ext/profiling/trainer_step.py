@@ -10,10 +10,10 @@ from unittest import mock
 
 import torch
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from torch.utils._pytree import tree_leaves
 
 from nnunet_ext.profiling.contract import NNUNetStep, TraceableTrainer
 from nnunet_ext.profiling.memory import Step
+from nnunet_ext.utils.torch_private import tree_leaves
 
 
 def trainer_step(

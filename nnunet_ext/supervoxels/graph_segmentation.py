@@ -10,9 +10,11 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from nnunet_ext.ops.native import NativeLibrary, native_library
+from nnunet_ext.ops.native import NativeLibrary, checked, library_for, structure
+from nnunet_ext.ops.self_check import Pairs
 from nnunet_ext.supervoxels.numpy_segmentation import segment_numpy
 
 CONNECTIVITIES = {6: 1, 18: 2, 26: 3}
@@ -108,7 +110,7 @@ def segment_grid(
     if mask.size * len(offsets) >= 2**32 or mask.size >= 2**31:
         most = min(2**31, 2**32 // len(offsets)) - 1
         raise ValueError(f"`image` has {mask.size} voxels; the most at `connectivity`={connectivity} is {most}")
-    library = None if backend == "numpy" else _library()
+    library = None if backend == "numpy" else library_for("graph_segmentation")
     if library is None and backend == "extension":
         raise ValueError("`backend`='extension' needs the C extension, which was not built; known: 'numpy'")
     weights, ids = edge_weights(image, mask, spacing, connectivity)
@@ -133,6 +135,7 @@ def _number(root: NDArray[np.int32], mask: NDArray[np.bool_]) -> NDArray[np.int3
     return labels
 
 
+@structure("graph")
 class _Graph(ctypes.Structure):
     """`graph` of csrc/graph_segmentation.c."""
 
@@ -141,12 +144,6 @@ class _Graph(ctypes.Structure):
         ("scale", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("steps", "weights", "ids", "root")),
     ]
-
-
-def _library() -> NativeLibrary | None:
-    library = native_library()
-    # A library built before this kernel was there lacks it.
-    return library if library is not None and hasattr(library.functions, "graph_segmentation") else None
 
 
 def _segment_extension(
@@ -164,3 +161,16 @@ def _segment_extension(
     graph.steps, graph.weights, graph.ids, graph.root = (x.ctypes.data for x in (steps, weights, ids, root))
     library.call("graph_segmentation", graph)
     return root
+
+
+@checked("graph_segmentation")
+def _compare(library: NativeLibrary) -> Pairs:
+    shape = (3, 5, 7)
+    image = np.sin(np.arange(np.prod(shape), dtype=np.float32) ** 2).reshape(1, *shape) * 100
+    mask = np.ones(shape, bool)
+    weights, ids = edge_weights(image, mask, (2.0, 1.0, 1.0), 6)
+    steps = np.array([(dz * shape[1] + dy) * shape[2] + dx for dz, dy, dx in grid_offsets(6)], np.int64)
+    found = _segment_extension(library, mask.size, weights.copy(), ids.copy(), steps, 50.0, 2)
+    expected = segment_numpy(mask.size, weights, ids, steps, 50.0, 2)
+    labels = (_number(root.reshape(shape), mask) for root in (found, expected))
+    yield tuple(torch.from_numpy(x) for x in labels)  # type: ignore[misc]

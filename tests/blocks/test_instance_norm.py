@@ -1,9 +1,8 @@
-import sys
-
 import pytest
 import torch
 
 from nnunet_ext.blocks.instance_norm import instance_norm_leaky_relu, instance_norm_leaky_relu_reference
+from nnunet_ext.ops import native
 from nnunet_ext.ops.native import INSTRUCTION_SETS
 from tests.helpers.libraries import library_for
 
@@ -12,7 +11,7 @@ from tests.helpers.libraries import library_for
 def variant(request, monkeypatch):
     """The C extension as it is built for one instruction set, or none."""
     library = None if request.param == "PyTorch" else library_for(request.param)
-    monkeypatch.setattr(sys.modules["nnunet_ext.ops.instance_norm"], "native_library", lambda: library)
+    monkeypatch.setattr(native, "native_library", lambda: library)
     return request.param
 
 

@@ -54,8 +54,8 @@ def test_doctor_says_what_the_scan_runs_on(environment, monkeypatch, built):
     if built and native.native_library() is None:
         pytest.skip("the C extension was not built")
     if not built:
-        for module in ("native", "selective_scan"):
-            monkeypatch.setattr(sys.modules[f"nnunet_ext.ops.{module}"], "native_library", lambda: None)
+        for module in (native, sys.modules["nnunet_ext.ops.selective_scan"]):
+            monkeypatch.setattr(module, "native_library", lambda: None)
     check = states(environment)["selective scan on cpu"]
     assert check.found.startswith("cpu (C extension, " if built else "torch (segments in plain PyTorch")
     assert check.state == ("ok" if built else "optional")

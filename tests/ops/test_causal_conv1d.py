@@ -1,5 +1,3 @@
-import sys
-
 import pytest
 import torch
 
@@ -10,7 +8,7 @@ from nnunet_ext.ops.causal_conv1d import _package_takes
 @pytest.fixture(params=["extension", "PyTorch"])
 def variant(request, monkeypatch):
     if request.param == "PyTorch":
-        monkeypatch.setattr(sys.modules["nnunet_ext.ops.causal_conv1d"], "native_library", lambda: None)
+        monkeypatch.setattr(native, "native_library", lambda: None)
     elif native.native_library() is None:
         pytest.skip("the C extension was not built")
     return request.param
@@ -116,3 +114,22 @@ def test_the_package_gets_what_its_kernels_are_written_for(width, taps, dtype, t
     x = torch.empty(2, 10, width, dtype=dtype).transpose(1, 2)
     assert _package_takes(x, torch.empty(width, taps)) == taken
     assert _package_takes(x.contiguous(), torch.empty(width, taps)) == (taken or width == 12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("reverse", [True, False])
+def test_weights_have_gradients_in_their_own_precision(dtype, channels_last, reverse, assert_close):
+    """Whatever the input is in; tolerance of the package causal_conv1d's own tests."""
+    x = torch.randn(2, 300, 24).transpose(1, 2) if channels_last else torch.randn(2, 24, 300)
+    x = x.to(dtype)
+    weight, bias = torch.randn(24, 4, requires_grad=True), torch.randn(24, requires_grad=True)
+    y = causal_conv1d(x, weight, bias, "silu", reverse)
+    assert y.dtype == dtype
+    grad_y = torch.randn(y.shape).to(dtype)
+    exact = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    expected = causal_conv1d_reference(*exact, "silu", reverse)
+    gradients = torch.autograd.grad(expected, exact[1:], grad_y.double())
+    for found, value in zip(torch.autograd.grad(y, (weight, bias), grad_y), gradients, strict=True):
+        assert found.dtype == torch.float32
+        assert_close(found.double(), value, 1e-6)

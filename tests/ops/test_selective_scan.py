@@ -63,8 +63,8 @@ def assert_agrees(assert_close):
 def cpu_variant(request, monkeypatch):
     """The CPU backend as it is built for one instruction set, or without the C extension."""
     library = None if request.param == "segments" else library_for(request.param)
-    for module in ("scan_operator", "selective_scan", "causal_conv1d"):
-        monkeypatch.setattr(sys.modules[f"nnunet_ext.ops.{module}"], "native_library", lambda: library)
+    monkeypatch.setattr(native, "native_library", lambda: library)
+    monkeypatch.setattr(sys.modules["nnunet_ext.ops.selective_scan"], "native_library", lambda: library)
     return request.param
 
 
@@ -235,7 +235,10 @@ def test_compiles_to_one_graph(reverse, assert_close):
         ({"D": torch.zeros(3)}, r"`D` must have the shape \(4,\), got \(3,\)"),
         ({"B": torch.zeros(2, 3, 2, 5)}, r"`B` must have .* with g dividing 4, got \(2, 3, 2, 5\)"),
         ({"C": torch.zeros(2, 2, 2, 5)}, r"must have the same number of groups"),
-        ({"A": torch.zeros(4, 2, dtype=torch.complex64)}, "complex numbers are not supported"),
+        (
+            {"A": torch.zeros(4, 2, dtype=torch.complex64)},
+            r"`A` is complex \(torch.complex64\)",
+        ),
         ({"u": torch.zeros(2, 4, 0)}, "must not be empty"),
     ],
 )
@@ -354,3 +357,20 @@ def test_the_state_has_a_gradient_with_mamba_ssm_too(monkeypatch):
     monkeypatch.setattr(scan, "_NO_TRITON", None)
     assert scan._choose(None, "cuda", torch.float32, compiled=False) == "mamba_ssm"
     assert scan._choose(None, "cuda", torch.float32, compiled=False, state_gradient=True) == "triton"
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("constant_B", "constant_C"), [(True, True), (True, False), (False, True)])
+def test_coefficients_that_are_constant_in_time(cpu_variant, constant_B, constant_C, reverse, assert_agrees):
+    """The cases of mamba's test_mamba_inner_fn: one value per channel and state."""
+    inputs = scan_inputs(d=20, length=37, n=5)
+    for name, constant in (("B", constant_B), ("C", constant_C)):
+        if constant:
+            inputs[name] = torch.randn(20, 5)
+    assert_agrees(inputs, 1e-5, delta_softplus=True, reverse=reverse, backend="cpu")
+
+
+def test_an_empty_batch_is_scanned_to_an_empty_result():
+    inputs = {k: v[:0] if v.ndim == 3 else v for k, v in scan_inputs(d=4, length=5, n=2).items()}
+    y, state = selective_scan(**inputs, return_last_state=True)
+    assert (tuple(y.shape), tuple(state.shape)) == ((0, 4, 5), (0, 4, 2))

@@ -18,7 +18,6 @@ from nnunet_ext.supervoxels import (
     SupervoxelParameters,
     cached_supervoxels,
     default_min_size,
-    graph_segmentation,
     numpy_segmentation,
     supervoxel_cache,
     supervoxels,
@@ -132,9 +131,8 @@ def test_backends_agree_on_many_batches(k):
     np.testing.assert_array_equal(extension, plain)
 
 
-def test_a_library_without_the_kernel_is_passed_over(monkeypatch):
-    library = native.NativeLibrary("baseline", object())
-    monkeypatch.setattr(graph_segmentation, "native_library", lambda: library)
+def test_without_a_library_numpy_segments(monkeypatch):
+    monkeypatch.setattr(native, "native_library", lambda: None)
     assert supervoxels(np.zeros((2, 2, 2)), SPACING).max() == 1
     with pytest.raises(ValueError, match="`backend`='extension' needs the C extension, which was not built"):
         supervoxels(np.zeros((2, 2, 2)), SPACING, backend="extension")

@@ -40,6 +40,19 @@ def test_odd_channels_cannot_be_imported(golden):
         from_authors("sasan", state)
 
 
+@pytest.mark.parametrize(("axis", "level"), [(2, 0), (3, 4)])
+def test_sasan_at_odd_level_sizes_cannot_be_imported_exactly(golden, axis, level):
+    """As from a patch of 48: the lowest level has 3 voxels a side. The authors' shift is not undone there."""
+    state = dict(golden("sasan").state_dict)
+    mask = state[f"fine{level + 1}.mask"]
+    state[f"fine{level + 1}.mask"] = torch.cat((mask, mask.narrow(axis, 0, 1)), axis)
+    sides = list(mask.shape[2:])
+    sides[axis - 2] += 1
+    size = " x ".join(map(str, sides))
+    with pytest.raises(ValueError, match=f"level {level} has the odd size {size}: .*cannot be imported exactly"):
+        from_authors("sasan", state)
+
+
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"epoch": 3, "state_dict": s}])
 def test_import_weights_writes_a_file_for_nnunet(golden, tmp_path, wrap, capsys, assert_close):
     file = golden("sasan")

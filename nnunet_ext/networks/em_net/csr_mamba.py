@@ -16,6 +16,7 @@ from nnunet_ext.blocks.conv import convolve
 from nnunet_ext.blocks.dimension import batch_norm_op, dropout_op
 from nnunet_ext.blocks.layout import cpu_channels_last
 from nnunet_ext.blocks.mamba import Mamba
+from nnunet_ext.utils.torch_private import has_hooks
 
 _SQUEEZE = 4
 _GAMMA = 1e-6
@@ -93,6 +94,8 @@ class ResidualBlock(nn.Module):
         self.norm1, self.norm2 = (batch_norm_op(conv_op)(channels) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.leaky_relu(self.norm1(cpu_channels_last(convolve(self.conv1, x))), _SLOPE, inplace=True)
+        y = F.leaky_relu(
+            self.norm1(cpu_channels_last(convolve(self.conv1, x))), _SLOPE, inplace=not has_hooks(self.norm1)
+        )
         y = self.norm2(cpu_channels_last(convolve(self.conv2, y)))
         return F.leaky_relu(x + y, _SLOPE, inplace=True)

@@ -28,8 +28,10 @@ from nnunet_ext.blocks.layout import cpu_channels_last
 from nnunet_ext.networks.checks import check_input, check_widths
 from nnunet_ext.networks.em_net.csr_mamba import CSRMamba
 from nnunet_ext.networks.em_net.efl import EFL, check_layout
+from nnunet_ext.networks.entry import at_any_precision, with_empty_batches
 from nnunet_ext.networks.heads import check_heads, drop_unused_heads
 from nnunet_ext.networks.topology import PerStage, Topology
+from nnunet_ext.utils.torch_private import has_hooks
 
 LAYERS_PER_STAGE = 3
 EFL_LAYERS = 2
@@ -144,6 +146,8 @@ class EMNet(nn.Module):
             input_channels, num_classes, conv_op, topology, VARIANTS[variant], outputs, deep_supervision
         )
 
+    @with_empty_batches
+    @at_any_precision
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         check_input(x, self.input_channels, self.patch_size)
         return self.decoder(x, self.encoder(x))
@@ -263,9 +267,11 @@ class _Decoder(nn.Module):
             if level == 0 and x.device.type != "cpu":
                 # On other devices, instance norm would copy each full-resolution map to this layout.
                 x = x.contiguous()
-            x = cpu_channels_last(self.upsampling[level](x))
-            # In place: no gradient needs the upsampled maps, which are the largest ones here.
-            x += self.image(image) if level == 0 else skips[level - 1]
+            up = self.upsampling[level]
+            x = cpu_channels_last(up(x))
+            skip = self.image(image) if level == 0 else skips[level - 1]
+            # In place: no gradient needs the memory of an upsampled map, the largest ones here; but hooks may keep it.
+            x = x + skip if has_hooks(up) else x.add_(skip)
             x = self.stages[level](x)
             if level == 0 or (self.deep_supervision and level < self.outputs):
                 outputs.append(conv_1x1(self.seg_layers[level], x))

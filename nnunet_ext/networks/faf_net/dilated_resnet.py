@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_ext.blocks.layout import cpu_channels_last
+from nnunet_ext.utils.torch_private import BatchNorm, has_hooks
 
 RESNETS = ("resnet101", "resnet50", "resnet18")
 _COCO = {"resnet101": "deeplabv3_resnet101", "resnet50": "deeplabv3_resnet50"}
@@ -54,7 +55,8 @@ class DilatedResNet(nn.Module):
         self.width = last.num_features
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(F.relu(self.bn1(self.conv1(cpu_channels_last(x))), inplace=True))
+        x = self.bn1(self.conv1(cpu_channels_last(x)))
+        x = self.maxpool(F.relu(x, inplace=not has_hooks(self.bn1)))
         return self.layer3(self.layer2(self.layer1(x)))
 
     def train(self, mode: bool = True) -> "DilatedResNet":
@@ -62,7 +64,7 @@ class DilatedResNet(nn.Module):
         if self.frozen_norms:
             for module in self.modules():
                 # Any kind of batch norm: distributed training uses synchronised ones.
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if isinstance(module, BatchNorm):
                     module.eval()
         return self
 

@@ -42,7 +42,7 @@ class FAFEncoder(nn.Module):
         self.reduce = nn.Conv2d(self.backbone.width, channels, 1, bias=False)
         self.threshold = nn.Sequential(
             nn.Conv2d(self.backbone.width, channels, 1, bias=False),
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
             nn.Conv2d(channels, 1, 1, bias=False),
         )
 

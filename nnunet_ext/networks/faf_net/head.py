@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from nnunet_ext.networks.chunks import in_chunks
 from nnunet_ext.networks.faf_net.adaptive_filter import resize
 from nnunet_ext.networks.faf_net.icm import ICM
 from nnunet_ext.networks.faf_net.prototypes import foreground_probability, masked_average
+from nnunet_ext.utils.torch_private import FakeTensor
 
 MIN_PROBABILITY = 1e-6
 """Lower bound of probabilities (1 minus it is the upper bound); a class without a prototype has it everywhere."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nnunet_ext.blocks.dimension import spatial_dims
 from nnunet_ext.networks.checks import check_widths
 from nnunet_ext.networks.chunks import in_chunks
+from nnunet_ext.networks.entry import at_any_precision, with_empty_batches
 from nnunet_ext.networks.faf_net.dilated_resnet import RESNETS, DilatedResNet
 from nnunet_ext.networks.faf_net.encoder import FAFEncoder
 from nnunet_ext.networks.faf_net.head import Episode, FAFHead, Support, shots, summarise
@@ -127,6 +128,8 @@ class FAFNet(nn.Module):
         if weights is not None:
             self.load_encoder_weights(weights)
 
+    @with_empty_batches
+    @at_any_precision
     def forward(
         self,
         x: Tensor,
@@ -156,6 +159,7 @@ class FAFNet(nn.Module):
             logits = logits.unflatten(0, (x.shape[0], x.shape[2])).movedim(2, 1).contiguous()
         return [logits] if self.decoder.deep_supervision else logits
 
+    @at_any_precision
     def segment(self, images: Tensor, support: Support) -> Tensor:
         """Probabilities of every class of a support, regardless of the classes that the network was trained on.
 
@@ -177,6 +181,7 @@ class FAFNet(nn.Module):
 
         return in_chunks(segment, self.slices_per_chunk, images, *support, norms=self.encoder)[0]
 
+    @at_any_precision
     def encode_support(self, images: Tensor, masks: Tensor) -> Support:
         """Prototypes of the classes, each a mean over the slices that show the class, with gradients if enabled.
 

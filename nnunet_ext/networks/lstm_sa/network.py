@@ -22,12 +22,14 @@ from torch.utils.checkpoint import checkpoint
 
 from nnunet_ext.blocks.dimension import spatial_dims
 from nnunet_ext.networks.checks import check_input, check_widths
+from nnunet_ext.networks.entry import at_any_precision, with_empty_batches
 from nnunet_ext.networks.heads import check_heads, drop_unused_heads
 from nnunet_ext.networks.lstm_sa.conv_lstm import Memory, SliceLSTM
 from nnunet_ext.networks.lstm_sa.state_attention import StateAttention, project
 from nnunet_ext.networks.lstm_sa.unet import UNet2d
 from nnunet_ext.networks.mt_unet import MTUNet
 from nnunet_ext.networks.topology import PerStage, Topology
+from nnunet_ext.utils.torch_private import BatchNorm
 
 _KEPT_VALUES = 40
 """Values that a voxel of the head keeps for its gradient, in units of C: gates and states of both directions."""
@@ -87,6 +89,8 @@ class _SliceNetwork(nn.Module):
         self.checkpoint_slices, self.attention_size = checkpoint_slices, attention_size
         self.decoder = _Decoder(widths, num_classes, attention_size, self.gated, deep_supervision)
 
+    @with_empty_batches
+    @at_any_precision
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         if self.patch_size is not None:
             check_input(x, self.input_channels, self.patch_size)
@@ -94,6 +98,8 @@ class _SliceNetwork(nn.Module):
         outputs = [y.movedim(1, 2) if self.slices else y[:, 0] for y in self._segment(stack)]
         return outputs if self.decoder.deep_supervision else outputs[0]
 
+    @with_empty_batches
+    @at_any_precision
     def forward_slices(self, previous: Tensor, current: Tensor, following: Tensor) -> Tensor:
         """Logits of slices from themselves and their neighbours, with the interface of the authors' code.
 
@@ -132,7 +138,7 @@ class _SliceNetwork(nn.Module):
         else:
             step, run = _chunk(stack, self.decoder.channels), _directly
         # Unless the backbone takes statistics over all slices.
-        split = not any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.backbone.modules())
+        split = not any(isinstance(m, BatchNorm) and m.training for m in self.backbone.modules())
         parts = [run(self._features, part) for part in stack.split(step, 1)] if split else [self._features(stack)]
         maps = [torch.cat(level, 1) if len(level) > 1 else level[0] for level in zip(*parts, strict=True)]
         return self.decoder(maps, step, run)

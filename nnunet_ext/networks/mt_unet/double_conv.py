@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nnunet_ext.blocks.conv import product_1x1
 from nnunet_ext.blocks.layout import cpu_channels_last
+from nnunet_ext.utils.torch_private import has_hooks
 
 
 class Pointwise(nn.Conv2d):
@@ -66,7 +67,7 @@ class ConvBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(cpu_channels_last(self.conv(x)))
-        return F.relu(x, inplace=True) if self.relu else x
+        return F.relu(x, inplace=not has_hooks(self.norm)) if self.relu else x
 
 
 class DoubleConv(nn.Module):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nnunet_ext.blocks.channelwise import to_volume
 from nnunet_ext.blocks.layout import cpu_channels_last
 from nnunet_ext.networks.checks import check_input, check_widths
+from nnunet_ext.networks.entry import at_any_precision, with_empty_batches
 from nnunet_ext.networks.mt_unet.double_conv import ConvBatchNorm, DoubleConv, Pointwise
 from nnunet_ext.networks.mt_unet.mixed_attention import EAModule
 from nnunet_ext.networks.topology import PerStage, Topology
@@ -103,6 +104,8 @@ class MTUNet(nn.Module):
         self.encoder = _Encoder(_COLOURS if input_channels == 1 else input_channels, topology, heads, window)
         self.decoder = _Decoder(num_classes, topology, heads, window, deep_supervision)
 
+    @with_empty_batches
+    @at_any_precision
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         check_input(x, self.input_channels, self.patch_size)
         if self.input_channels == 1:

@@ -27,8 +27,8 @@ def sasan_from_authors(state_dict: Mapping[str, Tensor], heads: int | None = Non
         heads: Heads of ASEM's attentions; None: the largest divisor of the axis length up to 16.
 
     Raises:
-        ValueError: for missing or unexpected keys, tensors of the wrong shape, or an odd number of channels at a
-            level (for which the authors' shift over channels has no equivalent).
+        ValueError: for missing or unexpected keys, tensors of the wrong shape, or a level with an odd number of
+            channels or an odd size (for which the authors' shifts have no equivalent).
     """
     found = [int(m[1]) for k in state_dict if (m := re.match(r"down_(\d+)\.", k))]
     levels = max(found) + 1 if found else _AUTHORS_LEVELS
@@ -38,6 +38,8 @@ def sasan_from_authors(state_dict: Mapping[str, Tensor], heads: int | None = Non
 
     masks = [state_dict[f"fine{level + 1}.mask"] for level in range(levels)]
     sizes = [tuple(m.shape[2:]) for m in masks]
+    for level, size in enumerate(sizes):
+        _refuse_odd(level, size)
     kernels = [tuple(state_dict[f"{_convs(level)}.conv_0.conv.weight"].shape[2:]) for level in range(levels)]
     network = SASAN(
         input_channels=state_dict["conv_0.conv_0.conv.weight"].shape[1],
@@ -96,6 +98,15 @@ def _names(levels: int, attentions: int) -> dict[str, list[str]]:
         add(f"decoder.asem.attentions.{i}.out", f"{theirs}.to_out", "weight", "bias")
     add("decoder.asem.seg_layers.gate", "asem.spatial_attention.conv", "weight", "bias")
     return names
+
+
+def _refuse_odd(level: int, size: tuple[int, ...]) -> None:
+    if any(length % 2 for length in size):
+        raise ValueError(
+            f"the mask of level {level} has the odd size {' x '.join(map(str, size))}: these weights cannot be "
+            "imported exactly. The authors' code shifts spectra of odd size without undoing it, so that no mask of "
+            "this network gives the same; their published patch of 96 has even levels only"
+        )
 
 
 def _mask(theirs: Tensor, patch_size: tuple[int, ...]) -> Tensor:

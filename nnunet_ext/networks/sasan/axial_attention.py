@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from nnunet_ext.ops.axial_attention import mix, mix_backward, mix_reference, native_attention
+from nnunet_ext.ops.once import differentiable_once
+from nnunet_ext.utils.torch_private import in_function_transform
 
 _MAX_HEADS = 16
 _CHUNK_ELEMENTS = 1 << 20
@@ -98,7 +99,9 @@ def attend_axes(maps: Tensor, axes: Sequence[int], attentions: Sequence[AxialAtt
 
 
 def _use_chunks(maps: Tensor) -> bool:
-    return maps.device.type == "cpu" and not torch.compiler.is_compiling()
+    # A trace records PyTorch's operators, not what is done for each chunk.
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return maps.device.type == "cpu" and not traced and not in_function_transform()
 
 
 class _ChunkedAttention(torch.autograd.Function):
@@ -117,7 +120,7 @@ class _ChunkedAttention(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("axial_attention")
     def backward(ctx, *grads):
         maps, *weights = ctx.saved_tensors
         with torch.autocast("cpu", enabled=False):  # the caller may still be inside an autocast region
@@ -159,7 +162,7 @@ def _chunks(maps: Tensor, other: Tensor, axis: int, heads: int):
     outer, inner = maps.shape[:axis].numel(), maps.shape[axis + 1 : -1].numel()
     views = [i.view(outer, length, inner, embedding) for i in (maps, other)]
     per_sequence = 3 * length * embedding
-    if native_attention(maps.dtype, embedding // heads) is None:
+    if native_attention(maps, embedding // heads) is None:
         per_sequence = max(heads * length * length, per_sequence)
     sequences = max(1, _CHUNK_ELEMENTS // per_sequence)
     for pair in zip(*(i.split(max(1, sequences // inner)) for i in views), strict=True):

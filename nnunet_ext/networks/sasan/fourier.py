@@ -21,9 +21,11 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from nnunet_ext.blocks.layout import channels_last, rows, sum_of_products
+from nnunet_ext.blocks.layout import channels_last, rows
+from nnunet_ext.ops.once import differentiable_once
+from nnunet_ext.ops.reductions import sum_of_products
+from nnunet_ext.utils.torch_private import in_function_transform
 
 _SLAB_ELEMENTS = 1 << 18
 """Number of values transformed at a time on the CPU."""
@@ -92,7 +94,7 @@ def low_band(stored: Tensor, spectrum: Tensor, symmetric: bool) -> Tensor:
     Shape:
         stored (1, C, *P_l), spectrum complex (B, M, *P_l), result (B, C, *P_l).
     """
-    if spectrum.requires_grad and torch.is_grad_enabled():
+    if (spectrum.requires_grad and torch.is_grad_enabled()) or in_function_transform():
         return low_band_reference(stored, spectrum)
     half = _half(spectrum.shape[-1])
     here = spectrum[..., :half]
@@ -113,7 +115,7 @@ def gate(x: Tensor, low: Tensor, rate: Tensor) -> Tensor:
     Shape:
         x, low and result (B, C, *P); rate a scalar.
     """
-    return _Gate.apply(x, low, rate)
+    return gate_reference(x, low, rate) if in_function_transform() else _Gate.apply(x, low, rate)
 
 
 class FINE(nn.Module):
@@ -191,7 +193,7 @@ class _LowBand(torch.autograd.Function):
         return torch.stack(low).movedim(-1, 1) if len(low) > 1 else low[0][None].movedim(-1, 1)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("sasan_low_band")
     def backward(ctx, *grads):
         grad = grads[0].movedim(1, -1)
         out = grad.new_zeros(*grad.shape[1:-2], ctx.last, grad.shape[-1])
@@ -307,7 +309,7 @@ class _Gate(torch.autograd.Function):
         return out.to(x.dtype)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("sasan_gate")
     def backward(ctx, *grads):
         x, low, rate = ctx.saved_tensors
         dtype = torch.promote_types(x.dtype, low.dtype)

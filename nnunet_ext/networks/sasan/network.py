@@ -18,6 +18,7 @@ from nnunet_ext.blocks.conv import two_conv
 from nnunet_ext.blocks.dimension import conv_transpose_op, max_pool_op
 from nnunet_ext.blocks.layout import cpu_channels_last
 from nnunet_ext.networks.checks import check_input, check_widths
+from nnunet_ext.networks.entry import at_any_precision, with_empty_batches
 from nnunet_ext.networks.heads import check_heads, drop_unused_heads
 from nnunet_ext.networks.sasan.asem import ASEM
 from nnunet_ext.networks.sasan.fourier import FINE, image_spectrum
@@ -79,6 +80,8 @@ class SASAN(nn.Module):
         self.encoder = _Encoder(input_channels, conv_op, topology)
         self.decoder = _Decoder(num_classes, conv_op, topology, decoder_features, heads, deep_supervision)
 
+    @with_empty_batches
+    @at_any_precision
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         check_input(x, self.input_channels, self.patch_size)
         spectrum = image_spectrum(x)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from nnunet_ext.blocks.conv import conv_1x1
 from nnunet_ext.blocks.layout import cpu_channels_last
 from nnunet_ext.networks.checks import check_input, check_widths
+from nnunet_ext.networks.entry import at_any_precision, with_empty_batches
 from nnunet_ext.networks.heads import check_heads, drop_unused_heads
 from nnunet_ext.networks.topology import PerStage, Topology, numbers_per_stage
 from nnunet_ext.networks.u_mamba.mamba_layer import MambaLayer
@@ -135,6 +136,8 @@ class UMamba(nn.Module):
         self.decoder = _Decoder(num_classes, conv_op, topology, _shortened(decoder_blocks, half), deep_supervision)
         self.apply(_initialise)
 
+    @with_empty_batches
+    @at_any_precision
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         self._check_input(x)
         return self.decoder(self.encoder(cpu_channels_last(x)))

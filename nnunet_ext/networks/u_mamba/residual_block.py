@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_ext.blocks.conv import ConvNormAct, conv_1x1
+from nnunet_ext.utils.torch_private import has_hooks
 
 _SLOPE = 0.01
 
@@ -46,6 +47,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         skipped = x if self.shortcut is None else conv_1x1(self.shortcut, x[self.kept])
         y = self.conv2(self.conv1(x))
-        # A norm may keep its result for the backward pass; without one, fresh memory would cost more than the sum.
-        y = y + skipped if y.requires_grad else y.add_(skipped)
+        # A norm may keep its result for the backward pass, and a hook may keep it anyway; otherwise fresh memory would
+        # cost more than the sum.
+        y = y + skipped if y.requires_grad or has_hooks(self.conv2) else y.add_(skipped)
         return F.leaky_relu(y, _SLOPE, inplace=True)

@@ -14,13 +14,16 @@ typedef struct {
 typedef struct {
     int64_t batch, rows, channels;
     int32_t threads;
-    map gates, before, c;                      /* read by forward; backward reads c, and gates if there are no states */
-    map states, next_c, h;                     /* states: sigmoid or tanh of i, f, o, g */
-    map grad_c, grad_f, grad_g, grad_h;        /* of next_c, of f and g in states, of h */
+    map gates, before, c; /* read by forward; backward reads c, and gates if there are no states */
+    map state_i, state_f, state_o, state_g;     /* sigmoid or tanh of i, f, o, g: all four or none */
+    map next_c, h;
+    map grad_c, grad_f, grad_g, grad_h;         /* gradients of next_c, state_f, state_g and h */
     map grad_gates, grad_before, grad_c_before; /* the first two are the same values */
 } cell;
 
 enum { I, F, O, G, GATES };
+
+#define STATES(a) {&(a)->state_i, &(a)->state_f, &(a)->state_o, &(a)->state_g}
 
 INLINE float *at(const map *m, int64_t batch, int64_t row, int64_t channel) {
     return m->data + batch * m->batch + row * m->row + channel;
@@ -49,17 +52,19 @@ INLINE void activate(const cell *a, int64_t batch, int64_t row, int64_t channel,
 
 INLINE void forward(const cell *a, int64_t batch, int64_t row, int64_t channel, int lanes) {
     vf s[GATES];
+    const map *states[GATES] = STATES(a);
     activate(a, batch, row, channel, lanes, s);
     vf c = s[F] * read(&a->c, batch, row, channel, lanes) + s[I] * s[G];
-    UNROLL for (int j = 0; j < GATES; j++) write(&a->states, batch, row, j * a->channels + channel, s[j], lanes);
+    UNROLL for (int j = 0; j < GATES; j++) write(states[j], batch, row, channel, s[j], lanes);
     write(&a->next_c, batch, row, channel, c, lanes);
     write(&a->h, batch, row, channel, s[O] * tanh_vector(c), lanes);
 }
 
 INLINE void backward(const cell *a, int64_t batch, int64_t row, int64_t channel, int lanes) {
     vf s[GATES], grad[GATES];
-    if (a->states.data) {
-        UNROLL for (int j = 0; j < GATES; j++) s[j] = read(&a->states, batch, row, j * a->channels + channel, lanes);
+    const map *states[GATES] = STATES(a);
+    if (a->state_i.data) {
+        UNROLL for (int j = 0; j < GATES; j++) s[j] = read(states[j], batch, row, channel, lanes);
     } else {
         activate(a, batch, row, channel, lanes, s);
     }
