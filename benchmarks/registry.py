@@ -239,6 +239,13 @@ _MEASUREMENTS = (
         "Dice of a class segmented from one labelled scan",
     ),
     Measurement(
+        "compare_simulation",
+        ("compare_simulation",),
+        "benchmarks.compare_simulation",
+        "Verdicts without a true difference",
+        "how often `nnunet_ext compare` finds a difference that does not exist, and how often its interval covers zero",
+    ),
+    Measurement(
         "feature_matrix",
         ("feature_matrix",),
         "benchmarks.page.feature_matrix PART.CSV",

@@ -42,7 +42,7 @@ outputs as the loss, gradient clipping and an SGD update; FAF-Net's is an episod
 table describes the machine and software it was measured with.
 """
 _PLOT_OF = {"networks": "cost", "scaling": "scaling", "tiles": "tiles", "accuracy": "accuracy"}
-_ELSEWHERE = {"feature_matrix": "[features.md](features.md)"}
+_ELSEWHERE = {"feature_matrix": "[features.md](features.md)", "compare_simulation": "[docs/compare.md](compare.md)"}
 _PAGES_WITH_DICE = (
     ("accuracy_hippocampus", "sasan.md", ("StockTrainer", "SASANTrainer", "SASANTrainerDiceCE")),
     (
