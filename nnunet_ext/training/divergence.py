@@ -76,7 +76,7 @@ class StepGuard:
     def __init__(
         self, optimizer: Optimizer, log: Callable[[str], None], epoch: Callable[[], int], scaled: bool = False
     ) -> None:
-        self._log, self._epoch, self._scaled = log, epoch, scaled
+        self._log, self._epoch, self.scaled = log, epoch, scaled
         self._skipped = 0
         self._taken = 0
         optimizer.register_step_pre_hook(self._before_step)
@@ -96,7 +96,7 @@ class StepGuard:
         """
         if self._taken or iterations == 0:
             return
-        if self._scaled:  # it skips steps without asking
+        if self.scaled:  # it skips steps without asking
             self._skipped += iterations
             self._log(f"No optimiser step was taken in epoch {self._epoch()}: gradients overflowed in all of them")
             if self._skipped < MAX_SCALING:
@@ -109,7 +109,7 @@ class StepGuard:
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         # A scaler has looked at the gradients and lets only finite ones pass.
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if self._scaled or all_finite(gradients):
+        if self.scaled or all_finite(gradients):
             self._skipped = 0
             self._taken += 1
             return

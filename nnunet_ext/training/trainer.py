@@ -76,6 +76,9 @@ class PluginTrainer(nnUNetTrainer):
         if not self.label_manager.foreground_labels and not self.label_manager.has_regions:
             raise ValueError("dataset.json names no label besides background: there is nothing to segment")
         super().initialize()
+        self._step_guard = StepGuard(
+            self.optimizer, self.print_to_log_file, lambda: self.current_epoch, scaled=self.grad_scaler is not None
+        )
 
     @classmethod
     def build_network_architecture(
@@ -168,9 +171,7 @@ class PluginTrainer(nnUNetTrainer):
                 for left_over in Path(self.output_folder).glob(pattern):
                     remove(left_over)
         super().on_train_start()
-        self._step_guard = StepGuard(
-            self.optimizer, self.print_to_log_file, lambda: self.current_epoch, scaled=self.grad_scaler is not None
-        )
+        self._step_guard.scaled = self.grad_scaler is not None
         self.print_to_log_file(
             f"nnunet_ext {__version__}, {type(self).__name__}: {self.num_epochs} epochs, "
             f"{self.num_iterations_per_epoch} training and {self.num_val_iterations_per_epoch} validation iterations "

@@ -25,6 +25,7 @@ def test_processes_are_bounded_by_free_memory(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_hundred_labels_take_seconds():
     """256^3 with 104 labels, moved by up to two voxels: at most 2 s of one core, with room for a busy machine."""
     generator, size = np.random.default_rng(0), 256
@@ -45,6 +46,7 @@ def test_a_hundred_labels_take_seconds():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_stray_voxels_far_apart_cost_little():
     """300 x 512 x 512: at most 5 s, with room, and 1 GB more than before."""
     truth = np.zeros((300, 512, 512), dtype=np.uint8)

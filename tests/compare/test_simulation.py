@@ -20,6 +20,7 @@ def test_better_or_worse_is_rare(structure):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_the_committed_figures_are_those_of_this_code(structure, shape):

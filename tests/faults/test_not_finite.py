@@ -244,7 +244,7 @@ def test_an_epoch_without_a_step_ends_the_training_without_a_scaler_too():
 def test_trainers_of_every_kind_watch_their_steps(make_trainer, change_case, cases):
     """Here with a scaler on the CPU, as nnU-Net has one on CUDA."""
     change_case({}, train=cases[:2], val=cases[2:4])
-    trainer = make_trainer()
+    trainer = make_trainer("StockTrainer")
     trainer.grad_scaler = torch.amp.GradScaler("cpu")
     trainer.num_iterations_per_epoch = MAX_SCALING
     loss = trainer.loss

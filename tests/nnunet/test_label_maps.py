@@ -14,7 +14,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunet_ext.compare.evaluate import measure
 from nnunet_ext.compare.labels import LabelSet
-from nnunet_ext.compare.study import Case, Entrant, Study
+from nnunet_ext.compare.study import Case, Method, Study
 from nnunet_ext.nnunet.label_maps import align, read_label_map, read_pair
 from tests.helpers.label_files import SHAPE, blobs, to_image, write
 
@@ -34,10 +34,10 @@ def scores(truth: Path, prediction: Path, reader: str = "SimpleITKIO") -> np.nda
     """Dice, NSD, HD95 and volumes of both labels, as compare measures them."""
     labels = LabelSet({"first": 1, "second": 2}, None, ".nii.gz", reader)
     case = {"case": Case("case", "test", prediction, truth, None)}
-    study = Study("", [Entrant("A", case)], "A", labels, ["test"])
+    study = Study("", [Method("A", case)], "A", labels, ["test"])
     with TemporaryDirectory() as cache:
-        table = measure(study, 1.2, Path(cache), 1)
-    return table.drop(columns=["entrant", "case", "fold", "label"]).to_numpy(float)
+        table = measure(study, dict.fromkeys(labels.labels, 1.2), Path(cache), 1)
+    return table.drop(columns=["entrant", "repeat", "case", "fold", "label"]).to_numpy(float)
 
 
 @pytest.fixture(scope="module")
