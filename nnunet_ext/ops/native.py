@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from nnunet_ext.ops.self_check import Pairs, is_right
+from nnunet_ext.utils.torch_private import in_function_transform
 
 ABI = 0x8328B48C
 """Number of the layout of all structures that are passed to the C code (`layout_number`).
@@ -164,7 +165,7 @@ def library_for(kernel: str, *tensors: Tensor | None) -> NativeLibrary | None:
     if any(x is not None and (x.dtype != torch.float32 or x.device.type != "cpu") for x in tensors):
         return None
     library = native_library()
-    if library is None:
+    if library is None or in_function_transform():  # whose tensors have no memory that C code could read
         return None
     key = (kernel, library)
     return library if is_right(key, f"the C kernel {kernel}", lambda: _CHECKS[kernel](library)) else None

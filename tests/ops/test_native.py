@@ -116,13 +116,14 @@ def test_operators_fall_back_when_their_kernel_is_wrong(unchecked, assert_close)
     assert_close(y, torch.nn.functional.conv1d(torch.nn.functional.pad(x, (3, 0)), weight[:, None], groups=8), 1e-5)
 
 
-@pytest.mark.xfail(reason="the axial attention's check does not leave the mode of fake tensors yet", strict=False)
 def test_the_first_use_may_be_under_a_trace_a_mode_or_a_transform(unchecked):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
         assert native.library_for("instance_norm") is not None
-    assert torch.func.grad(lambda x: x * (native.library_for("axial_attention") is not None))(torch.ones(())) == 1
+    # Transforms of torch.func have no memory to read: PyTorch computes there, and the kernel is still used afterwards.
+    assert torch.func.grad(lambda x: x * (native.library_for("axial_attention") is None))(torch.ones(())) == 1
+    assert native.library_for("axial_attention") is not None
     x = torch.ones(1)
-    traced = torch.jit.trace(lambda x: x * (native.library_for("lstm_cell") is not None), x, check_trace=False)
+    traced = torch.jit.trace(lambda x: x * int(native.library_for("lstm_cell") is not None), x, check_trace=False)
     assert traced(x) == 1

@@ -70,7 +70,10 @@ def test_no_read_or_write_beyond_memory_and_nothing_undefined(flags, tmp_path):
     command += [f"-DNNUNET_EXT_ABI={native.ABI:#x}", *map(str, sources), "-o", str(library), "-lm"]
     subprocess.run(command, check=True)
     runtime = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
-    environment = os.environ | {"LD_PRELOAD": runtime.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"}
+    # The C++ library too: otherwise the sanitizer finds no exceptions to intercept when it starts.
+    standard = subprocess.run(["gcc", "-print-file-name=libstdc++.so.6"], capture_output=True, text=True, check=True)
+    preloaded = f"{runtime.stdout.strip()} {standard.stdout.strip()}"
+    environment = os.environ | {"LD_PRELOAD": preloaded, "ASAN_OPTIONS": "detect_leaks=0"}
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT, str(library)],
         cwd=ROOT,
