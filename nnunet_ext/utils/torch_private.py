@@ -15,7 +15,7 @@ from torch._dynamo import OptimizedModule
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.modules import module as _module
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "has_hooks",
     "in_function_transform",
     "input_metadata",
-    "outside_modes",
     "sequence_number",
     "storage_key",
     "tree_leaves",
@@ -55,18 +54,6 @@ def has_hooks(module: nn.Module) -> bool:
             _module._global_backward_hooks,
         )
     )
-
-
-@contextmanager
-def outside_modes() -> Iterator[None]:
-    """Within: operators run for real, whatever traces, counts or replaces them outside."""
-    tracing = torch._C._get_tracing_state()  # of torch.jit.trace
-    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
-    try:
-        with _disable_current_modes():
-            yield
-    finally:
-        torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined]
 
 
 def in_function_transform() -> bool:

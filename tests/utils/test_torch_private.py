@@ -1,7 +1,6 @@
 """What is private in PyTorch, under the installed release; nothing else in the package imports it."""
 
 import re
-import warnings
 
 import torch
 from torch import nn
@@ -28,26 +27,6 @@ def test_hooks_of_a_module_and_of_all_modules_are_seen():
         assert torch_private.has_hooks(module)
         handle.remove()
         assert not torch_private.has_hooks(module)
-
-
-def test_modes_and_traces_are_left_and_entered_again():
-    x = torch.ones(2)
-
-    def inside(values):
-        with torch_private.outside_modes():
-            assert not torch.jit.is_tracing()
-            real = torch.ones(3)
-        assert torch.jit.is_tracing()
-        assert type(real) is torch.Tensor
-        return values + 1
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        assert torch.equal(torch.jit.trace(inside, x, check_trace=False)(x), x + 1)
-    with torch_private.FakeTensorMode():
-        with torch_private.outside_modes():
-            assert float(torch.ones(3).sum()) == 3
-        assert isinstance(torch.ones(3), torch_private.FakeTensor)
 
 
 def test_transforms_are_seen():
