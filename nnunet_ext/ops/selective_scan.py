@@ -152,8 +152,10 @@ def describe_backend(device_type: str, compiled: bool = False) -> str:
         return f"cpu (C extension, {library.instruction_set}, {threads})"
     if device_type != "cpu":
         return "torch (segments in plain PyTorch; slow: no kernel for this device)"
-    reason = refusal() or ("was not built" if native_library() is None else "failed its check")
-    return f"torch (segments in plain PyTorch; the C extension: {reason})"
+    reason = (
+        f"is refused: {refusal()}" if refusal() else "was not built" if native_library() is None else "failed its check"
+    )
+    return f"torch (segments in plain PyTorch; the C extension {reason})"
 
 
 def _grouped(x: Tensor, u: Tensor, per_channel: bool) -> Tensor:
