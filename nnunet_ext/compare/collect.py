@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.compare.labels import LabelSet, check_same_labels, label_set
-from nnunet_ext.compare.repeats import check_repeats, repeated_plans
+from nnunet_ext.compare.repeats import check_repeats
 from nnunet_ext.compare.study import Case, Method, Run, Study, check_names
 from nnunet_ext.nnunet.dataset_json import read_dataset_json
 from nnunet_ext.nnunet.json_files import read_splits, read_summary
 from nnunet_ext.nnunet.scans import label_files
-from nnunet_ext.nnunet.trained_model import fold_names, model_name, pair_plans, split_model_name
+from nnunet_ext.nnunet.trained_model import fold_names, model_name, pair_plans, repeat_plans, split_model_name
 from nnunet_ext.utils.messages import some_of
 
 STOCK_TRAINER = "nnUNetTrainer"
@@ -145,7 +145,7 @@ def _repeats(
         raise ValueError(f"--repeats-of {unknown[0]}=...: no such method; known: {', '.join(names)}")
     found: dict[str, list[tuple[str, str, Path]]] = {}
     for name, (trainer, plan) in zip(names, pairs, strict=True):
-        numbered = [repeated_plans(plan, number) for number in range(2, repeats + 1)]
+        numbered = [repeat_plans(plan, number) for number in range(2, repeats + 1)]
         found[name] = [(trainer, each, _model(results, trainer, each, configuration)) for each in numbered]
         for folder in repeats_of.get(name, ()):
             if not folder.is_dir():

@@ -9,11 +9,6 @@ from nnunet_ext.nnunet.groups import groups_from_names, read_groups
 from nnunet_ext.utils.messages import some_of
 
 
-def repeated_plans(plans: str, number: int) -> str:
-    """Name of the plans under which nnU-Net's folders keep a repeat; the first repeat has the plain name."""
-    return plans if number == 1 else f"{plans}_repeat{number}"
-
-
 def read_repeats(texts: Sequence[str]) -> dict[str, list[Path]]:
     """Folders by method, from words such as NAME=FOLDER,FOLDER.
 

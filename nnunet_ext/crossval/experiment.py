@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunet_ext.crossval.validation import STOCK_PLANNERS, check_experiment
 from nnunet_ext.nnunet.json_files import read_json_if_whole
-from nnunet_ext.nnunet.trained_model import model_name, pair_plans
+from nnunet_ext.nnunet.trained_model import model_name, pair_plans, repeat_plans
 from nnunet_ext.nnunet.trainers import TRAINERS_VARIABLE, external_trainers
 
 DEFAULT_FOLDS = 5  # of the split that nnU-Net makes
@@ -32,11 +32,6 @@ class Model:
     @property
     def name(self) -> str:
         return model_name(self.trainer, self.plans)
-
-
-def repeat_plans(plans: str, repeat: int) -> str:
-    """Name of the plans of a repeated training; the first keeps the plain name."""
-    return plans if repeat == 1 else f"{plans}_repeat{repeat}"
 
 
 @dataclass(frozen=True)

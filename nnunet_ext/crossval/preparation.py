@@ -6,10 +6,11 @@ from pathlib import Path
 
 from nnunet_ext.crossval import completion
 from nnunet_ext.crossval.completion import State
-from nnunet_ext.crossval.experiment import Experiment, repeat_plans
+from nnunet_ext.crossval.experiment import Experiment
 from nnunet_ext.crossval.graph import PREPARE, Node
 from nnunet_ext.crossval.preprocess import is_resumable, note_plan, whole_cases
 from nnunet_ext.crossval.validation import STOCK_PLANNERS
+from nnunet_ext.nnunet.trained_model import repeat_plans
 from nnunet_ext.nnunet.trainers import known_trainers
 
 LOCK = ".nnunet_ext_preparation.lock"

@@ -12,6 +12,7 @@ from nnunet_ext.crossval.completion import data_identifier, file_ending, image_c
 from nnunet_ext.crossval.splits import divided_groups
 from nnunet_ext.nnunet.groups import read_groups
 from nnunet_ext.nnunet.json_files import read_json_if_whole
+from nnunet_ext.nnunet.trained_model import default_plans
 from nnunet_ext.nnunet.trainers import TRAINERS_VARIABLE, known_trainers
 
 if TYPE_CHECKING:
@@ -24,11 +25,6 @@ STOCK_PLANNERS = {
     "nnUNetResEncUNetLPlans": "nnUNetPlannerResEncL",
     "nnUNetResEncUNetXLPlans": "nnUNetPlannerResEncXL",
 }
-
-
-def default_plans(trainer: str) -> str:
-    """The name under which `nnunet_ext plan` writes the plans of a trainer of ours."""
-    return f"nnUNet{trainer.split('Trainer')[0].removeprefix('nnUNet') or 'Traced'}Plans"
 
 
 def check_experiment(experiment: "Experiment", environment: Mapping[str, str]) -> None:

@@ -30,6 +30,19 @@ def split_model_name(name: str) -> list[str]:
     return name.split(_SEPARATOR)
 
 
+def repeat_plans(plans: str, repeat: int) -> str:
+    """Name of the plans of a repeated training; the first repeat keeps the plain name."""
+    return plans if repeat == 1 else f"{plans}_repeat{repeat}"
+
+
+def default_plans(trainer: str) -> str:
+    """Name under which `nnunet_ext plan` writes the plans of a trainer.
+
+    It is nnUNetSASANPlans for both SASANTrainer and SASANTrainerDiceCE, which train one network on one plan.
+    """
+    return f"nnUNet{trainer.split('Trainer')[0].removeprefix('nnUNet') or 'Traced'}Plans"
+
+
 def fold_names(model: Path) -> list[str]:
     """Folds of a model's folder: 0, 1, ... or all. A folder of another name is a fold that somebody has put aside."""
     found = (_FOLD.fullmatch(path.name) for path in model.glob("fold_*"))

@@ -15,6 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from nnunet_ext.networks.from_plan import planned_arguments
+from nnunet_ext.nnunet.trained_model import default_plans
 from nnunet_ext.nnunet.trainers import find_trainer
 from nnunet_ext.planning.architecture import describe
 from nnunet_ext.planning.data_identifiers import shared_identifiers
@@ -310,5 +311,5 @@ def _times(sizes: Sequence[int]) -> str:
 
 
 def default_plans_name(trainer: type) -> str:
-    """nnUNetSASANPlans for both SASANTrainer and SASANTrainerDiceCE, which train one network on one plan."""
-    return f"nnUNet{trainer.__name__.split('Trainer')[0].removeprefix('nnUNet') or 'Traced'}Plans"
+    """Name of the plans of a trainer's class; see `default_plans`."""
+    return default_plans(trainer.__name__)
