@@ -97,11 +97,17 @@ def _usable(command: str, environment: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _start(command: list[str], environment: Mapping[str, str], output) -> subprocess.Popen:
-    """The command ignores the checkpoint signal unless it listens to it; the default is to die of it."""
+    """The command ignores the checkpoint signal unless it listens to it; the default is to die of it.
+
+    A command inherits what its parent blocks, too: a training that ran in this process leaves the signal blocked, and
+    a command started after it would never hear a request.
+    """
     if CHECKPOINT_SIGNAL is None:
         return start_command(command, environment, output, own_group=True)
     previous = signal.signal(CHECKPOINT_SIGNAL, signal.SIG_IGN)
+    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, {CHECKPOINT_SIGNAL})
     try:
         return start_command(command, environment, output, own_group=True)
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         signal.signal(CHECKPOINT_SIGNAL, previous)

@@ -8,12 +8,15 @@ from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_ext.crossval.completion import data_identifier, file_ending, image_cases, training_cases
+from nnunet_ext.crossval.completion import data_identifier, file_ending, training_cases
 from nnunet_ext.crossval.splits import divided_groups
+from nnunet_ext.nnunet.dataset_json import check_consecutive, read_dataset_json
 from nnunet_ext.nnunet.groups import read_groups
-from nnunet_ext.nnunet.json_files import read_json_if_whole
+from nnunet_ext.nnunet.json_files import read_json_if_whole, read_splits
+from nnunet_ext.nnunet.scans import scan_of, scans_in
 from nnunet_ext.nnunet.trained_model import default_plans
 from nnunet_ext.nnunet.trainers import TRAINERS_VARIABLE, known_trainers
+from nnunet_ext.utils.messages import some_of
 
 if TYPE_CHECKING:
     from nnunet_ext.crossval.experiment import Experiment
@@ -29,7 +32,9 @@ STOCK_PLANNERS = {
 
 def check_experiment(experiment: "Experiment", environment: Mapping[str, str]) -> None:
     """Raises ValueError for anything that cannot work; the message names it and the remedy."""
+    _check_dataset(experiment)
     _check_models(experiment, environment)
+    _check_split(experiment)
     _check_folds(experiment)
     _check_groups(experiment)
     _check_numbers(experiment)
@@ -44,7 +49,38 @@ def check_experiment(experiment: "Experiment", environment: Mapping[str, str]) -
             "plan for another memory take another plans name, with --plan"
         )
     if experiment.test is not None:
-        _check_images(experiment.test, file_ending(experiment.raw, experiment.preprocessed))
+        _check_images(
+            experiment.test, file_ending(experiment.raw, experiment.preprocessed), experiment.raw / "imagesTr"
+        )
+
+
+def _check_dataset(e: "Experiment") -> None:
+    """Raw data may be gone once all is preprocessed; nnU-Net's copy of dataset.json is then what counts."""
+    raw, preprocessed = e.raw / "dataset.json", e.preprocessed / "dataset.json"
+    if not raw.is_file() and not preprocessed.is_file():
+        raise ValueError(f"-d {e.dataset_id}: {raw} is missing; it describes the dataset's labels, channels and files")
+    path = raw if raw.is_file() else preprocessed
+    content = read_dataset_json(path, "channel_names", "numTraining")
+    check_consecutive(path, content)
+
+
+def _check_split(e: "Experiment") -> None:
+    """Checks that the split's cases exist, or that nnU-Net's default split can be made."""
+    cases = training_cases(e.raw, e.preprocessed)
+    if read_json_if_whole(e.splits_file) is None:  # a damaged file is set aside when the step begins
+        if 0 < len(cases) < e.number_of_folds:
+            raise ValueError(
+                f"{len(cases)} training case(s) cannot be divided into nnU-Net's {e.number_of_folds} folds: add cases, "
+                f"or write {e.splits_file} with folds of your own"
+            )
+        return
+    splits = read_splits(e.splits_file)
+    named = {case for split in splits for part in ("train", "val") for case in split[part]}
+    if cases and (unknown := sorted(named - set(cases))):
+        raise ValueError(
+            f"{e.splits_file} names {some_of(unknown)}, which are not among the dataset's {len(cases)} training cases: "
+            "correct it, or remove it and nnU-Net's default split is made"
+        )
 
 
 def _check_models(e: "Experiment", environment: Mapping[str, str]) -> None:
@@ -145,11 +181,37 @@ def _check_new_plans(e: "Experiment", plans: str) -> None:
     raise ValueError(f"-p {plans}: there is no {e.plans_file(plans)}; {meant}: {', '.join(known)}; {remedy}")
 
 
-def _check_images(folder: Path, ending: str) -> None:
+def _check_images(folder: Path, ending: str, training_images: Path) -> None:
+    """Checks names and channels; whether the images can be read is seen when they are predicted."""
     if not folder.is_dir():
         raise ValueError(f"--test {folder} is not a folder")
-    if not image_cases(folder, ending):
-        raise ValueError(f"--test {folder} has no images named as nnU-Net has them: CASE_0000{ending}")
+    try:
+        scans, failures = scans_in(folder, [ending])
+    except ValueError as error:
+        raise ValueError(f"--test: {error}; images are named CASE_0000{ending}, as nnU-Net has them") from error
+    if failures:
+        raise ValueError(f"--test {folder}: {failures[0].case} {failures[0].reason}")
+    if hidden := sorted(file.name for file in folder.glob(f".*{ending}")):
+        raise ValueError(
+            f"--test {folder} has hidden files that nnUNetv2_predict would take for scans, {some_of(hidden)}: "
+            "remove them"
+        )
+    expected = _files_of_a_case(training_images, ending)
+    wrong = [f"{scan.case} ({len(scan.files)})" for scan in scans if expected not in (None, len(scan.files))]
+    if wrong:
+        raise ValueError(
+            f"--test {folder}: a case of this dataset has {expected} file(s), one per channel; not so {some_of(wrong)}"
+        )
+
+
+def _files_of_a_case(training_images: Path, ending: str) -> int | None:
+    """Number of files of the first training case: a file in colour holds several channels."""
+    if not training_images.is_dir():
+        return None
+    first = next(iter(sorted(training_images.glob(f"[!.]*_0000{ending}"))), None)
+    if first is None:
+        return None
+    return len(scan_of(first, [ending]).files)
 
 
 def _check_trainer(trainer: str, environment: Mapping[str, str]) -> None:

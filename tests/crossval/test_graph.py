@@ -190,9 +190,7 @@ def test_a_test_set_without_images_of_the_datasets_kind_is_refused(space):
     others = space.root / "others"
     others.mkdir()
     (others / "case_0000.nii").touch()
-    with pytest.raises(
-        ValueError, match=r"--test .*others has no images named as nnU-Net has them: CASE_0000\.nii\.gz"
-    ):
+    with pytest.raises(ValueError, match=r"--test: .*others has no scan.*named CASE_0000\.nii\.gz, as nnU-Net"):
         space.experiment(test=others)
 
 

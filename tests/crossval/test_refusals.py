@@ -80,7 +80,8 @@ def test_lsf_is_gone(space, capsys):
 
 def test_folds_are_those_of_the_split(space, refuse):
     """Three here: a fourth would be random, which `nnunet_ext compare` refuses after days."""
-    cases = [{"train": ["a"], "val": ["b"]}] * 3
+    first, second = sorted(path.name.removesuffix(".nii.gz") for path in (space.raw / "labelsTr").iterdir())[:2]
+    cases = [{"train": [first], "val": [second]}] * 3
     (space.preprocessed / "splits_final.json").write_text(json.dumps(cases))
     assert space.experiment(folds=None).folds == (0, 1, 2)
     message = refuse(*LOCAL, "--folds", "0", "3")
@@ -97,3 +98,90 @@ def test_a_plan_is_made_under_the_trainers_default_name_or_on_request(space):
     assert commands["MyPlans"][-4:] == ["--plans-name", "MyPlans", "--gpu-memory", "40"]
     with pytest.raises(ValueError, match=r"-p MyPlans: .* known: .*; to plan for SASANTrainer under this"):
         space.graph(trainers=["SASANTrainer"], plans=("MyPlans",))
+
+
+def _without(key):
+    def change(content):
+        del content[key]
+
+    return change
+
+
+def _with(key, value):
+    def change(content):
+        content[key] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_without("labels"), "dataset.json has no `labels`; expected is, for example"),
+        (_without("file_ending"), "dataset.json has no `file_ending`"),
+        (_without("channel_names"), "dataset.json has no `channel_names`"),
+        (_without("numTraining"), "dataset.json has no `numTraining`"),
+        (_with("labels", {"background": 0, "Anterior": 1, "Posterior": 3}), "nnU-Net needs consecutive ones, 0, 1, 2"),
+        (_with("labels", {"background": 0, "Anterior": "1"}), "a whole number without quotes"),
+        (_with("labels", {"background": 0}), "there is nothing to segment"),
+    ],
+)
+def test_a_dataset_that_cannot_be_trained_on(space, refuse, change, message):
+    file = space.raw / "dataset.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    assert message in refuse(*LOCAL)
+
+
+def test_a_damaged_description_is_named(space, refuse):
+    (space.raw / "dataset.json").write_text('{"labels": {"background": 0,},}')
+    assert "dataset.json is cut off or not valid JSON" in refuse(*LOCAL)
+
+
+def test_a_dataset_without_a_description(space, refuse):
+    for folder in (space.raw, space.preprocessed):
+        (folder / "dataset.json").unlink()
+    assert "dataset.json is missing; it describes the dataset" in refuse(*LOCAL)
+
+
+def test_the_preprocessed_description_suffices_when_raw_data_are_gone(space):
+    (space.raw / "dataset.json").unlink()
+    assert space.experiment().folds == (0, 1)
+
+
+def test_fewer_cases_than_folds(space, refuse):
+    (space.preprocessed / "splits_final.json").unlink(missing_ok=True)
+    for image in sorted((space.raw / "imagesTr").iterdir())[4:]:
+        image.unlink()
+    assert "4 training case(s) cannot be divided into nnU-Net's 5 folds" in refuse(*LOCAL)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"train": ["hippocampus_001"]}, 'must be a list with one {"train": [cases], "val": [cases]} per fold'),
+        ([{"train": ["of_another_dataset"], "val": []}] * 2, "names of_another_dataset, which are not among the"),
+    ],
+)
+def test_a_split_that_does_not_fit(space, refuse, content, message):
+    (space.preprocessed / "splits_final.json").write_text(json.dumps(content))
+    assert message in refuse(*LOCAL)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["a_0000", "a"], "a.nii.gz has no channel number and stands beside the scan a_0000"),
+        (["a_0000", "a_0002"], "a has the channels 0000, 0002"),
+        (["pat_2019", "pat_2020"], "a year for instance"),
+        (["a_0000", "a_0001"], "a case of this dataset has 1 file(s), one per channel; not so a (2)"),
+        (["a_0000", "._a_0000"], "hidden files that nnUNetv2_predict would take for scans, ._a_0000.nii.gz"),
+    ],
+)
+def test_images_to_predict_that_are_misnamed(space, refuse, files, message):
+    folder = space.root / "images"
+    folder.mkdir()
+    for name in files:
+        (folder / f"{name}.nii.gz").touch()
+    assert message in refuse(*LOCAL, "--test", str(folder))

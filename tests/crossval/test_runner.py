@@ -163,6 +163,23 @@ def test_a_request_ends_what_listens_and_after_the_grace_what_does_not(node, mak
     assert statuses(runner) == {"a": "stopped", "b": "stopped", "c": "waiting"}
 
 
+def test_commands_hear_a_request_although_this_process_blocks_it(node, make_runner, tmp_path):
+    """As a training does that ran in this process before."""
+    heard_by_other_threads = threading.Event()
+    threading.Thread(target=heard_by_other_threads.wait, daemon=True).start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        runner = make_runner(node("a", LISTENS), grace=15)
+        with listening(runner):
+            send_when(tmp_path / "a.ready")
+            assert not runner.run()
+        assert signal.SIGUSR1 in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        heard_by_other_threads.set()
+    assert (tmp_path / "a.checkpoint").exists()
+
+
 def test_a_second_run_of_a_step_is_refused_and_told_by_whom(node, make_runner):
     first = make_runner(node("a"), node("b"))
     with pytest.raises(LockHeld, match=rf"a is taken by process {os.getpid()} on .*, since .*: end it, or wait for it"):
