@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nnunet_ext.fewshot.model import FewShotModel
+from nnunet_ext.nnunet.dataset_json import label_values, read_dataset_json
 from nnunet_ext.nnunet.label_maps import LabelMap, align, read_label_map
 from nnunet_ext.nnunet.scans import Failure, Scan
 
@@ -62,12 +63,20 @@ def evaluate(
 
 
 def _true_labels(model: FewShotModel, scan: Scan, folder: Path) -> LabelMap:
-    """The true labels of a scan; their values must be those of the support masks."""
+    """The true labels of a scan.
+
+    Their values must be those of the support masks, or of the dataset.json beside the folder (nnU-Net's labelsTr):
+    a support mask may show the requested labels only.
+    """
     found = [path for ending in model.endings if (path := folder / (scan.case + ending)).is_file()]
     if not found:
         raise FileNotFoundError(f"no labels of it in {folder}")
     if len(found) > 1:
         raise ValueError(f"labels of it in several formats: {', '.join(map(str, found))}; remove all but one")
+    description = folder.resolve().parent / "dataset.json"
+    if description.is_file():
+        expected = model.shown_values | label_values(read_dataset_json(description))
+        return read_label_map(model.reader, found[0], expected, f"the labels of the support masks and of {description}")
     return read_label_map(model.reader, found[0], model.shown_values, "the values of the support masks")
 
 

@@ -269,6 +269,22 @@ def test_true_labels_with_other_values_are_named_and_not_scored(make_model, scan
     assert table.dice[0] == pytest.approx(2 * (truth & found).sum() / (truth.sum() + found.sum()))
 
 
+def test_true_labels_of_a_dataset_may_have_more_than_the_support_mask(make_model, scans, nnunet, tmp_path, capsys):
+    """Whoever looks for one organ need not draw the others; the dataset's true labels have them all."""
+    mask = change_mask(scans, tmp_path / "mask.nii.gz", lambda mask: sitk.Cast(mask == 2, mask.GetPixelID()) * 2)
+    dataset = tmp_path / "dataset"
+    dataset.mkdir()
+    shutil.copytree(nnunet.raw / "labelsTr", dataset / "labelsTr")
+    model, scores = make_model(), []
+    for output in (tmp_path / "first", tmp_path / "second"):
+        code = command(model, scans, output, "--labels", str(dataset / "labelsTr"), mask=mask)
+        problems = capsys.readouterr().err
+        scores.append((code, problems.count("has the value 1; expected are 0, 2: the values of the support masks")))
+        shutil.copy(nnunet.raw / "dataset.json", dataset)
+    assert scores == [(1, 3), (0, 0)]
+    assert list(pd.read_csv(tmp_path / "second" / "dice.csv").case) == sorted(scans["cases"])
+
+
 def test_what_is_no_scan_is_named_beside_those_that_are(make_model, scans, tmp_path, capsys):
     queries = scans["queries"]
     shutil.copy(scans["mask"], queries / f"{scans['cases'][0]}.nii.gz")
