@@ -1,6 +1,9 @@
 """Plan a dataset for a trainer by the traced memory of its training; writes a plans file for nnU-Net."""
 
 import argparse
+import json
+import sys
+from contextlib import nullcontext, redirect_stdout
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,21 +33,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--preset", choices=["paper"], help="plan the paper's own setting instead, however much memory it needs"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the decisions, write no plans file")
+    parser.add_argument("--json", action="store_true", help="print the decisions as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.planning import run as planning
     from nnunet_ext.plans import planner_for
 
-    planning.run(
-        arguments.dataset,
-        arguments.trainer,
-        planner_for,
-        gpu_memory=arguments.gpu_memory,
-        plans_name=arguments.plans_name,
-        spacing=arguments.overwrite_target_spacing,
-        configurations=arguments.configurations,
-        preset=arguments.preset is not None,
-        dry_run=arguments.dry_run,
-    )
+    # nnU-Net prints while it plans; with --json, standard output has the JSON only.
+    with redirect_stdout(sys.stderr) if arguments.json else nullcontext():
+        decisions = planning.run(
+            arguments.dataset,
+            arguments.trainer,
+            planner_for,
+            gpu_memory=arguments.gpu_memory,
+            plans_name=arguments.plans_name,
+            spacing=arguments.overwrite_target_spacing,
+            configurations=arguments.configurations,
+            preset=arguments.preset is not None,
+            dry_run=arguments.dry_run,
+        )
+        content = json.dumps(decisions.as_json(), indent=2) if arguments.json else decisions.text()
+    print(content)
     return 0

@@ -47,6 +47,20 @@ def test_doctor_is_content_with_a_complete_installation(environment, monkeypatch
     assert nnunet_ext.__version__ in out
 
 
+def test_doctor_answers_scripts_in_json(environment, monkeypatch, capsys):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["passed"] is True
+    monkeypatch.delenv("nnUNet_raw")
+    assert main(["doctor", "--json"]) == 1
+    content = json.loads(capsys.readouterr().out)
+    assert (content["passed"], content["check"]) == (False, None)
+    missing = [check for check in content["installation"] if check["state"] == "missing"]
+    assert [check["name"] for check in missing] == ["nnUNet_raw"]
+    assert missing[0]["remedy"].startswith("export nnUNet_raw=")
+
+
 @pytest.mark.parametrize("built", [True, False])
 def test_doctor_says_what_the_scan_runs_on(environment, monkeypatch, built):
     from nnunet_ext.ops import native

@@ -213,10 +213,22 @@ def test_the_batch_is_the_largest_that_fits(dataset):
 
 
 def test_a_dry_run_writes_no_plan(dataset, capsys):
+    """As text, and as JSON of the same decisions."""
     dataset.describe(*ISOTROPIC)
-    assert main(["plan", "-d", "321", "-tr", "StockTrainer", "-c", "2d", "--dry-run"]) == 0
-    assert "Nothing was written" in capsys.readouterr().out
+    arguments = ["plan", "-d", "321", "-tr", "StockTrainer", "-c", "2d", "--dry-run"]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "Nothing was written" in text
+    assert main([*arguments, "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
     assert not list(dataset.preprocessed.glob("nnUNet*.json"))
+    assert (content["trainer"], content["file"], content["not_planned"]) == ("StockTrainer", None, {})
+    decided = content["configurations"]["2d"]
+    assert f"2d: {decided['reason']}; data: {decided['data_identifier']}" in text
+    assert f"{decided['memory']['total'] / 1e9:.2f}" in text
+    assert decided["memory"]["total"] <= content["target_bytes"]
+    assert " x ".join(map(str, decided["patch_size"])) in text
+    assert content["next"][-1] == f"nnUNetv2_train 321 2d 0 -tr StockTrainer -p {content['plans_name']}"
 
 
 def test_options_and_older_configurations(dataset):
