@@ -56,7 +56,7 @@ def test_models_predict_as_before(name, assert_close):
     network.load_state_dict(predictor.list_of_parameters[0])
     images = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 1, 16, 24, 16)).astype(np.float32))
     with torch.no_grad():
-        assert_close(network(images), torch.from_numpy(np.load(MODELS / name / "logits.npy")), 1e-5)
+        assert_close(network(images), torch.from_numpy(np.load(MODELS / name / "logits.npy")), 1e-4)
 
 
 @pytest.mark.parametrize("name", TRAINERS)

@@ -71,8 +71,9 @@ def test_features_of_magnitude_100_stay_finite(name, dtype):
         outputs = network(100 * images_for(network, 2))
     assert sorted(largest)[len(largest) // 2] >= 100
     assert all(o.isfinite().all() for o in outputs)
-    # Gradients of a training loss; a GradScaler handles losses whose gradient grows with the logits.
-    sum(F.cross_entropy(o.float(), o.argmin(1)) for o in outputs).backward()
+    # Gradients of a training loss. They grow with the logits, up to the end of float16's range: a GradScaler finds a
+    # scale below 1 for them.
+    (sum(F.cross_entropy(o.float(), o.argmin(1)) for o in outputs) / 64).backward()
     assert not_finite(network) == []
 
 
