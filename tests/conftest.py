@@ -15,6 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import torch
+from filelock import FileLock
 
 from nnunet_ext import networks
 from nnunet_ext.networks.from_plan import adapted_topology
@@ -55,7 +56,15 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def nnunet(tmp_path_factory):
-    return NNUNetWorkspace(tmp_path_factory.mktemp("nnunet"))
+    """Planned and preprocessed once; pytest's other processes copy it."""
+    root = tmp_path_factory.mktemp("nnunet")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = tmp_path_factory.getbasetemp().parent / "nnunet"
+        with FileLock(shared.with_suffix(".lock")):
+            if not shared.is_dir():
+                NNUNetWorkspace(shared.with_suffix(".partial")).root.rename(shared)
+        shutil.copytree(shared, root, dirs_exist_ok=True)
+    return NNUNetWorkspace(root)
 
 
 @pytest.fixture

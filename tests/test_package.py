@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # builds the wheel, and environments for it
+
 ROOT = Path(__file__).parent.parent
 
 CHECK = """

@@ -66,6 +66,7 @@ def test_import_command(golden, tmp_path):
     assert (tmp_path / "PRETRAINED.pth").is_file()
 
 
+@pytest.mark.slow
 def test_sizes_are_those_of_the_networks_command():
     from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -118,6 +118,7 @@ def test_doctor_notices_another_package_of_this_name(environment, tmp_path):
     assert str(tmp_path) in shadowed.remedy
 
 
+@pytest.mark.slow
 def test_networks_at_the_papers_setting(capsys):
     assert main(["networks", "--json"]) == 0
     (row,) = [r for r in json.loads(capsys.readouterr().out) if r["name"] == "sasan"]

@@ -79,6 +79,7 @@ def run(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
 
 
+@pytest.mark.slow
 def test_a_preemption_asks_a_training_and_leaves_its_workers_alive():
     assert run(PREEMPTED).split("\n")[:2] == ["False True True", str(-signal.SIGTERM)]
 

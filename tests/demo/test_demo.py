@@ -35,6 +35,7 @@ def check_summary(folder: Path, trainers):
         assert (folder / picture).read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_a_failing_command_shows_the_end_of_its_log(tmp_path):
     log = tmp_path / "log.txt"
     with pytest.raises(CommandFailed, match=r"(?s)nnUNetv2_train 1 failed with exit code .*the end of .*required"):

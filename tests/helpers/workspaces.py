@@ -57,8 +57,9 @@ class NNUNetWorkspace:
         }
         for name in ("nnUNet_preprocessed", "nnUNet_results"):
             (root / name).mkdir(parents=True, exist_ok=True)
-        self._lay_out(cases)
-        self._prepare()
+        if not self.plans_file.is_file():  # a copy of another one has all
+            self._lay_out(cases)
+            self._prepare()
 
     def _lay_out(self, cases: int) -> None:
         lay_out(self.raw, SHIPPED_CASES[:cases])

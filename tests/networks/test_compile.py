@@ -76,8 +76,11 @@ def check(network, backend, compiler, assert_close, within_epochs=True):
     assert len(compilations) <= expected
 
 
+QUICK = ("sasan", "salstm", "faf_net")  # others take a minute and more
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "mt_unet" else name for name in EVERY]
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in EVERY]
 )
 def test_compiles_to_one_graph_for_training_and_one_for_prediction(name, compiler, assert_close):
     """Without a code generator, which would take minutes."""
@@ -100,6 +103,7 @@ def test_faf_net_without_a_support_compiles_and_predicts_nothing(compiler):
     assert run(images_for(network)).isnan().all()
 
 
+@pytest.mark.slow
 def test_an_episode_of_faf_net_compiles_to_one_graph(compiler, assert_close):
     network = build("faf_net", "2d", n_stages=3)
     network.slices_per_chunk = 3

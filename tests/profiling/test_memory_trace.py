@@ -66,7 +66,7 @@ MAKERS = {
 }
 
 
-QUICK = [name for name in MAKERS if "MT-UNet" not in name]
+QUICK = [name for name in MAKERS if "MT-UNet" not in name and "checkpointed" not in name]
 LONG = (pytest.mark.slow, pytest.mark.long)
 NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MAKERS]
 
@@ -152,7 +152,9 @@ def test_known_memory_of_nnunet_at_its_default_patch():
     assert traced.gradients == pytest.approx(weights, abs=4096)
 
 
-@pytest.mark.parametrize("name", ["SASAN", "EM-Net", pytest.param("LSTMSA", marks=LONG)])
+@pytest.mark.parametrize(
+    "name", ["SASAN", pytest.param("EM-Net", marks=pytest.mark.slow), pytest.param("LSTMSA", marks=LONG)]
+)
 def test_a_trace_of_128_cubed_takes_less_than_20_seconds(name):
     network = {"SASAN": SASAN, "EM-Net": EMNet, "LSTMSA": LSTMSA}[name]
     sizes = {"patch_size": (128,) * 3, "n_stages": 5, "features_per_stage": (32, 64, 128, 256, 320)}

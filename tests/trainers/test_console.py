@@ -43,6 +43,7 @@ def predict(nnunet, trainer, configuration, target, plans="nnUNetPlans"):
     assert set(sitk.GetArrayFromImage(mask).ravel()) <= {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_train_validate_predict_and_continue(nnunet, tmp_path):
     """A tiny network with the plan's patch: a scan is one tile, not 64."""
     plans = nnunet.plans
