@@ -23,6 +23,11 @@ def spatial_dims(conv_op: type[nn.Module]) -> int:
     return _BY_CONVOLUTION[conv_op]
 
 
+def conv_op_of(axes: int) -> type[nn.Module]:
+    """The convolution class for 2 or 3 spatial axes."""
+    return next(conv_op for conv_op, n in _BY_CONVOLUTION.items() if n == axes)
+
+
 def conv_transpose_op(conv_op: type[nn.Module]) -> type[nn.Module]:
     """The transposed convolution class that belongs to `conv_op`."""
     return _TRANSPOSED[spatial_dims(conv_op)]

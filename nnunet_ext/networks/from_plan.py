@@ -1,10 +1,12 @@
 """Networks from nnU-Net's plans."""
 
 import pydoc
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+from nnunet_ext.networks.own import accepted, check_arguments, is_named, is_ours, takes
 from nnunet_ext.networks.topology import Topology
 
 _TOPOLOGY = ("n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides")
@@ -16,23 +18,44 @@ def network_from_plan(
     input_channels: int,
     num_classes: int,
     deep_supervision: bool,
+    *,
+    network_arguments: Callable[[Topology, int, int], dict[str, Any]] | None = None,
     **settings: Any,
 ) -> nn.Module:
     """Builds `network` with the topology of a plan's configuration.
 
     Args:
-        network: Class of the network, with nnU-Net's constructor vocabulary.
+        network: Class of the network.
         configuration: nnU-Net's ``ConfigurationManager``.
         input_channels: Channels of the input.
         num_classes: Number of logits.
-        deep_supervision: Whether the network also returns outputs at lower resolutions.
-        **settings: Further arguments of the network, which override the plan's.
+        deep_supervision: Whether the network also returns outputs at lower resolutions. A constructor without a
+            parameter of this name does not get it.
+        network_arguments: Function from topology, input channels and classes to the constructor's arguments; None:
+            nnU-Net's vocabulary, as `vocabulary` gives it.
+        **settings: Further arguments of the network, which override all others.
 
     Raises:
-        ValueError: if the plan lacks a part of the topology, or specifies another patch size for the network.
+        ValueError: if the plan lacks a part of the topology, specifies another patch size for the network, or the
+            constructor does not take the arguments.
     """
-    arguments = planned_arguments(network, configuration) | settings | {"deep_supervision": deep_supervision}
-    return network(input_channels=input_channels, num_classes=num_classes, **arguments)
+    further = planned_arguments(network, configuration)
+    topology = Topology.create(**{key: further.pop(key) for key in (*_TOPOLOGY, "patch_size")}, divisible=False)
+    if network_arguments is None:
+        arguments = vocabulary(network, topology, input_channels, num_classes)
+    else:
+        arguments = network_arguments(topology, input_channels, num_classes)
+    arguments = further | arguments | settings
+    if takes(network, "deep_supervision"):
+        arguments["deep_supervision"] = deep_supervision
+    check_arguments(network, arguments)
+    return network(**arguments)
+
+
+def vocabulary(network: type[nn.Module], topology: Topology, input_channels: int, num_classes: int) -> dict[str, Any]:
+    """Arguments in nnU-Net's vocabulary, as far as the network's constructor takes them."""
+    of_data = {"input_channels": input_channels, "num_classes": num_classes}
+    return accepted(network, of_data | topology.arguments())
 
 
 def planned_arguments(network: type[nn.Module], configuration: Any) -> dict[str, Any]:
@@ -47,7 +70,9 @@ def planned_arguments(network: type[nn.Module], configuration: Any) -> dict[str,
     for key in configuration.network_arch_init_kwargs_req_import:
         if isinstance(arguments.get(key), str):
             arguments[key] = pydoc.locate(arguments[key])
-    if pydoc.locate(configuration.network_arch_class_name) is network:
+    if is_named(network, configuration.network_arch_class_name):
+        if not is_ours(network):  # its plans have the patch in one place
+            return arguments | {"patch_size": configuration.patch_size}
         own, planned = list(arguments.get("patch_size", ())), list(configuration.patch_size)
         if own != planned:
             raise ValueError(

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 from torch import nn
 
-from nnunet_ext.blocks.dimension import spatial_dims
+from nnunet_ext.blocks.dimension import conv_op_of, spatial_dims
 
 PerStage = int | Sequence[int] | Sequence[Sequence[int]]
 
@@ -38,8 +39,19 @@ class Topology:
         features_per_stage: int | Sequence[int],
         kernel_sizes: PerStage,
         strides: PerStage,
+        *,
+        divisible: bool = True,
     ) -> "Topology":
         """Broadcasts scalars over stages and axes and checks everything.
+
+        Args:
+            conv_op: ``torch.nn.Conv2d`` or ``torch.nn.Conv3d``.
+            patch_size: P in voxels, per axis.
+            n_stages: Number of stages.
+            features_per_stage: Channels per stage.
+            kernel_sizes: Odd kernel sizes, per stage and axis.
+            strides: Stride into each stage, per stage and axis.
+            divisible: Whether the strides must divide the patch; otherwise `sizes` are rounded up.
 
         Raises:
             ValueError: for a wrong length, an even kernel, a stride into the first stage, or a patch that is not
@@ -61,7 +73,33 @@ class Topology:
         for name, values in (("patch_size", (patch,)), ("strides", steps)):
             if any(v < 1 for value in values for v in value):
                 raise ValueError(f"`{name}`={values if name == 'strides' else values[0]} must be positive")
-        return cls(patch, features, kernels, steps, _level_sizes(patch, steps))
+        return cls(patch, features, kernels, steps, _level_sizes(patch, steps, divisible))
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 or 3."""
+        return len(self.patch_size)
+
+    @property
+    def n_stages(self) -> int:
+        """Number of stages, full resolution included."""
+        return len(self.features)
+
+    @property
+    def conv_op(self) -> type[nn.Module]:
+        """``torch.nn.Conv2d`` or ``torch.nn.Conv3d``."""
+        return conv_op_of(self.spatial_dims)
+
+    def arguments(self) -> dict[str, Any]:
+        """The topology in nnU-Net's constructor vocabulary."""
+        return {
+            "patch_size": self.patch_size,
+            "n_stages": self.n_stages,
+            "features_per_stage": self.features,
+            "conv_op": self.conv_op,
+            "kernel_sizes": self.kernel_sizes,
+            "strides": self.strides,
+        }
 
 
 def numbers_per_stage(name: str, value: int | Sequence[int], n_stages: int) -> tuple[int, ...]:
@@ -94,17 +132,19 @@ def _check_length(name: str, values: Sequence, expected: int, of_what: str) -> N
         raise ValueError(f"`{name}` must have {expected} entries ({of_what}), got {len(values)}: {list(values)}")
 
 
-def _level_sizes(patch: tuple[int, ...], strides: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+def _level_sizes(
+    patch: tuple[int, ...], strides: tuple[tuple[int, ...], ...], divisible: bool
+) -> tuple[tuple[int, ...], ...]:
     totals = [1] * len(patch)
     for stage in strides:
         totals = [t * s for t, s in zip(totals, stage, strict=True)]
     for axis, (size, total) in enumerate(zip(patch, totals, strict=True)):
-        if size % total:
+        if divisible and size % total:
             below, above = size // total * total, ceil(size / total) * total
             nearest = " and ".join(str(i) for i in (below, above) if i)
             raise ValueError(f"`patch_size[{axis}]`={size} must be divisible by {total}; nearest: {nearest}")
     sizes, current = [], list(patch)
     for stage in strides:
-        current = [c // s for c, s in zip(current, stage, strict=True)]
+        current = [ceil(c / s) for c, s in zip(current, stage, strict=True)]
         sizes.append(tuple(current))
     return tuple(sizes)

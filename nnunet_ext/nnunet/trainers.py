@@ -2,10 +2,13 @@
 
 import importlib
 import os
+import re
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from importlib import util
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 TRAINERS_VARIABLE = "nnUNet_extTrainer"
 
@@ -35,21 +38,104 @@ def register_trainers() -> None:
     os.environ[TRAINERS_VARIABLE] = external_trainers(os.environ)
 
 
+def trainer_folder(name: str, environment: Mapping[str, str] = os.environ) -> Path | None:
+    """The folder of trainers in which a class of this name is defined; None if there is none.
+
+    The folders are ours, nnU-Net's and those of `nnUNet_extTrainer`, which are read as text: importing all trainers, as
+    nnU-Net does, takes seconds.
+    """
+    if name in known_trainers():
+        return trainers_folder()
+    spec = util.find_spec("nnunetv2")
+    packages = list(spec.submodule_search_locations or []) if spec is not None else []
+    folders = [Path(package, "training", "nnUNetTrainer") for package in packages]
+    folders += _external_folders(environment)
+    definition = re.compile(rf"^class {re.escape(name)}\b", re.M)
+    for folder in folders:
+        for file in sorted(folder.rglob("*.py")):
+            if definition.search(file.read_text(errors="replace")):
+                return folder
+    return None
+
+
+def is_own_trainer(name: str, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a trainer is a user's own: in a folder of `nnUNet_extTrainer`, neither ours nor nnU-Net's."""
+    folder = trainer_folder(name, environment)
+    return folder in _external_folders(environment) and folder != trainers_folder()
+
+
+def _external_folders(environment: Mapping[str, str]) -> list[Path]:
+    return [Path(part) for part in environment.get(TRAINERS_VARIABLE, "").split(os.pathsep) if part.strip()]
+
+
 def find_trainer(name: str) -> type:
-    """The class of a trainer of ours, of nnU-Net, or of the folder that `nnUNet_extTrainer` names.
+    """The class of a trainer of ours, of nnU-Net, or of a folder that `nnUNet_extTrainer` names.
 
     Raises:
-        ValueError: for an unknown name; the message lists ours.
+        ValueError: for an unknown name, with ours in the message; and if a file of these folders cannot be imported.
     """
     if name in known_trainers():
         return getattr(importlib.import_module(f"nnunet_ext.trainers.{name}"), name)
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+    if name == nnUNetTrainer.__name__:
+        return nnUNetTrainer
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-            found = recursive_find_trainer_class_by_name(name)
+            found = _search(name)
     except (RuntimeError, AssertionError):
         found = None
+    except Exception as error:
+        raise ValueError(
+            f"trainer {name!r} was not found, because a file of the trainers' folders cannot be imported: "
+            f"{type(error).__name__}: {error}; nnU-Net imports every file of {os.environ.get(TRAINERS_VARIABLE)!r}"
+        ) from error
     if found is None:
-        raise ValueError(f"unknown trainer {name!r}; known: {', '.join(known_trainers())}, and nnU-Net's own")
+        raise ValueError(
+            f"unknown trainer {name!r}; known: {', '.join(known_trainers())}, nnU-Net's own, and those of the folders "
+            f"that the environment variable {TRAINERS_VARIABLE} names"
+        )
     return found
+
+
+def _search(name: str) -> type | None:
+    """nnU-Net's search, without importing its own trainers where a user's folder has the class."""
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    if is_own_trainer(name):
+        folder = str(trainer_folder(name))
+        return recursive_find_python_class(
+            folder, name, None, base_folder=folder, cleanup_imports_from_base_folder=True
+        )
+    return recursive_find_trainer_class_by_name(name)
+
+
+def build_network(
+    trainer: Any,
+    plans_manager: Any,
+    configuration_manager: Any,
+    *,
+    input_channels: int,
+    num_classes: int,
+    deep_supervision: bool,
+) -> Any:
+    """The network that a trainer builds, by either signature of `build_network_architecture`, as nnU-Net calls it.
+
+    Args:
+        trainer: Any trainer of nnU-Net's, its class or an object of it.
+        plans_manager: nnU-Net's ``PlansManager``.
+        configuration_manager: nnU-Net's ``ConfigurationManager``.
+        input_channels: Channels of the input.
+        num_classes: Number of logits.
+        deep_supervision: Whether the network returns outputs for deep supervision.
+    """
+    build = trainer.build_network_architecture
+    if "plans_manager" in signature(build).parameters:
+        return build(plans_manager, configuration_manager, input_channels, num_classes, deep_supervision)
+    architecture = (
+        configuration_manager.network_arch_class_name,
+        configuration_manager.network_arch_init_kwargs,
+        configuration_manager.network_arch_init_kwargs_req_import,
+    )
+    return build(*architecture, input_channels, num_classes, deep_supervision)

@@ -5,37 +5,43 @@ from typing import Any
 
 from torch import nn
 
-from nnunet_ext import networks
+from nnunet_ext.networks.own import is_ours, network_name
 from nnunet_ext.networks.topology import Topology
 
 
 def describe(network: type[nn.Module], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the `architecture` of a plan: class and arguments, with kernels and strides per stage and axis.
 
+    For a class that is not one of `nnunet_ext.networks`, the arguments are the topology alone: the trainer turns it
+    into the constructor's arguments.
+
     Args:
-        network: A class of `nnunet_ext.networks`.
+        network: Class of the network.
         arguments: The constructor's arguments except for the channels, which nnU-Net supplies.
 
     Raises:
         ValueError: for inconsistent sizes; see `Topology.create`.
     """
+    ours = is_ours(network)
     topology = Topology.create(
         **{
             key: arguments[key]
             for key in ("conv_op", "patch_size", "n_stages", "features_per_stage", "kernel_sizes", "strides")
-        }
+        },
+        divisible=ours,
     )
-    conv_op = arguments["conv_op"]
+    conv_op = topology.conv_op
     own = {
-        "patch_size": _plain(topology.patch_size),
         "features_per_stage": _plain(topology.features),
         "kernel_sizes": _plain(topology.kernel_sizes),
         "strides": _plain(topology.strides),
         "conv_op": f"{conv_op.__module__}.{conv_op.__name__}",
     }
+    if ours:
+        own = {**arguments, "patch_size": _plain(topology.patch_size), **own}
     return {
-        "network_class_name": f"{networks.__name__}.{network.__name__}",
-        "arch_kwargs": {**arguments, **own},
+        "network_class_name": network_name(network),
+        "arch_kwargs": {"n_stages": topology.n_stages, **own},
         "_kw_requires_import": ["conv_op"],
     }
 

@@ -1,8 +1,10 @@
 """Fits patches and batches into a memory by traces of a trainer's step."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nnunet_ext.planning.patches import Refusal
 from nnunet_ext.profiling.live_memory import LimitExceeded
 from nnunet_ext.profiling.memory import TrainingMemory, trace_step
 from nnunet_ext.profiling.trainer_step import trainer_step
@@ -89,11 +91,17 @@ class Search:
         name: The configuration.
         cascaded: As `Candidate.cascaded`.
         too_large: Candidates that exceeded the limit, the largest first.
+        strides: Strides of the U-Net that nnU-Net's planner proposes, per stage and axis.
+        multiple: Multiple of every size of a patch, learnt from refusals.
+        refusals: Patches that the network refused, in order.
     """
 
     name: str
     cascaded: bool = False
     too_large: list[Candidate] = field(default_factory=list)
+    strides: Sequence[Sequence[int]] = ()
+    multiple: int = 1
+    refusals: list[Refusal] = field(default_factory=list)
 
 
 def _plans_of(candidate: Candidate, batch_size: int) -> dict[str, Any]:

@@ -15,13 +15,16 @@ from torch import nn
 from tqdm import tqdm
 
 from nnunet_ext.networks.from_plan import planned_arguments
+from nnunet_ext.networks.own import takes
 from nnunet_ext.nnunet.trained_model import default_plans
 from nnunet_ext.nnunet.trainers import find_trainer
 from nnunet_ext.planning.architecture import describe
 from nnunet_ext.planning.data_identifiers import shared_identifiers
 from nnunet_ext.planning.fitting import Candidate, Fitting, Search
+from nnunet_ext.planning.patches import LEARNT_MULTIPLES, Refusal, rounded_up
 from nnunet_ext.planning.preset import Preset
 from nnunet_ext.planning.verification import flat_axis
+from nnunet_ext.profiling.memory import TrainingMemory
 
 GIGABYTE = 10**9
 MARGIN = 0.1
@@ -62,6 +65,8 @@ class TracedPlanner(ExperimentPlanner):
     """Smallest number of poolings that the network works with."""
     preset: Preset | None = None
     """The paper's own setting."""
+    learns_patches = False
+    """Whether a patch that the network refuses is enlarged until it takes one, for networks whose needs are unknown."""
 
     def __init__(
         self,
@@ -78,6 +83,9 @@ class TracedPlanner(ExperimentPlanner):
     ) -> None:
         self.trainer = find_trainer(self.trainer_name) if trainer is None else trainer
         self.settings: dict[str, Any] = getattr(self.trainer, "all_network_settings", dict)()
+        self.network = self.network or network_of(self.trainer)
+        if self.network is not None:
+            self.poolings = max(self.poolings, getattr(self.trainer, "poolings", 0))
         self.used_preset = self._suitable_preset() if use_preset else None
         if self.used_preset is not None:
             configurations = [self.used_preset.configuration]
@@ -180,6 +188,7 @@ class TracedPlanner(ExperimentPlanner):
             covering = round(approximate_n_voxels_dataset * self.max_dataset_covered / prod(plan["patch_size"]))
             plan["batch_size"] = max(covering, self.UNet_min_batch_size)
             plan["median_image_size_in_voxels"] = median_shape
+            self._searches[name].strides = plan["architecture"]["arch_kwargs"]["strides"]
             patch = self.legal_patch(plan["patch_size"])
             plan.update(patch_size=list(patch), architecture=self.architecture(plan["architecture"], patch))
         if name == "3d_fullres":
@@ -208,21 +217,48 @@ class TracedPlanner(ExperimentPlanner):
             "arch_kwargs": dict(arch_kwargs),
             "_kw_requires_import": arch_kwargs_req_import,
         }
-        patch = self.legal_patch(patch_size)
-        self._show(f"{search.name}: {_times(patch)}")
+        search.strides = arch_kwargs["strides"]
         try:
-            candidate = Candidate(self.architecture(unet, patch), patch, search.cascaded)
-            memory = self.fitting.trace(candidate, self.UNet_min_batch_size)
-        except ValueError as error:
+            candidate, memory = self._first_accepted(search, patch_size, unet)
+        except (ValueError, Refusal) as error:
             raise self._nothing_fits(search, error) from error
         if memory is None:
             search.too_large.append(candidate)
             return inf
         return memory.total
 
+    def _first_accepted(
+        self, search: Search, patch_size: Sequence[int], unet: dict[str, Any]
+    ) -> tuple[Candidate, TrainingMemory | None]:
+        """The patch, or the next larger one that the network takes, with the memory of its step; None: too large.
+
+        Raises:
+            ValueError: if the network does not work with the U-Net's stages.
+            Refusal: if it takes no patch that was tried.
+        """
+        first = None
+        for multiple in [m for m in LEARNT_MULTIPLES if m >= search.multiple] if self.learns_patches else [1]:
+            search.multiple, before = multiple, search.multiple
+            patch = self.legal_patch(patch_size)
+            if first is not None and patch == self._rounded(patch_size, before):
+                continue
+            self._show(f"{search.name}: {_times(patch)}")
+            candidate = Candidate(self.architecture(unet, patch), patch, search.cascaded)
+            try:
+                return candidate, self.fitting.trace(candidate, self.UNet_min_batch_size)
+            except Exception as error:
+                if not self.learns_patches:
+                    raise
+                first = first or Refusal.of(self.trainer, patch, error)
+                search.refusals.append(Refusal.of(self.trainer, patch, error))
+        assert first is not None
+        raise first
+
     def legal_patch(self, patch_size: Sequence[int]) -> tuple[int, ...]:
         """Returns the smallest patch that the network works with and that is at least as large on every axis."""
-        return tuple(int(size) for size in (patch_size if self.used_preset is None else self.used_preset.patch_size))
+        if self.used_preset is not None:
+            return tuple(int(size) for size in self.used_preset.patch_size)
+        return self._rounded(patch_size, 1 if self._search is None else self._search.multiple)
 
     def architecture(self, unet: dict[str, Any], patch_size: Sequence[int]) -> dict[str, Any]:
         """Returns the plan's `architecture` for this network, derived from that of nnU-Net's U-Net.
@@ -239,6 +275,13 @@ class TracedPlanner(ExperimentPlanner):
             return unet
         manager = ConfigurationManager({"patch_size": list(patch_size), "architecture": unet})
         return describe(self.network, planned_arguments(self.network, manager) | self.settings)
+
+    def _rounded(self, patch_size: Sequence[int], learnt: int) -> tuple[int, ...]:
+        declared = getattr(self.trainer, "patch_multiple", 1) if self.network is not None else 1
+        products = None
+        if self._search is not None and self.network is not None and takes(self.network, "strides"):
+            products = [prod(axis) for axis in zip(*self._search.strides, strict=True)]
+        return rounded_up(patch_size, declared, learnt, products)
 
     def _is_needed(self, name: str) -> bool:
         return name in self.configurations or (name == "3d_fullres" and "3d_lowres" in self.configurations)
@@ -279,6 +322,8 @@ class TracedPlanner(ExperimentPlanner):
         begun = f"from {_times(search.too_large[0].patch_size)}" if search.too_large else "not"
         limit = "5% of the training voxels" if batch_size == most else "what fits"
         self.reasons[name] = f"patch {begun} shrunk; batch: {limit if batch_size > least else 'the least'}"
+        if search.refusals:
+            self.reasons[name] += f"; {search.refusals[0]}; planned in multiples of {search.multiple} instead"
 
     def _suitable_preset(self) -> Preset:
         if self.preset is None:
@@ -291,7 +336,7 @@ class TracedPlanner(ExperimentPlanner):
             )
         return self.preset
 
-    def _nothing_fits(self, search: Search, error: ValueError) -> ValueError:
+    def _nothing_fits(self, search: Search, error: Exception) -> ValueError:
         if not search.too_large:
             return ValueError(f"{search.name}: {error}")
         smallest = search.too_large[-1]
@@ -304,6 +349,11 @@ class TracedPlanner(ExperimentPlanner):
             f"{self.target / GIGABYTE:.3g} GB that {self.UNet_vram_target_GB:g} GB of GPU memory leave; "
             f"give at least {ceil(100 * gigabytes / (1 - MARGIN)) / 100:.2f} GB (a smaller patch: {error})"
         )
+
+
+def network_of(trainer: type) -> type[nn.Module] | None:
+    """The network class that a trainer names; None: the plan's own, or a trainer that knows nothing of us."""
+    return getattr(trainer, "located_network", lambda: None)()
 
 
 def _times(sizes: Sequence[int]) -> str:

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nnunet_ext.networks import NETWORKS
 from nnunet_ext.networks.from_plan import network_from_plan
 from nnunet_ext.nnunet.json_files import read_json
+from nnunet_ext.nnunet.trainers import build_network
 from nnunet_ext.utils.torch_private import FakeTensorMode
 
 
@@ -45,7 +46,9 @@ def trainer_network_size(trainer: Any, plans: Any, configuration: str, dataset_j
     heads = plans.get_label_manager(dataset_json).num_segmentation_heads
     patch = tuple(int(size) for size in chosen.patch_size)
     with FakeTensorMode():
-        network = trainer.build_network_architecture(plans, chosen, channels, heads, False).eval()
+        network = build_network(
+            trainer, plans, chosen, input_channels=channels, num_classes=heads, deep_supervision=False
+        ).eval()
         return {
             "parameters": sum(p.numel() for p in network.parameters()),
             "multiply_adds": multiply_adds(network, channels, patch),

@@ -4,30 +4,26 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from nnunet_ext import __version__
-from nnunet_ext.networks.from_plan import network_from_plan, output_scales
 from nnunet_ext.nnunet.checkpoints import (
     LATEST_CHECKPOINT,
     differences,
     misfits,
     read_checkpoint,
-    refuse_misfits,
-    uncompiled,
 )
 from nnunet_ext.profiling.contract import nnunet_batch_loss, nnunet_example_batch
 from nnunet_ext.training.budget import Budget
 from nnunet_ext.training.checkpoint_request import CheckpointRequest
 from nnunet_ext.training.divergence import StepGuard, bad_cases, not_finite, unknown_labels
+from nnunet_ext.training.network_trainer import NetworkTrainer
 from nnunet_ext.utils.files import check_writable, named_errors, remove, replacing
 from nnunet_ext.utils.messages import some_of
 from nnunet_ext.utils.subprocesses import RESUMABLE_EXIT
@@ -36,17 +32,11 @@ _CHECKPOINT_KEY = "nnunet_ext"
 _MAX_EPOCHS_BETWEEN_CHECKPOINTS = 50
 
 
-class PluginTrainer(nnUNetTrainer):
-    """nnU-Net's trainer with a network class, the budget of the environment and extra state in the checkpoint.
+class PluginTrainer(NetworkTrainer):
+    """nnU-Net's trainer with any network, the budget of the environment and extra state in the checkpoint.
 
-    Subclasses set `network_class` (None: the plan's own network), `network_settings`, further arguments of it, which
-    add to those of their bases and win over a plan's, and `has_lower_outputs`, whether it has outputs for deep
-    supervision, and may extend `extra_state` and `load_extra_state`.
+    Subclasses name their network as `NetworkTrainer` says, and may extend `extra_state` and `load_extra_state`.
     """
-
-    network_class: type[nn.Module] | None = None
-    network_settings: Mapping[str, Any] = MappingProxyType({})
-    has_lower_outputs = True
 
     # nnU-Net reads this signature by name: it must be exactly its own.
     def __init__(
@@ -61,7 +51,7 @@ class PluginTrainer(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         # nnU-Net trains on without a log if it cannot write one, up to the first checkpoint.
         check_writable(self.output_folder)
-        if not self.has_lower_outputs:
+        if not self.supervises_lower_outputs():
             self.enable_deep_supervision = False  # nnU-Net gives the lowest output the weight 0
         if budget.epochs is not None:
             self.num_epochs = budget.epochs
@@ -79,52 +69,6 @@ class PluginTrainer(nnUNetTrainer):
         self._step_guard = StepGuard(
             self.optimizer, self.print_to_log_file, lambda: self.current_epoch, scaled=self.grad_scaler is not None
         )
-
-    @classmethod
-    def build_network_architecture(
-        cls,
-        plans_manager: Any,
-        configuration_manager: Any,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> nn.Module:
-        """Called by training on the trainer and by prediction on its class."""
-        network: nn.Module
-        if cls.network_class is None:
-            network = nnUNetTrainer.build_network_architecture(
-                plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
-            )
-        else:
-            network = network_from_plan(
-                cls.network_class,
-                configuration_manager,
-                num_input_channels,
-                num_output_channels,
-                enable_deep_supervision,
-                **cls.all_network_settings(),
-            )
-        network.register_load_state_dict_pre_hook(refuse_misfits)
-        return network
-
-    @classmethod
-    def all_network_settings(cls) -> dict[str, Any]:
-        """`network_settings` of the class, over those of its bases."""
-        merged: dict[str, Any] = {}
-        for base in reversed(cls.__mro__):
-            merged |= vars(base).get("network_settings", {})
-        return merged
-
-    @property
-    def plain_network(self) -> nn.Module:
-        """The network without what DDP and torch.compile wrap it in."""
-        return uncompiled(self.network.module if self.is_ddp else self.network)
-
-    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
-        """The true sizes of the network's outputs, which nnU-Net would read off the plan's strides."""
-        if self.network_class is None or not self.enable_deep_supervision:
-            return super()._get_deep_supervision_scales()
-        return output_scales(self.network_class, self.configuration_manager)
 
     def _build_loss(self) -> nn.Module:
         # nnU-Net gives the lowest output the weight 0; of the only one, after one pooling, that is 0 / 0.
