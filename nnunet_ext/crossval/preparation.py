@@ -11,7 +11,7 @@ from nnunet_ext.crossval.graph import PREPARE, Node
 from nnunet_ext.crossval.preprocess import is_resumable, note_plan, whole_cases
 from nnunet_ext.crossval.validation import STOCK_PLANNERS
 from nnunet_ext.nnunet.trained_model import repeat_plans
-from nnunet_ext.nnunet.trainers import known_trainers
+from nnunet_ext.nnunet.trainers import can_plan
 
 LOCK = ".nnunet_ext_preparation.lock"
 """File in the dataset's preprocessed folder. Fingerprint, plans and splits belong to it, so that one run prepares."""
@@ -66,7 +66,7 @@ def _plan(e: Experiment, plans: str) -> Node:
     if plans in STOCK_PLANNERS:
         command = ["nnUNetv2_plan_experiment", "-d", e.dataset_id, "-pl", STOCK_PLANNERS[plans]]
     else:
-        ours = [m.trainer for m in e.models if m.plans == plans and m.trainer in known_trainers()]
+        ours = [m.trainer for m in e.models if m.plans == plans and can_plan(m.trainer)]
         if ours:
             trainer = ours[0]
             command = ["nnunet_ext", "plan", "-d", e.dataset_id, "-tr", trainer, "--plans-name", plans]

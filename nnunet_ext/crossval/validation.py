@@ -1,10 +1,7 @@
 """Checks of a whole call before anything starts: a mistake found after days is expensive."""
 
 import difflib
-import os
-import re
 from collections.abc import Mapping
-from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +12,7 @@ from nnunet_ext.nnunet.groups import read_groups
 from nnunet_ext.nnunet.json_files import read_json_if_whole, read_splits
 from nnunet_ext.nnunet.scans import scan_of, scans_in
 from nnunet_ext.nnunet.trained_model import default_plans
-from nnunet_ext.nnunet.trainers import TRAINERS_VARIABLE, known_trainers
+from nnunet_ext.nnunet.trainers import can_plan, known_trainers, trainer_folder
 from nnunet_ext.utils.messages import some_of
 
 if TYPE_CHECKING:
@@ -166,7 +163,7 @@ def _check_new_plans(e: "Experiment", plans: str) -> None:
     if plans in STOCK_PLANNERS:
         return
     trainers = [model.trainer for model in e.models if model.plans == plans]
-    ours = [trainer for trainer in trainers if trainer in known_trainers()]
+    ours = [trainer for trainer in trainers if can_plan(trainer)]
     if ours and (e.plan or plans in map(default_plans, ours)):
         return
     written = sorted(file.stem for file in e.preprocessed.glob("*Plans*.json"))
@@ -215,18 +212,9 @@ def _files_of_a_case(training_images: Path, ending: str) -> int | None:
 
 
 def _check_trainer(trainer: str, environment: Mapping[str, str]) -> None:
-    """Looks for the class's definition where nnU-Net would; importing all trainers as nnU-Net does takes seconds."""
-    if trainer in known_trainers():
+    """Looks for the class's definition where nnU-Net would."""
+    if trainer_folder(trainer, environment) is not None:
         return
-    spec = util.find_spec("nnunetv2")
-    packages = list(spec.submodule_search_locations or []) if spec is not None else []
-    folders = [Path(package, "training", "nnUNetTrainer") for package in packages]
-    folders += [Path(part) for part in environment.get(TRAINERS_VARIABLE, "").split(os.pathsep) if part.strip()]
-    definition = re.compile(rf"^class {re.escape(trainer)}\b", re.M)
-    for folder in folders:
-        for file in sorted(folder.rglob("*.py")):
-            if definition.search(file.read_text(errors="replace")):
-                return
     raise ValueError(
         f"unknown trainer {trainer!r}: neither nnU-Net's, nor in a folder of nnUNet_extTrainer, nor ours; ours: "
         + ", ".join(known_trainers())

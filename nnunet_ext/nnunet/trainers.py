@@ -64,6 +64,11 @@ def is_own_trainer(name: str, environment: Mapping[str, str] = os.environ) -> bo
     return folder in _external_folders(environment) and folder != trainers_folder()
 
 
+def can_plan(name: str) -> bool:
+    """Whether a cross-validation may plan for a trainer: one of ours or of the user's; nnU-Net's own have its plans."""
+    return name in known_trainers() or is_own_trainer(name)
+
+
 def _external_folders(environment: Mapping[str, str]) -> list[Path]:
     return [Path(part) for part in environment.get(TRAINERS_VARIABLE, "").split(os.pathsep) if part.strip()]
 
