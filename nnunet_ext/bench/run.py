@@ -13,12 +13,15 @@ from nnunet_ext.bench.tables import Row, network_rows, operator_rows, scaling_ro
 from nnunet_ext.utils.devices import choose_device
 
 _PATCH, _BATCH = (40, 56, 40), 2
+_REFERENCE = ("PlainConvUNet",)
+"""The network beside which trainers' networks are measured."""
 
 
 def run(
     *,
     what: Sequence[str],
     networks: Sequence[str] | None,
+    trainers: Sequence[str] = (),
     plan: tuple[Path, str] | None,
     patch_size: tuple[int, ...] | None,
     batch_size: int | None,
@@ -37,7 +40,8 @@ def run(
 
     Args:
         what: Names of measurements: networks, operators, scaling, tiles.
-        networks: Names of networks; None: all that fit the setting.
+        networks: Names of networks; None: all that fit the setting, or the reference alone if there are trainers.
+        trainers: Names of trainers whose networks are measured too.
         plan: A plans file and its configuration, instead of `patch_size` and `batch_size`.
         patch_size: P in voxels, planned as isotropic; None: 40 x 56 x 40.
         batch_size: Samples in a batch of a training step; None: 2.
@@ -74,6 +78,8 @@ def run(
         torch.set_num_threads(threads)
     chosen = choose_device(device)
     setting = _setting(plan, patch_size, batch_size)
+    if trainers:
+        networks = [*(_REFERENCE if networks is None else networks), *trainers]
     names = _fitting(networks, setting)
     measurements = {
         "networks": lambda: network_rows(

@@ -6,17 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from nnunet_ext.networks import LSTMSA, SALSTM, SASAN, EMNet, FAFNet, MTUNet, UMamba
 from nnunet_ext.networks.from_plan import adapted_topology
 from nnunet_ext.networks.mt_unet import LEVELS
+from nnunet_ext.networks.topology import Topology
+from nnunet_ext.nnunet.trainers import build_network, find_trainer, trainer_folder
+from nnunet_ext.planning.architecture import unet_architecture
+from nnunet_ext.planning.fitting import Candidate, plans_of
 
 _MIN_EDGE, _MAX_POOLINGS = 4, 5
 _BASE_WIDTH, _MAX_WIDTH = 32, {2: 512, 3: 320}
 _RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6, 6)
 """Residual blocks per stage of nnU-Net's residual encoder."""
 _UNETS = ("PlainConvUNet", "ResidualEncoderUNet")
+_OURS = "nnunet_ext.networks."
 
 
 @dataclass(frozen=True)
@@ -79,19 +85,20 @@ class Setting:
 
         Raises:
             FileNotFoundError: if a file is missing.
-            ValueError: for an unknown configuration (lists the known ones), or a plan for a network other than
-                nnU-Net's U-Nets, whose topology does not suit all networks.
+            ValueError: for an unknown configuration (lists the known ones), or a plan for one of our networks, whose
+                topology does not suit all networks.
         """
         from nnunet_ext.profiling.counts import read_plan
 
         chosen, channels, classes = read_plan(plans, configuration)
         planned = chosen.network_arch_class_name
-        if planned.rpartition(".")[2] not in _UNETS:
+        arguments = chosen.network_arch_init_kwargs
+        missing = {"strides", "kernel_sizes", "features_per_stage"} - arguments.keys()
+        if missing or planned.startswith(_OURS):
             raise ValueError(
                 f"{plans} is a plan for {planned}; every network is measured on the topology of one of nnU-Net's own: "
                 f"give a plan for {' or '.join(_UNETS)}, nnUNetPlans.json for instance"
             )
-        arguments = chosen.network_arch_init_kwargs
         return cls(
             tuple(chosen.patch_size),
             tuple(map(tuple, arguments["strides"])),
@@ -126,15 +133,36 @@ class Setting:
         }
 
     def build(self, name: str, deep_supervision: bool = True) -> nn.Module:
-        """A network of `NETWORKS` in this setting, with a fixed seed; call `show` before it predicts.
+        """A network in this setting, with a fixed seed; call `show` before it predicts.
+
+        Args:
+            name: A name of `NETWORKS`, or of any trainer, which builds its network as it does from a plan.
+            deep_supervision: Whether to build its outputs at lower resolutions.
 
         Raises:
             ValueError: for an unknown name, or a network that does not fit the setting.
         """
-        if name not in NETWORKS:
-            raise ValueError(f"unknown network {name!r}; known: {', '.join(NETWORKS)}")
         torch.manual_seed(0)
-        return NETWORKS[name](self, deep_supervision)
+        if name in NETWORKS:
+            return NETWORKS[name](self, deep_supervision)
+        if trainer_folder(name) is None:
+            raise ValueError(f"unknown network {name!r}; known: {', '.join(NETWORKS)}, and the names of trainers")
+        return self._trainers_network(name, deep_supervision)
+
+    def _trainers_network(self, name: str, deep_supervision: bool) -> nn.Module:
+        topology = Topology.create(**self.topology(), divisible=False)
+        plans = PlansManager(plans_of(Candidate(unet_architecture(topology), self.patch_size), self.batch_size))
+        try:
+            return build_network(
+                find_trainer(name),
+                plans,
+                plans.get_configuration("traced"),
+                input_channels=self.input_channels,
+                num_classes=self.num_classes,
+                deep_supervision=deep_supervision,
+            )
+        except Exception as error:  # of a user's constructor
+            raise ValueError(f"{name} builds no network for {self.patch_size}: {error}") from error
 
     def show(self, network: nn.Module) -> nn.Module:
         """Gives a few-shot network the support slice that it needs for prediction; leaves others unchanged."""

@@ -21,6 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="networks to measure; ratios are relative to the first (default: all that fit)",
     )
+    parser.add_argument(
+        "--trainers",
+        nargs="+",
+        default=[],
+        metavar="TR",
+        help="trainers whose networks to measure too, your own for instance (without --networks: beside PlainConvUNet)",
+    )
     parser.add_argument("--patch", nargs="+", type=int, help="patch size in voxels (default: 40 56 40)")
     parser.add_argument("--batch-size", type=int, help="batch size of a training step (default: 2)")
     parser.add_argument(
@@ -58,6 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     bench.run(
         what=arguments.what,
         networks=arguments.networks,
+        trainers=arguments.trainers,
         plan=(Path(arguments.plans), arguments.configuration) if arguments.plans else None,
         patch_size=tuple(arguments.patch) if arguments.patch else None,
         batch_size=arguments.batch_size,

@@ -10,6 +10,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plans", help="plans file with its dataset.json in the same folder (default: the papers' settings)"
     )
     parser.add_argument(
+        "--trainers",
+        nargs="+",
+        metavar="TR",
+        help="networks of these trainers instead, your own for instance; needs --plans",
+    )
+    parser.add_argument(
         "--configuration", default="3d_fullres", help="configuration of the plan (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -18,13 +24,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.nnunet.dataset_json import read_dataset_json
     from nnunet_ext.nnunet.json_files import read_plans
-    from nnunet_ext.profiling.counts import network_costs
+    from nnunet_ext.profiling.counts import network_costs, trainer_costs
 
     plans = Path(arguments.plans) if arguments.plans else None
     if plans is not None:  # their errors name the file and the key
         read_plans(plans)
         read_dataset_json(plans.parent / "dataset.json", "channel_names")
-    rows = network_costs(plans, arguments.configuration)
+    if arguments.trainers is not None and plans is None:
+        raise ValueError("--trainers needs --plans: a trainer builds its network from a plan")
+    if plans is None or arguments.trainers is None:
+        rows = network_costs(plans, arguments.configuration)
+    else:
+        rows = trainer_costs(arguments.trainers, plans, arguments.configuration)
     if arguments.json:
         print(json.dumps(rows, indent=2))
         return 0

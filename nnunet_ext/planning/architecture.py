@@ -46,6 +46,31 @@ def describe(network: type[nn.Module], arguments: Mapping[str, Any]) -> dict[str
     }
 
 
+def unet_architecture(topology: Topology) -> dict[str, Any]:
+    """Returns the `architecture` of a plan for nnU-Net's U-Net, as its default planner writes it."""
+    axes = topology.spatial_dims
+    return {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": {
+            "n_stages": topology.n_stages,
+            "features_per_stage": _plain(topology.features),
+            "conv_op": f"torch.nn.modules.conv.Conv{axes}d",
+            "kernel_sizes": _plain(topology.kernel_sizes),
+            "strides": _plain(topology.strides),
+            "n_conv_per_stage": [2] * topology.n_stages,
+            "n_conv_per_stage_decoder": [2] * (topology.n_stages - 1),
+            "conv_bias": True,
+            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{axes}d",
+            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+
+
 def _plain(values: Any) -> Any:
     """Converts tuples of numbers into lists of Python integers, as JSON has them."""
     return [_plain(value) for value in values] if isinstance(values, tuple) else int(values)

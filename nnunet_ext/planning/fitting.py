@@ -48,7 +48,7 @@ class Fitting:
         """
         key = repr((candidate, batch_size, unlimited))
         if key not in self._known:
-            plans = _plans_of(candidate, batch_size)
+            plans = plans_of(candidate, batch_size)
             (name,) = plans["configurations"]
             step = trainer_step(self.trainer, plans, name, self.dataset_json, batch_size)
             try:
@@ -104,8 +104,8 @@ class Search:
     refusals: list[Refusal] = field(default_factory=list)
 
 
-def _plans_of(candidate: Candidate, batch_size: int) -> dict[str, Any]:
-    """The parts of nnU-Net's plans that a trainer reads before it trains."""
+def plans_of(candidate: Candidate, batch_size: int) -> dict[str, Any]:
+    """The parts of nnU-Net's plans that a trainer reads before it trains, with one configuration, `traced`."""
     configuration = {
         "data_identifier": "traced",
         "batch_size": batch_size,

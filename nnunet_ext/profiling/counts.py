@@ -1,5 +1,6 @@
 """Parameters and multiply-adds of networks, without running them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nnunet_ext.networks import NETWORKS
 from nnunet_ext.networks.from_plan import network_from_plan
 from nnunet_ext.nnunet.json_files import read_json
-from nnunet_ext.nnunet.trainers import build_network
+from nnunet_ext.nnunet.trainers import build_network, find_trainer
 from nnunet_ext.utils.torch_private import FakeTensorMode
 
 
@@ -91,6 +92,38 @@ def network_costs(plans: Path | None, configuration: str) -> list[dict[str, Any]
                     "multiply_adds": multiply_adds(network.eval(), channels, patch),
                 }
             )
+    return rows
+
+
+def trainer_costs(trainers: Sequence[str], plans: Path, configuration: str) -> list[dict[str, Any]]:
+    """Returns rows as `network_costs` does, for the networks that trainers build from a plan.
+
+    Args:
+        trainers: Names of trainers of ours, of nnU-Net's or of the user's.
+        plans: nnU-Net's plans file, with dataset.json in the same folder.
+        configuration: Configuration of the plan.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: for an unknown trainer or configuration, or a plan from which a network cannot be built.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    _, channels, classes = read_plan(plans, configuration)
+    manager, dataset = PlansManager(str(plans)), read_json(plans.parent / "dataset.json")
+    rows = []
+    for name in trainers:
+        trainer: Any = find_trainer(name)
+        own = getattr(trainer, "located_network", lambda: None)()
+        described = {
+            "name": name,
+            "network": "network of its plan" if own is None else own.__name__,
+            "trainers": [name],
+            "variants": [],
+            "input_channels": channels,
+            "num_classes": classes,
+        }
+        rows.append(described | trainer_network_size(trainer, manager, configuration, dataset))
     return rows
 
 
