@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from nnunet_ext import __version__
 from nnunet_ext.cli import (
     bench,
+    check,
     compare,
     crossval,
     demo,
@@ -23,6 +24,7 @@ _COMMANDS = {
     "trainers": trainers,
     "doctor": doctor,
     "networks": networks,
+    "check": check,
     "plan": plan,
     "predict": predict,
     "fewshot": fewshot,

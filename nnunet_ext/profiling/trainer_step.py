@@ -35,7 +35,7 @@ def trainer_step(
     dataset_json = dataset_json | {"labels": labels}
 
     def make() -> Step:
-        trainer = _construct(trainer_class, plans, configuration, dataset_json)
+        trainer = construct_trainer(trainer_class, plans, configuration, dataset_json)
         trainer.device = torch.device(device)
         # A compiled program cannot be traced operator by operator; it needs less memory rather than more.
         trainer._do_i_compile = lambda: False
@@ -59,7 +59,7 @@ def trainer_step(
     return make
 
 
-def _construct(trainer_class: type, plans: dict, configuration: str, dataset_json: dict) -> Any:
+def construct_trainer(trainer_class: type, plans: dict, configuration: str, dataset_json: dict) -> Any:
     """Builds a trainer as nnU-Net does, with a results folder that is deleted at once."""
     plans = copy.deepcopy(plans) | {"continue_training": False}
     with (

@@ -1,7 +1,6 @@
 """The contract of a trainer and its network: any class of any module, built from nnU-Net's plans."""
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -38,6 +37,7 @@ class NetworkTrainer(nnUNetTrainer):
     """Smallest number of poolings in a plan that the network works with."""
     planner: type | str | None = None
     """Class of the planner, or its dotted name; None: that of the network, or one that follows these attributes."""
+    _measured_scales: list[list[float]] | None = None
 
     @classmethod
     def network_arguments(cls, topology: Topology, input_channels: int, num_classes: int) -> dict[str, Any]:
@@ -131,15 +131,13 @@ class NetworkTrainer(nnUNetTrainer):
             return super()._get_deep_supervision_scales()
         if is_ours(network):
             return output_scales(network, self.configuration_manager)
+        if self._measured_scales is None:
+            heads = self.label_manager.num_segmentation_heads
+            self._measured_scales = measured_scales(
+                lambda channels: self.build_network_architecture(
+                    self.plans_manager, self.configuration_manager, channels, heads, True
+                ),
+                self.num_input_channels,
+                self.configuration_manager.patch_size,
+            )
         return self._measured_scales
-
-    @cached_property
-    def _measured_scales(self) -> list[list[float]]:
-        heads = self.label_manager.num_segmentation_heads
-        return measured_scales(
-            lambda channels: self.build_network_architecture(
-                self.plans_manager, self.configuration_manager, channels, heads, True
-            ),
-            self.num_input_channels,
-            self.configuration_manager.patch_size,
-        )
