@@ -1,21 +1,23 @@
 """Verdicts without a true difference: how often `nnunet_ext compare` errs, and how often its interval covers zero.
 
-    python benchmarks/compare_simulation.py
+    python -m benchmarks.compare_simulation
 
 writes results/compare_simulation.csv and its table into docs/compare.md.
 """
 
-import csv
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 
+from benchmarks.measure import RESULTS, environment, write_rows
 from nnunet_ext.compare.inference import estimate, verdict
 
-FILE = Path(__file__).parent / "results" / "compare_simulation.csv"
+NAME = "compare_simulation"
+FILE = RESULTS / f"{NAME}.csv"
 PAGE = Path(__file__).parents[1] / "docs" / "compare.md"
 MARGIN, SPREAD, FOLDS, RUNS = 0.005, 0.02, 5, 1000
 TRAININGS = {"independent": 0.0, "trainings": 0.5, "weak trainings": 0.3}
@@ -76,11 +78,7 @@ def main() -> None:
             wrong, covered = simulate(structure, shape, RUNS)
             known = {"structure": structure, "shape": shape, "runs": str(RUNS), "seed": "0"}
             rows.append(known | {"better_or_worse": f"{wrong:.3f}", "coverage": f"{covered:.3f}"})
-            print(rows[-1], flush=True)
-    with FILE.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(NAME, rows, {"numpy": np.__version__, "scipy": scipy.__version__, **environment()})
     text = PAGE.read_text()
     marks = r"(<!-- simulation -->\n).*(<!-- /simulation -->)"
     PAGE.write_text(re.sub(marks, lambda found: f"{found[1]}{table(rows)}\n{found[2]}", text, flags=re.S))

@@ -56,9 +56,14 @@ def signed_rank_p(values: NDArray[np.float64], alternative: str = "two-sided") -
         return float(stats.wilcoxon(values, zero_method="pratt", alternative=alternative, method="asymptotic").pvalue)
     doubled = (2 * stats.rankdata(np.abs(values))).astype(int)  # ranks of ties end in a half
     # Share of the sign patterns by their sum of positive ranks, one rank after the other.
-    shares = np.ones(1)
-    for rank in doubled[values != 0]:
-        shares = (np.pad(shares, (0, rank)) + np.pad(shares, (rank, 0))) / 2
+    ranks = doubled[values != 0]
+    shares, end = np.zeros(int(ranks.sum()) + 1), 1
+    shares[0] = 1
+    for rank in ranks:
+        halves = shares[:end] / 2
+        shares[:end] = halves
+        shares[rank : end + rank] += halves
+        end += rank
     seen = int(doubled[values > 0].sum())
     tails = {"greater": float(shares[seen:].sum()), "less": float(shares[: seen + 1].sum())}
     return min(1.0, 2 * min(tails.values())) if alternative == "two-sided" else tails[alternative]
