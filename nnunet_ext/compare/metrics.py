@@ -142,6 +142,8 @@ def case_scores(
 
 def _small(values: NDArray[Any]) -> NDArray[np.integer]:
     """Readers give floating-point maps; labels nearly always fit into a byte."""
+    if values.dtype == np.uint8:
+        return values
     whole = values if np.issubdtype(values.dtype, np.integer) else values.astype(np.int32)
     return whole.astype(np.uint8) if whole.size and whole.min() >= 0 and whole.max() < 256 else whole.astype(np.int32)
 

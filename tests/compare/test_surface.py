@@ -8,6 +8,7 @@ import SimpleITK as sitk
 import torch
 from scipy import ndimage
 
+from nnunet_ext.compare import nearest
 from nnunet_ext.compare.metrics import case_scores
 from nnunet_ext.compare.surface import (
     element_areas,
@@ -160,6 +161,27 @@ def test_distances_are_those_of_a_distance_transform(spacing):
         for surface, own, other in zip(surfaces(truth, prediction, spacing), borders, borders[::-1], strict=True):
             expected = ndimage.distance_transform_edt(~other, sampling=spacing)[own]
             assert surface.distances == pytest.approx(np.sort(expected))
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+@pytest.mark.parametrize(
+    "costs",
+    [{}, {"_LOOK_UP_SHARE": np.inf}, {"_CELL": 0}, {"_QUERY": 0, "_TARGET": 0}],
+    ids=lambda costs: str([*costs]),
+)
+def test_distances_are_those_of_all_pairs(monkeypatch, axes, costs):
+    """Whichever way is taken, near and far, through anisotropic voxels, and for points among the targets."""
+    for name, value in costs.items():
+        monkeypatch.setattr(nearest, name, value)
+    generator = np.random.default_rng(0)
+    for spacing in SPACINGS:
+        for extent, away in ((12, 0), (12, 3), (30, 25)):
+            points, targets = (np.unique(generator.integers(0, extent, (60, axes)), axis=0) for _ in range(2))
+            targets = targets + away
+            steps = (targets[None] - points[:, None]) * np.array(spacing[:axes])
+            expected = np.sqrt((steps**2).sum(axis=2)).min(axis=1)
+            found = nearest.nearest_distances(points, targets, spacing[:axes])
+            assert found == pytest.approx(expected, rel=1e-14, abs=0)
 
 
 def test_areas_are_those_of_complementary_cells_and_scale_with_the_spacing():
