@@ -72,6 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="cases without a label: score 1 for an empty prediction and 0 for any other, or report a false-positive "
         "rate (default: %(default)s)",
     )
+    parser.add_argument(
+        "--lesions",
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        help="labels whose lesions (connected components) are counted: recall, precision, F1 and recall by volume",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
     parser.add_argument(
         "-np",
@@ -102,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.compare.collect import collect_cross_validation
     from nnunet_ext.compare.heldout import collect_predictions
     from nnunet_ext.compare.repeats import read_repeats, with_groups
-    from nnunet_ext.compare.report.text import cost_sentence, headline, sentence
+    from nnunet_ext.compare.report.text import cost_sentence, headline, lesion_sentence, sentence
     from nnunet_ext.compare.run import compare
     from nnunet_ext.compare.settings import Settings, parse_tolerances
 
@@ -125,12 +132,19 @@ def run(arguments: argparse.Namespace) -> int:
     study = with_groups(study, arguments.groups)
     general, single = parse_tolerances(arguments.tolerance)
     settings = Settings(
-        arguments.margin / 100, general, single, arguments.seed, not arguments.untimed, arguments.empty_labels
+        arguments.margin / 100,
+        general,
+        single,
+        seed=arguments.seed,
+        timed=not arguments.untimed,
+        empty_labels=arguments.empty_labels,
+        lesions=tuple(dict.fromkeys(arguments.lesions)),
     )
     outcome = compare(study, settings, arguments.output, arguments.processes, arguments.cache)
     print(f"\n{headline(outcome)}")
     for name in study.challengers:
-        print(f"\n{name}: {sentence(outcome, name)} {cost_sentence(outcome, name)}".rstrip())
+        parts = (sentence(outcome, name), lesion_sentence(outcome, name), cost_sentence(outcome, name))
+        print(f"\n{name}: {' '.join(part for part in parts if part)}")
     print(f"\nReport: {arguments.output / 'report.html'}")
     return 0
 

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from nnunet_ext.compare.empty_labels import apply_rule, nnunet_mean
 from nnunet_ext.compare.inference import Estimate, estimate, verdict
+from nnunet_ext.compare.lesion_metrics import LESION_METRICS
+from nnunet_ext.compare.lesions import BANDS
 from nnunet_ext.compare.metrics import METRICS, PRIMARY
 from nnunet_ext.compare.mixed_model import training_noise
 from nnunet_ext.compare.ranking import Ranking, rank
@@ -65,6 +67,21 @@ class Emptiness:
 
 
 @dataclass(frozen=True)
+class LesionTotals:
+    """Lesions of all cases and repeats.
+
+    Attributes:
+        true: Number of true lesions.
+        found: Number of true lesions that were found.
+        predicted: Number of predicted lesions.
+    """
+
+    true: int
+    found: int
+    predicted: int
+
+
+@dataclass(frozen=True)
 class Analysis:
     """Complete statistical results.
 
@@ -78,6 +95,8 @@ class Analysis:
         ranking: Ranks by Dice.
         case_scores: Mean of the labels of each case, by method and metric, in the study's order.
         case_differences: Difference in Dice of each case, by challenger.
+        lesions: Comparisons of the detection of lesions, by challenger, metric and label.
+        lesion_totals: Numbers of lesions by method and label.
     """
 
     comparisons: dict[tuple[str, str, str], Comparison]
@@ -88,6 +107,8 @@ class Analysis:
     ranking: Ranking
     case_scores: dict[tuple[str, str], NDArray[np.float64]]
     case_differences: dict[str, NDArray[np.float64]]
+    lesions: dict[tuple[str, str, str], Comparison]
+    lesion_totals: dict[tuple[str, str], LesionTotals]
 
     def primary(self, method: str) -> Comparison:
         """The comparison that gives the verdict: Dice, mean of labels."""
@@ -102,7 +123,7 @@ def analyse(study: Study, scores: pd.DataFrame, settings: Settings) -> Analysis:
         scores: As `measure` returns them.
         settings: The user's settings.
     """
-    names, labels = [method.name for method in study.methods], list(study.labels.labels)
+    names, labels, challengers = [method.name for method in study.methods], list(study.labels.labels), study.challengers
     scored = apply_rule(scores, settings.empty_labels)
     values = {(m.name, metric): _table(scored, study, m.name, metric) for m in study.methods for metric in METRICS}
     comparisons: dict[tuple[str, str, str], Comparison] = {}
@@ -117,14 +138,18 @@ def analyse(study: Study, scores: pd.DataFrame, settings: Settings) -> Analysis:
     per_case = {key: _cases(table, None).mean(axis=0) for key, table in values.items()}
     ranked = np.array([per_case[name, PRIMARY] for name in names])
     return Analysis(
-        comparisons,
-        means,
-        {name: nnunet_mean(scores, name) for name in names},
-        {(name, label): _emptiness(scores, name, label) for name in names for label in labels},
-        _false_positives(study, scores, settings),
-        rank(names, ranked, _folds(study), settings.seed, groups=_groups(study)),
-        per_case,
-        {name: per_case[name, PRIMARY] - per_case[study.baseline, PRIMARY] for name in study.challengers},
+        comparisons=comparisons,
+        means=means,
+        nnunet_means={name: nnunet_mean(scores, name) for name in names},
+        emptiness={(name, label): _emptiness(scores, name, label) for name in names for label in labels},
+        false_positive_rates=_false_positives(study, scores, settings),
+        ranking=rank(names, ranked, _folds(study), settings.seed, groups=_groups(study)),
+        case_scores=per_case,
+        case_differences={name: per_case[name, PRIMARY] - per_case[study.baseline, PRIMARY] for name in challengers},
+        lesions=_lesions(study, scored, settings),
+        lesion_totals={
+            (name, label): _lesion_totals(scores, name, label) for name in names for label in settings.lesions
+        },
     )
 
 
@@ -211,3 +236,22 @@ def _false_positives(study: Study, scores: pd.DataFrame, settings: Settings) -> 
             for each in _compare(study, chosen, "false_positive_rate", label, settings):
                 found[each.method, label] = each
     return found
+
+
+def _lesions(study: Study, scored: pd.DataFrame, settings: Settings) -> dict[tuple[str, str, str], Comparison]:
+    found = {}
+    for metric in LESION_METRICS if settings.lesions else ():
+        tables = {method.name: _table(scored, study, method.name, metric) for method in study.methods}
+        for label in settings.lesions:
+            column = list(study.labels.labels).index(label)
+            chosen = {name: table[:, :, column] for name, table in tables.items()}
+            if np.isfinite(chosen[study.baseline]).any():
+                for each in _compare(study, chosen, metric, label, settings):
+                    found[each.method, metric, label] = each
+    return found
+
+
+def _lesion_totals(scores: pd.DataFrame, name: str, label: str) -> LesionTotals:
+    rows = scores[(scores["entrant"] == name) & (scores["label"] == label)]
+    true, found = (sum(int(rows[f"lesions_{what}_{band}"].sum()) for band in BANDS) for what in ("true", "found"))
+    return LesionTotals(true, found, int(rows["lesions_predicted"].sum()))

@@ -5,14 +5,14 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from nnunet_ext.compare.metrics import METRICS
+from nnunet_ext.compare.lesion_metrics import ALL_METRICS, LESION_METRICS, add_lesion_metrics
 
 EmptyRule = Literal["score", "rate"]
 EMPTY_RULES: tuple[EmptyRule, ...] = ("score", "rate")
 
 
 def apply_rule(scores: pd.DataFrame, rule: EmptyRule) -> pd.DataFrame:
-    """Scores with the cases whose truth lacks a label treated by the rule.
+    """Scores with the cases whose truth lacks a label treated by the rule, and with the metrics of counted lesions.
 
     score: an empty prediction has the best value of every metric (Dice and NSD 1, distances 0), any other the values
     that it has (Dice and NSD 0, distances the image's diagonal): the rule of the BraTS challenges.
@@ -22,12 +22,15 @@ def apply_rule(scores: pd.DataFrame, rule: EmptyRule) -> pd.DataFrame:
         scores: As `measure` returns them.
         rule: score or rate.
     """
-    result = scores.copy()
+    result = add_lesion_metrics(scores.copy())
     absent = (scores["truth_voxels"] == 0).to_numpy()
     correct = absent & (scores["predicted_voxels"] == 0).to_numpy()
-    for key, metric in METRICS.items():
+    for key, metric in ALL_METRICS.items():
+        if key not in result:
+            continue
         values = result[key].to_numpy(dtype=float, copy=True)
-        values[correct] = metric.best
+        scored = scores["lesions_predicted"].notna().to_numpy() if key in LESION_METRICS else True
+        values[correct & scored] = metric.best
         if rule == "rate":
             values[absent] = np.nan
         result[key] = values

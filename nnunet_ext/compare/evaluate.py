@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,10 +23,12 @@ from nnunet_ext.utils.messages import some_of
 _RECORDED_TOLERANCE = 1e-6
 _WORKER_BYTES = 700 * 2**20  # of a process that has imported nnU-Net
 _VOXEL_BYTES = 24  # two maps as a reader gives them, and what the metrics make of them
-Task = tuple[Path, Path, LabelSet, Mapping[str, float]]
+Task = tuple[Path, Path, LabelSet, Mapping[str, float], Collection[str]]
 
 
-def measure(study: Study, tolerances: Mapping[str, float], folder: Path, processes: int) -> pd.DataFrame:
+def measure(
+    study: Study, tolerances: Mapping[str, float], folder: Path, processes: int, lesions: Collection[str] = ()
+) -> pd.DataFrame:
     """The scores of all cases.
 
     Args:
@@ -34,10 +36,11 @@ def measure(study: Study, tolerances: Mapping[str, float], folder: Path, process
         tolerances: Tolerance of the surface Dice by label, in mm.
         folder: Folder in which scores are kept; created if it is missing.
         processes: Largest number of worker processes; fewer are started where memory is short.
+        lesions: Labels whose lesions are counted.
 
     Returns:
-        One row per method, repeat, case and label, in this order: entrant, repeat, case, fold, label and the fields of
-        `LabelScores`.
+        One row per method, repeat, case and label, in this order: entrant, repeat, case, fold, label, the fields of
+        `LabelScores` and, if there are `lesions`, those of `LesionCounts`, NaN for other labels.
 
     Raises:
         ValueError: if a file cannot be read or has values that dataset.json does not name, a prediction does not
@@ -50,12 +53,12 @@ def measure(study: Study, tolerances: Mapping[str, float], folder: Path, process
     for method in study.methods:
         for repeat, run in enumerate(method.runs, start=1):
             for name, case in run.cases.items():
-                key = cache.content_key(case.truth, case.prediction, study.labels, tolerances)
+                key = cache.content_key(case.truth, case.prediction, study.labels, tolerances, lesions)
                 keys[method.name, repeat, name] = key
                 if key not in found and key not in tasks:
-                    known = cache.read(folder, key, study.labels.labels)
+                    known = cache.read(folder, key, study.labels.labels, lesions)
                     if known is None:
-                        tasks[key] = (case.truth, case.prediction, study.labels, tolerances)
+                        tasks[key] = (case.truth, case.prediction, study.labels, tolerances, lesions)
                     else:
                         found[key] = known
     notes = []
@@ -119,11 +122,18 @@ def _measure_files(task: Task) -> tuple[cache.Scores, str]:
     """Scores of a case, and a note on its geometry; empty if there is none."""
     from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 
-    truth_file, prediction_file, labels, tolerances = task
+    truth_file, prediction_file, labels, tolerances, lesions = task
     reader = recursive_find_reader_writer_by_name(labels.reader)()
     truth, prediction = read_pair(reader, truth_file, prediction_file, labels.values)
     maps, spacing = flat_axis_first((truth.values, prediction.values), truth.properties["spacing"])
-    scores = case_scores(*maps, spacing, labels=labels.labels, tolerances=tolerances, ignore_label=labels.ignore_label)
+    scores = case_scores(
+        *maps,
+        spacing,
+        labels=labels.labels,
+        tolerances=tolerances,
+        ignore_label=labels.ignore_label,
+        lesions=lesions,
+    )
     return scores, prediction.note
 
 

@@ -1,6 +1,6 @@
 """Metrics of a case: Dice, surface Dice, Hausdorff distance, mean surface distance, volume difference."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from nnunet_ext.compare.lesions import count_lesions
 from nnunet_ext.compare.surface import mean_surface_distance, normalised_surface_dice, robust_hausdorff, surfaces
 
 VERSION = 2
@@ -100,8 +101,9 @@ def case_scores(
     labels: Mapping[str, Label],
     tolerances: Mapping[str, float],
     ignore_label: int | None = None,
+    lesions: Collection[str] = (),
 ) -> dict[str, dict[str, Any]]:
-    """The scores of each label of one case.
+    """The scores of each label of one case: the fields of `LabelScores` and, where asked for, of `LesionCounts`.
 
     Voxels that carry the ignore label in the truth do not count: both masks are empty there.
 
@@ -112,6 +114,7 @@ def case_scores(
         labels: Value, or values of the region, by the label's name.
         tolerances: Tolerance of the surface Dice by the label's name, in mm.
         ignore_label: Its value; None: no label is ignored.
+        lesions: Names of the labels whose lesions are counted.
 
     Shape:
         maps (D, H, W); a single slice is measured in its plane.
@@ -137,6 +140,8 @@ def case_scores(
         window = _union([found[v - 1] for found in boxes for v in values if 0 < v <= len(found)], truth.ndim)
         masks = [_mask(each[window], values) for each in (truth, prediction)]
         scores[name] = asdict(_label_scores(masks[0], masks[1], spacing, voxel, tolerances[name], worst))
+        if name in lesions:
+            scores[name] |= count_lesions(masks[0], masks[1], voxel).columns()
     return scores
 
 

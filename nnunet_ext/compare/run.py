@@ -34,11 +34,12 @@ def compare(study: Study, settings: Settings, output: Path, processes: int, cach
         OSError: if a file cannot be written, with its name; an existing report stays as it is.
     """
     settings.check()
+    settings.check_lesions(list(study.labels.labels))
     tolerances = settings.tolerance_of(list(study.labels.labels))
     for folder in (output, cache or output / CACHE):  # before hours of measuring
         check_writable(folder)
         remove_left_overs(folder)
-    scores = measure(study, tolerances, cache or output / CACHE, processes)
+    scores = measure(study, tolerances, cache or output / CACHE, processes, settings.lesions)
     logs = training_logs(study)
     analysis = analyse(study, scores, settings)
     scores = apply_rule(scores, settings.empty_labels)

@@ -19,6 +19,7 @@ class Settings:
         seed: Seed of the bootstrap.
         timed: Whether the seconds in the logs measure the cost of the networks.
         empty_labels: How a label is scored in cases that do not have it: `score` or `rate`, see `apply_rule`.
+        lesions: Labels whose lesions, the connected components, are counted.
     """
 
     margin: float = 0.005
@@ -27,6 +28,7 @@ class Settings:
     seed: int = 0
     timed: bool = True
     empty_labels: EmptyRule = "score"
+    lesions: Sequence[str] = ()
 
     def tolerance_of(self, labels: Sequence[str]) -> dict[str, float]:
         """Tolerance of every label.
@@ -38,6 +40,12 @@ class Settings:
         if unknown:
             raise ValueError(f"--tolerance {unknown[0]}=...: no such label; known: {', '.join(labels)}")
         return {name: self.tolerances.get(name, self.tolerance) for name in labels}
+
+    def check_lesions(self, labels: Sequence[str]) -> None:
+        """Raises ValueError if the lesions of an unknown label are to be counted."""
+        unknown = [name for name in self.lesions if name not in labels]
+        if unknown:
+            raise ValueError(f"--lesions {unknown[0]}: no such label; known: {', '.join(labels)}")
 
     def check(self) -> None:
         """Raises ValueError for a margin or a tolerance that is not above zero, and for an unknown rule."""

@@ -26,6 +26,7 @@ def repeated(made_results, tmp_path_factory):
     groups.write_text("case,patient\n" + "".join(f"{c},p{i // 4}\n" for i, c in enumerate(made_results.cases)))
     output = root / "report"
     options = ["--repeats", "2", "--groups", str(groups), "--tolerance", "2", "Anterior=1", "-np", "1"]
+    options += ["--lesions", "Anterior"]
     with pytest.MonkeyPatch.context() as patch:
         for folder in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             patch.setenv(folder, str(copy / folder))
@@ -62,6 +63,7 @@ def test_the_report_in_a_browser(repeated, open_page, width, scheme):
     assert page.get_property("scrollWidth") == page.get_property("clientWidth") <= width
     titles = [title.text for title in browser.find_elements(By.CSS_SELECTOR, "main h3")]
     assert titles[:3] == ["All methods", "Intervals, and sizes that would decide", "Sources of uncertainty"]
+    assert titles[4:6] == ["Detection of lesions", "Numbers of lesions"]
     assert "Caveats" in browser.find_element(By.CSS_SELECTOR, ".notes h2").text
     assert browser.get_log("browser") == []
 

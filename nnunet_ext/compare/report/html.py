@@ -12,7 +12,7 @@ from nnunet_ext.compare.report.figures import plots
 from nnunet_ext.compare.report.overlays import LABEL_COLOURS, overlays
 from nnunet_ext.compare.report.procedure import procedure
 from nnunet_ext.compare.report.tables import all_tables
-from nnunet_ext.compare.report.text import cost_ratios, headline, interval_text, notes, reason
+from nnunet_ext.compare.report.text import cost_ratios, headline, interval_text, lesion_sentence, notes, reason
 from nnunet_ext.compare.result import Outcome
 
 _SIGNS = {"better": "\N{BLACK UP-POINTING TRIANGLE}", "worse": "\N{BLACK DOWN-POINTING TRIANGLE}"}
@@ -60,6 +60,7 @@ def _card(outcome: Outcome, name: str) -> dict[str, Any]:
         "interval": interval_text(found),
         "cases": found.estimate.cases,
         "reason": reason(outcome, name),
+        "lesions": lesion_sentence(outcome, name),
         "ratios": [(title, f"{ratio:.2g}") for title, ratio in cost_ratios(outcome, name)],
     }
 

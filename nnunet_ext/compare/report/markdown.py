@@ -3,7 +3,7 @@
 from nnunet_ext.compare.report.procedure import procedure
 from nnunet_ext.compare.report.table import Table
 from nnunet_ext.compare.report.tables import all_tables, result_table
-from nnunet_ext.compare.report.text import cost_sentence, headline, notes, sentence
+from nnunet_ext.compare.report.text import cost_sentence, headline, lesion_sentence, notes, sentence
 from nnunet_ext.compare.result import Outcome
 
 _LATEX = str.maketrans(
@@ -19,7 +19,8 @@ def markdown_report(outcome: Outcome) -> str:
     study = outcome.study
     lines = [f"# {study.title}", "", f"**{headline(outcome)}**", ""]
     for name in study.challengers:
-        lines += [f"* **{name}**: {sentence(outcome, name)} {cost_sentence(outcome, name)}".rstrip()]
+        parts = (sentence(outcome, name), lesion_sentence(outcome, name), cost_sentence(outcome, name))
+        lines += [f"* **{name}**: {' '.join(part for part in parts if part)}"]
     remarks = notes(outcome)
     if remarks:
         lines += ["", "## Caveats", "", *(f"* {note}" for note in remarks)]

@@ -1,5 +1,6 @@
 """How everything was computed, in words."""
 
+from nnunet_ext.compare.lesions import MATCHING_IOU
 from nnunet_ext.compare.metrics import METRICS, PRIMARY
 from nnunet_ext.compare.result import Outcome
 from nnunet_ext.compare.statistics import RESAMPLES
@@ -21,6 +22,12 @@ def procedure(outcome: Outcome) -> list[str]:
     tolerances = settings.tolerance_of(list(study.labels.labels))
     single = ", ".join(f"{name} {value:g}" for name, value in tolerances.items() if value != settings.tolerance)
     length = "pixels" if study.labels.in_pixels else "mm"
+    lesions = (
+        f"Lesions of {', '.join(settings.lesions)} are connected components; a true and a predicted one match if their "
+        f"intersection over union is at least {MATCHING_IOU:g}. Recall is over cases that have a lesion (of the volume "
+        "band), precision 0 in such cases where nothing is predicted; F1 and precision of a case without lesions "
+        "follow the rule for labels that a case does not have."
+    )
     return [
         (
             f"Pairs: the {where}; a case counts with the mean of its labels. {_EMPTY[settings.empty_labels]} HD95 and "
@@ -51,4 +58,5 @@ def procedure(outcome: Outcome) -> list[str]:
             "difference of the volumes. nnU-Net's foreground_mean leaves a case out of a label's mean where neither "
             "truth nor prediction has the label."
         ),
+        *([lesions] if settings.lesions else []),
     ]

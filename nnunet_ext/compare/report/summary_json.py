@@ -7,6 +7,7 @@ import numpy as np
 
 from nnunet_ext import __version__
 from nnunet_ext.compare.analysis import MEAN
+from nnunet_ext.compare.lesion_metrics import ALL_METRICS
 from nnunet_ext.compare.metrics import METRICS
 from nnunet_ext.compare.mixed_model import MixedModel
 from nnunet_ext.compare.report.text import headline, notes
@@ -61,7 +62,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
             "settings": asdict(outcome.settings) | {"resamples": RESAMPLES, "level": LEVEL},
             "metrics": {
                 key: {"title": metric.title, "higher_is_better": metric.higher_is_better}
-                for key, metric in METRICS.items()
+                for key, metric in (ALL_METRICS if outcome.settings.lesions else METRICS).items()
             },
             "verdicts": {name: analysis.primary(name).verdict for name in study.challengers},
             "comparisons": comparisons,
@@ -96,6 +97,27 @@ def summary(outcome: Outcome) -> dict[str, Any]:
                     "pairs": c.estimate.cases,
                 }
                 for (method, label), c in analysis.false_positive_rates.items()
+            ],
+            "lesions": [
+                {
+                    "entrant": method,
+                    "metric": metric,
+                    "label": label,
+                    "mean": c.own,
+                    "baseline_mean": c.baseline,
+                    "difference": c.estimate.mean,
+                    "interval_low": c.estimate.low,
+                    "interval_high": c.estimate.high,
+                    "p": c.estimate.p,
+                    "p_holm": c.p_holm,
+                    "pairs": c.estimate.cases,
+                    "dropped": c.dropped,
+                }
+                for (method, metric, label), c in analysis.lesions.items()
+            ],
+            "lesion_totals": [
+                {"entrant": method, "label": label, **asdict(total)}
+                for (method, label), total in analysis.lesion_totals.items()
             ],
             "repeats": {method.name: len(method.runs) for method in study.methods},
             "groups": dict(study.groups) if study.groups else None,

@@ -3,6 +3,7 @@
 import numpy as np
 
 from nnunet_ext.compare.analysis import MEAN
+from nnunet_ext.compare.lesion_metrics import LESION_METRICS, lesion_title
 from nnunet_ext.compare.metrics import METRICS, PRIMARY
 from nnunet_ext.compare.report.table import DASH, TIMES, Table
 from nnunet_ext.compare.report.text import count_text, interval_text, mean_text, p_text, unit
@@ -84,11 +85,37 @@ def false_positive_table(outcome: Outcome) -> Table:
     return Table("False-positive rates", heads, rows, words=(0, 1))
 
 
+def lesion_table(outcome: Outcome) -> Table:
+    """The detection of lesions; no rows where none were counted."""
+    rows = []
+    for (name, key, label), found in outcome.analysis.lesions.items():
+        metric = LESION_METRICS[key]
+        numbers = [metric.shown(found.baseline), metric.shown(found.own)]
+        numbers += [metric.shown(found.estimate.mean, signed=True), interval_text(found), p_text(found.p_holm)]
+        title = lesion_title(key, outcome.study.labels.in_pixels)
+        rows.append([name, label, title, *numbers, str(found.estimate.cases)])
+    heads = ["", "label", "metric, points", outcome.study.baseline, "own", "difference", "95% interval", "p (Holm)"]
+    return Table("Detection of lesions", [*heads, "pairs"], rows, words=(0, 1, 2))
+
+
+def lesion_total_table(outcome: Outcome) -> Table:
+    """Numbers of lesions over all cases; no rows where none were counted."""
+    rows = []
+    for label in outcome.settings.lesions:
+        for name in _names(outcome):
+            total = outcome.analysis.lesion_totals[name, label]
+            parts = [(total.found, total.true), (total.found, total.predicted)]
+            shares = [f"{part / whole:.0%}" if whole else DASH for part, whole in parts]
+            rows.append([name, label, *map(str, (total.true, total.predicted, total.found)), *shares])
+    heads = ["", "label", "true", "predicted", "found", "of the true", "of the predicted"]
+    return Table("Numbers of lesions", heads, rows, words=(0, 1))
+
+
 def all_tables(outcome: Outcome) -> list[Table]:
     """Every table that has rows, in the order of the report."""
     makers = (
-        *(result_table, size_table, variance_table, label_table, false_positive_table, metric_table),
-        *(rank_table, cost_table),
+        *(result_table, size_table, variance_table, label_table, lesion_table, lesion_total_table),
+        *(false_positive_table, metric_table, rank_table, cost_table),
     )
     return [table for table in (make(outcome) for make in makers) if table.rows]
 

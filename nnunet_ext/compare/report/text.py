@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nnunet_ext.compare.analysis import MEAN, Comparison
+from nnunet_ext.compare.lesion_metrics import ALL_METRICS
 from nnunet_ext.compare.metrics import METRICS, PRIMARY, Metric
 from nnunet_ext.compare.needed import needed
 from nnunet_ext.compare.result import Outcome
@@ -42,7 +43,7 @@ def count_text(value: float, unit: str = "") -> str:
 
 def interval_text(comparison: Comparison) -> str:
     """The 95% interval of a difference."""
-    metric, estimate = METRICS[comparison.metric], comparison.estimate
+    metric, estimate = ALL_METRICS[comparison.metric], comparison.estimate
     return f"{metric.shown(estimate.low, signed=True)} to {metric.shown(estimate.high, signed=True)}"
 
 
@@ -171,6 +172,17 @@ def cost_sentence(outcome: Outcome, name: str) -> str:
         for title, ratio in cost_ratios(outcome, name)[:3]
     ]
     return f"It costs {join(ratios)}." if ratios else ""
+
+
+def lesion_sentence(outcome: Outcome, name: str) -> str:
+    """The detection of lesions of one challenger, in F1; empty where none were counted."""
+    texts = []
+    for label in outcome.settings.lesions:
+        found = outcome.analysis.lesions.get((name, "lesion_f1", label))
+        if found is not None:
+            amount = ALL_METRICS[found.metric].shown(found.estimate.mean, signed=True)
+            texts.append(f"F1 of {label} lesions {amount} points (95% interval {interval_text(found)})")
+    return f"{'; '.join(texts)}." if texts else ""
 
 
 def notes(outcome: Outcome) -> list[str]:
