@@ -12,28 +12,16 @@ from tests.helpers.small_networks import EVERY, build, images_for
 every_network = pytest.mark.parametrize("name", EVERY)
 cases = pytest.mark.parametrize("case", ["2d", "3d"])
 
-OPEN = {
-    "test_what_hooks_keep_is_not_overwritten[1-True-3d-u_mamba]": "a map of U-Mamba is still overwritten",
-    "test_what_hooks_keep_is_not_overwritten[1-False-3d-u_mamba]": "a map of U-Mamba is still overwritten",
-    "test_an_exported_program_gives_what_the_network_gives[3d-u_mamba]": "differs by 2e-4, twice the tolerance",
-    "test_weights_in_low_precision[dtype0-3d-faf_net]": "a bias of FAF-Net is not widened in 3D",
-    "test_weights_in_low_precision[dtype1-3d-faf_net]": "a bias of FAF-Net is not widened in 3D",
-    "test_transforms_of_torch_func_are_right_or_an_error_names_the_operator[3d-faf_net]": (
-        "checkpointing in 3D: PyTorch's error names no operator"
-    ),
-}
-"""Cases that do not hold yet, with the reason."""
-
-
-@pytest.fixture(autouse=True)
-def _open(request):
-    if request.node.name in OPEN:
-        request.applymarker(pytest.mark.xfail(reason=OPEN[request.node.name], strict=False))
-
 
 def outputs_of(network, x):
     result = network(x)
     return list(result) if isinstance(result, (list, tuple)) else [result]
+
+
+def rounding(network, x):
+    """What float32 loses: U-Mamba, whose lowest level has few voxels here, magnifies it to 1e-4."""
+    exact, result = outputs_of(copy.deepcopy(network).double(), x.double()), outputs_of(network, x)
+    return max(float(((a - b).abs().max() / b.abs().max()).detach()) for a, b in zip(result, exact, strict=True))
 
 
 @every_network
@@ -76,11 +64,11 @@ def test_what_hooks_keep_is_not_overwritten(name, case, gradients, batch, assert
     network = build(name, case).eval()
     x = images_for(network, batch)
     with torch.set_grad_enabled(gradients):
-        expected = outputs_of(network, x)
+        expected, tolerance = outputs_of(network, x), max(1e-5, 2 * rounding(network, x))
         seen = []
         listen(network, seen)
         for actual, value in zip(outputs_of(network, x), expected, strict=True):
-            assert_close(actual, value, 1e-5)
+            assert_close(actual, value, tolerance)  # other kernels convolve under hooks
     assert len(seen) > 10
     changed = {type(module).__name__ for module, now, then in seen if not torch.equal(now, then)}
     assert changed == set()
@@ -114,7 +102,8 @@ def test_an_exported_program_gives_what_the_network_gives(name, case, assert_clo
         warnings.simplefilter("ignore")  # of PyTorch's own tracer
         program = torch.export.export(network, (x,))
         for values in (x, other):
-            assert_close(program.module()(values), network(values), 1e-4)
+            tolerance = max(1e-4, 2 * rounding(network, values))
+            assert_close(program.module()(values), network(values), tolerance)
 
 
 @every_network
@@ -192,3 +181,26 @@ def test_transforms_of_torch_func_are_right_or_an_error_names_the_operator(name,
         return
     expected = torch.cat([network.get_parameter(key).grad.flatten() for key in gradients])
     assert_close(torch.cat([g.flatten() for g in gradients.values()]), expected, 1e-4)
+
+
+@every_network
+@pytest.mark.parametrize("slices", [2, 0])
+def test_functional_calls_use_the_weights_they_are_given(name, slices, assert_close):
+    """Also in the backward pass, where activations are recomputed after the call."""
+    network, other = build(name, "3d").eval(), build(name, "3d").eval()
+    for each in (network, other):
+        for setting in ("slices_per_chunk", "checkpoint_slices"):
+            if hasattr(each, setting):
+                setattr(each, setting, slices or 100)
+    if hasattr(network, "set_support"):
+        other.decoder.seg_layers.load_state_dict(network.decoder.seg_layers.state_dict())
+    x = images_for(network)
+    weights = {key: p.detach().clone().requires_grad_(p.requires_grad) for key, p in other.named_parameters()}
+    torch.func.functional_call(network, weights, (x,)).square().sum().backward()
+    other(x).square().sum().backward()
+    assert all(p.grad is None for p in network.parameters())
+    assert_close(
+        torch.cat([w.grad.flatten() for w in weights.values() if w.grad is not None]),
+        torch.cat([p.grad.flatten() for p in other.parameters() if p.grad is not None]),
+        1e-5,
+    )

@@ -197,7 +197,7 @@ class FAFHead(nn.Module):
         def segment(f: Tensor, t: Tensor, *of_images: Tensor) -> tuple[Tensor, Tensor]:
             return self.segment(f, t, Support(*of_images), size)
 
-        probabilities, adapted = in_chunks(segment, self.slices_per_chunk, features, tau, *support)
+        probabilities, adapted = in_chunks(self, segment, self.slices_per_chunk, features, tau, *support)
         return probabilities, adapted
 
 

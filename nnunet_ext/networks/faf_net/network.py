@@ -179,7 +179,7 @@ class FAFNet(nn.Module):
             features, tau = self.encoder(chunk)
             return self.decoder.segment(features, tau, Support(*of_chunk), chunk.shape[-2:])[:1]
 
-        return in_chunks(segment, self.slices_per_chunk, images, *support, norms=self.encoder)[0]
+        return in_chunks(self, segment, self.slices_per_chunk, images, *support, norms=self.encoder)[0]
 
     @at_any_precision
     def encode_support(self, images: Tensor, masks: Tensor) -> Support:
@@ -202,7 +202,9 @@ class FAFNet(nn.Module):
             of_slices = shots(*(t[None] for t in (*self.encoder(chunk), its_masks)))
             return tuple(t[0] for t in of_slices)
 
-        prototypes, thresholds, valid = in_chunks(encode, self.slices_per_chunk, images, masks, norms=self.encoder)
+        prototypes, thresholds, valid = in_chunks(
+            self, encode, self.slices_per_chunk, images, masks, norms=self.encoder
+        )
         return summarise(prototypes, thresholds, valid)
 
     @torch.no_grad()
@@ -292,10 +294,10 @@ class FAFNet(nn.Module):
             )
         groups = [support_images.flatten(0, 1), query_images.flatten(0, 1)]
         if support_images.shape[-2:] == query_images.shape[-2:]:
-            encoded = in_chunks(self.encoder, self.slices_per_chunk, torch.cat(groups), norms=self.encoder)
+            encoded = in_chunks(self, self.encoder, self.slices_per_chunk, torch.cat(groups), norms=self.encoder)
             parts = [(t[: e * s], t[e * s :]) for t in encoded]
         else:
-            each = (in_chunks(self.encoder, self.slices_per_chunk, group, norms=self.encoder) for group in groups)
+            each = (in_chunks(self, self.encoder, self.slices_per_chunk, group, norms=self.encoder) for group in groups)
             parts = list(zip(*each, strict=True))
         (support_features, query_features), (support_tau, query_tau) = (
             [t.unflatten(0, (e, -1)) for t in pair] for pair in parts

@@ -12,16 +12,17 @@ by chunks of slices.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from nnunet_ext.blocks.dimension import spatial_dims
 from nnunet_ext.networks.checks import check_input, check_widths
+from nnunet_ext.networks.chunks import checkpointed
 from nnunet_ext.networks.entry import at_any_precision, with_empty_batches
 from nnunet_ext.networks.heads import check_heads, drop_unused_heads
 from nnunet_ext.networks.lstm_sa.conv_lstm import Memory, SliceLSTM
@@ -134,7 +135,8 @@ class _SliceNetwork(nn.Module):
     def _segment(self, stack: Tensor) -> list[Tensor]:
         """(B, D, M, H, W) -> outputs (B, D, K, H_l, W_l)."""
         if torch.is_grad_enabled():
-            step, run = self.checkpoint_slices or stack.shape[1], _checkpointed if self.checkpoint_slices else _directly
+            step = self.checkpoint_slices or stack.shape[1]
+            run = partial(checkpointed, self) if self.checkpoint_slices else _directly
         else:
             step, run = _chunk(stack, self.decoder.channels), _directly
         # Unless the backbone takes statistics over all slices.
@@ -260,10 +262,6 @@ class _Decoder(nn.Module):
 
 def _directly(function: Callable, *arguments: Any) -> Any:
     return function(*arguments)
-
-
-def _checkpointed(function: Callable, *arguments: Any) -> Any:
-    return checkpoint(function, *arguments, use_reentrant=False)
 
 
 def _chunk(stack: Tensor, channels: int) -> int:
