@@ -96,7 +96,7 @@ def test_nnunet_commands(nnunet, tmp_path):
     script = script.replace("INPUT", str(raw / "imagesTs")).replace("OUTPUT", str(tmp_path / "out"))
     environment = {k: v for k, v in nnunet.environment.items() if k != "nnUNet_extTrainer"}
     printed = bash(script, environment | folders | BUDGET, tmp_path)
-    assert "Everything needed is there." in printed
+    assert "Everything needed is installed." in printed
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 1
 
 

@@ -1,1 +1,1 @@
-"""The command `nnunet_ext`: one thin module a subcommand, which imports what it needs only when it runs."""
+"""The command `nnunet_ext`: one thin module per subcommand, which imports what it needs only when it runs."""

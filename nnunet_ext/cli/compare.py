@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--baseline",
-        help="method with which the others are compared (default: nnUNetTrainer if it is there, else the first; with "
+        help="method with which the others are compared (default: nnUNetTrainer if it is named, else the first; with "
         "--predictions the first)",
     )
     parser.add_argument("-o", dest="output", type=Path, required=True, help="folder of the report")
@@ -150,7 +150,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Before anything heavy is imported."""
+    """Checks the options before anything heavy is imported."""
     if arguments.processes < 1:
         raise ValueError(f"-np {arguments.processes} must be at least 1")
     if arguments.repeats < 1:

@@ -43,31 +43,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     report.add_argument(
         "--baseline",
         metavar="TRAINER",
-        help="trainer that others are compared with (default: nnUNetTrainer if it is there, else the first)",
+        help="trainer that others are compared with (default: nnUNetTrainer if it is named, else the first)",
     )
     report.add_argument("--margin", type=float, metavar="DICE", help="Dice points that do not matter (default: 0.5)")
     report.add_argument("--tolerance", type=float, metavar="MM", help="of the surface Dice, in mm (default: 2)")
     report.add_argument(
-        "--untimed", action="store_true", help="no seconds; by itself where trainings shared or changed machines"
+        "--untimed", action="store_true", help="leave out seconds; automatic where trainings shared or changed machines"
     )
     look = parser.add_argument_group("look only")
     look.add_argument("--dry-run", action="store_true", help="print the steps, their states and commands, do nothing")
-    look.add_argument("--status", action="store_true", help="print how far a running or finished experiment is")
+    look.add_argument("--status", action="store_true", help="print the progress of an experiment")
     look.add_argument("--json", action="store_true", help="with --dry-run or --status: print JSON")
-    parser.add_argument("--wait", action="store_true", help="wait for another run that is at work on the same steps")
+    parser.add_argument("--wait", action="store_true", help="wait for another run that is working on the same steps")
     local = parser.add_argument_group("on this machine")
     local.add_argument("--device", choices=DEVICES, default="auto", help="default: %(default)s")
     local.add_argument(
         "--gpus",
         nargs="+",
         metavar="GPU",
-        help="train on these at once, counted as CUDA_VISIBLE_DEVICES lists them (default: all of it, else the first)",
+        help="train on these at once, counted as CUDA_VISIBLE_DEVICES lists them (default: all listed, else the first)",
     )
     local.add_argument("--num-gpus", type=int, default=1, metavar="N", help="GPUs that train one fold together")
     cluster = parser.add_argument_group("on a cluster")
     cluster.add_argument("--slurm", action="store_true", help="submit jobs to Slurm; needs `nnunet_ext[slurm]`")
     cluster.add_argument("--partition", help="default: the cluster's")
-    cluster.add_argument("--time", help="limit of each job, e.g. 24:00:00; what takes longer is requeued and resumes")
+    cluster.add_argument("--time", help="limit of each job, e.g. 24:00:00; longer steps are requeued and resume")
     cluster.add_argument(
         "--warn-before",
         type=int,
@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cluster.add_argument("--cpus", type=int, metavar="N", help="CPUs of a job (default: nnUNet_n_proc_DA, or 12)")
     for name, which in (("job", "all jobs"), ("gpu-job", "jobs on a GPU"), ("cpu-job", "the other jobs")):
         cluster.add_argument(f"--{name}-option", action="append", metavar="OPTION", help=f"of sbatch, for {which}")
-    cluster.add_argument("--preamble", metavar="FILE", help="shell lines that each job begins with: module load ...")
+    cluster.add_argument("--preamble", metavar="FILE", help="shell lines at the beginning of each job: module load ...")
     cluster.add_argument("--only", metavar="STEP", help="run one step in the foreground, for another scheduler's jobs")
     parser.epilog = (
         "Run it again after an interruption: it resumes where it stopped. An option that begins with a dash needs an "
@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.utils.devices import choose_device
 
     given = arguments.device
-    # Whoever submits jobs, pools results or only looks need not have the device.
+    # Submitting jobs, pooling results and showing states do not need the device.
     elsewhere = arguments.slurm or arguments.status or arguments.only is not None
     device = ("cuda" if given == "auto" else given) if elsewhere else choose_device(given)
     executor = _executor(arguments, device)

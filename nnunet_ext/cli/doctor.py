@@ -1,4 +1,4 @@
-"""Check the installation and say what to do about what is missing."""
+"""Check the installation, with a remedy for everything that is missing."""
 
 import argparse
 import json
@@ -60,7 +60,9 @@ def _print_installation(checks: "Sequence[Check]") -> None:
         if check.remedy:
             print(f"        {'':<{width}}  -> {check.remedy}")
     missing = sum(check.state == "missing" for check in checks)
-    print(f"\n{missing} needed thing(s) missing." if missing else "\nEverything needed is there.")
+    print(f"
+{missing} needed thing(s) missing." if missing else "
+Everything needed is installed.")
 
 
 def _print_check(rows: "Iterator[Row]") -> int:

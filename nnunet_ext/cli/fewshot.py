@@ -1,4 +1,4 @@
-"""Segment a class that no network was trained on, shown in one labelled scan."""
+"""Segment a class that the network was not trained on, shown in one labelled scan."""
 
 import argparse
 import sys
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="checkpoint_final.pth", help="checkpoint file (default: %(default)s)")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="default: %(default)s")
     parser.epilog = (
-        "If a scan cannot be segmented, the others still are; it is named at the end, and the exit code is 1."
+        "A scan that cannot be segmented does not stop the others; it is named at the end, and the exit code is 1."
     )
 
 

@@ -1,4 +1,4 @@
-"""Predict a folder of scans by nnU-Net's own code; what cannot be read is set aside and reported at the end."""
+"""Predict a folder of scans by nnU-Net's own code; unreadable scans are skipped and reported at the end."""
 
 import argparse
 import os
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-prev_stage_predictions", dest="previous", metavar="FOLDER", help="masks, for a cascade")
     parser.add_argument("-num_parts", type=int, default=1, help="processes that share the scans (default: 1)")
-    parser.add_argument("-part_id", type=int, default=0, help="which of them this is, from 0 on (default: 0)")
+    parser.add_argument("-part_id", type=int, default=0, help="number of this process, from 0 (default: 0)")
     for option, does in (("npp", "preprocess"), ("nps", "write masks")):
         default = os.environ.get(f"nnUNet_{option}", "3")  # a string goes through `type`, as if it had been typed
         parser.add_argument(f"-{option}", type=int, default=default, help=f"processes that {does} (default: {default})")

@@ -19,7 +19,7 @@ from nnunet_ext.compare.statistics import RESAMPLES, Verdict, holm
 from nnunet_ext.compare.study import Study
 
 MEAN = ""
-"""Stands for the mean of a case's labels where a label's name stands; no label has this name."""
+"""Key of the mean of a case's labels, in place of a label's name; no label has this name."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Emptiness:
-    """Cases in which a label was absent; those of all repeats.
+    """Numbers of cases in which a label was absent, over all repeats.
 
     Attributes:
-        missed: Cases with the label in which nothing is predicted.
-        false_positives: Cases without the label in which some is predicted.
+        missed: Cases that have the label and in which it is not predicted.
+        false_positives: Cases without the label in which it is predicted.
         absent: Cases in which neither truth nor prediction has it.
     """
 
@@ -183,7 +183,7 @@ def _cases(table: NDArray[np.float64], column: int | None) -> NDArray[np.float64
 def _compare(
     study: Study, values: dict[str, NDArray[np.float64]], metric: str, label: str, settings: Settings
 ) -> list[Comparison]:
-    """All challengers in one metric and label: the family of Holm's correction."""
+    """Comparisons of all challengers in one metric and label: the family of Holm's correction."""
     folds, groups, margin = _folds(study), _groups(study), settings.margin
     base = values[study.baseline]
     there = np.asarray(np.isfinite(base).all(axis=0))  # by the truth alone, so the same for every method
@@ -226,7 +226,7 @@ def _emptiness(scores: pd.DataFrame, name: str, label: str) -> Emptiness:
 
 
 def _false_positives(study: Study, scores: pd.DataFrame, settings: Settings) -> dict[tuple[str, str], Comparison]:
-    """Share of the cases without a label in which a method predicts some: a comparison of its own."""
+    """Compares the shares of cases without a label in which a method predicts it."""
     wrong = scores.assign(rate=np.where(scores["truth_voxels"] > 0, np.nan, scores["predicted_voxels"] > 0))
     tables = {method.name: _table(wrong, study, method.name, "rate") for method in study.methods}
     found = {}

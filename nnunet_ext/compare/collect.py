@@ -193,7 +193,7 @@ def _fold_cases(
     where = f"{folder.parent.name}/{folder.name}"
     if not (validation / "summary.json").is_file():
         raise ValueError(
-            f"{where} is unfinished: it has no validation/summary.json; go on with `{command} --c`, or, where only the "
+            f"{where} is unfinished: it has no validation/summary.json; resume with `{command} --c` or, if only the "
             f"validation is missing, `{command} --val`"
         )
     summary = read_summary(validation / "summary.json")
@@ -262,7 +262,7 @@ def _check_same_cases(methods: Sequence[Method]) -> None:
 
 
 def _check_same_truth(methods: Sequence[Method]) -> None:
-    """nnU-Net notes how many voxels the true label had: other numbers are other labels."""
+    """Compares nnU-Net's voxel counts of the true labels: different counts mean different labels."""
     first = methods[0]
     for method in methods[1:]:
         for name, case in method.cases.items():

@@ -57,7 +57,7 @@ def consensus(
     Args:
         scores: Scores in each dataset; higher is better.
         names: Names of the methods.
-        units: Unit of each case in each dataset that is drawn as a whole; None: every case.
+        units: Group of each case in each dataset, resampled as a whole; None: every case is its own group.
         seed: Seed of the bootstrap.
         resamples: Number of resamples.
 
@@ -88,7 +88,7 @@ def run(reports: Sequence[Path], output: Path, seed: int = 0) -> list[Place]:
         seed: Seed of the bootstrap.
 
     Raises:
-        ValueError: for fewer than two reports, or methods that not all of them have.
+        ValueError: for fewer than two reports, and for reports of different methods.
         FileNotFoundError: for missing files.
     """
     if len(reports) < 2:
@@ -129,7 +129,7 @@ def _case_scores(path: Path, names: Sequence[str]) -> pd.DataFrame:
 
 
 def page(titles: Sequence[str], places: Sequence[Place]) -> str:
-    """One page with the consensus and the rank in each dataset; it needs nothing beside it."""
+    """One page with the consensus and the rank in each dataset; it is self-contained."""
     heads = ["Method", "Mean rank", "95% interval", *titles]
     lines = [
         [p.name, f"{p.mean_rank:.2f}", f"{p.low:.2f} to {p.high:.2f}", *(f"{rank:g}" for rank in p.ranks)]

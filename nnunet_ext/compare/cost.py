@@ -20,12 +20,12 @@ class Cost:
 
     Attributes:
         parameters: Number of the network's parameters.
-        multiply_adds: Those of convolutions and matrix products in one forward pass of the plan's patch, batch 1.
+        multiply_adds: Multiply-adds of convolutions and matrix products in a forward pass of the plan's patch, batch 1.
         epoch_seconds: Median over epochs and folds.
         scan_seconds: Median over scans and folds, of nnU-Net's final validation.
-        memory_gb: Highest peak that the logs have.
-        epochs: Trained, the fewest of all folds; 0 without logs.
-        iterations: An epoch, where logged.
+        memory_gb: Highest peak in the logs.
+        epochs: Epochs trained, the fewest of all folds; 0 without logs.
+        iterations: Iterations per epoch, where logged.
         patch_size: Patch size of the plan, in voxels.
         reason: Why the network could not be counted; empty if it was.
     """
@@ -85,7 +85,7 @@ def network_size(model: Path, trainer: str, configuration: str) -> dict[str, Any
     from nnunet_ext.profiling.counts import trainer_network_size
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what nnU-Net's search imports warns of what PyTorch has deprecated
+        warnings.simplefilter("ignore")  # modules that nnU-Net's search imports use deprecated parts of PyTorch
         found = find_trainer(trainer)
     dataset = read_dataset_json(model / "dataset.json")
     return trainer_network_size(found, PlansManager(read_plans(model / "plans.json")), configuration, dataset)

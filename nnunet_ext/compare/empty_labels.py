@@ -14,8 +14,8 @@ EMPTY_RULES: tuple[EmptyRule, ...] = ("score", "rate")
 def apply_rule(scores: pd.DataFrame, rule: EmptyRule) -> pd.DataFrame:
     """Scores with the cases whose truth lacks a label treated by the rule, and with the metrics of counted lesions.
 
-    score: an empty prediction has the best value of every metric (Dice and NSD 1, distances 0), any other the values
-    that it has (Dice and NSD 0, distances the image's diagonal): the rule of the BraTS challenges.
+    score: an empty prediction has the best value of every metric (Dice and NSD 1, distances 0), any other keeps its
+    values (Dice and NSD 0, distances the image's diagonal): the rule of the BraTS challenges.
     rate: all values of these cases are NaN, whatever was predicted; they count in the false-positive rate alone.
 
     Args:

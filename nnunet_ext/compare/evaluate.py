@@ -140,7 +140,7 @@ def _measure_files(task: Task) -> tuple[cache.Scores, str]:
 def flat_axis_first(
     maps: tuple[NDArray[np.integer], NDArray[np.integer]], spacing: Sequence[float]
 ) -> tuple[tuple[NDArray[np.integer], NDArray[np.integer]], list[float]]:
-    """Single slices with the axis of size 1 in front, whichever it was, where `case_scores` drops it.
+    """Moves the axis of size 1 of a single slice to the front, where `case_scores` drops it.
 
     Shape:
         maps (D, H, W); volumes are returned as they are

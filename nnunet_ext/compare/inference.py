@@ -18,13 +18,13 @@ class Estimate:
     """The difference between a challenger and the baseline over paired cases.
 
     Attributes:
-        cases: n, pairs.
+        cases: Number of pairs, n.
         mean: Mean difference, challenger minus baseline.
         low: Lower end of the 95% interval of the mixed model; NaN with too few cases.
         high: Upper end.
         equivalence_low: Lower end of the 90% interval, which belongs to the two one-sided tests.
         equivalence_high: Upper end.
-        direction: 1, -1 or 0, sign of the sum of signed ranks of the groups' means.
+        direction: Sign of the sum of signed ranks of the groups' means: 1, -1 or 0.
         p: The largest p of the tests of no difference.
         p_model: Student's test of the mixed model.
         p_signed_rank: Wilcoxon's signed-rank test of the groups' means.
@@ -34,7 +34,7 @@ class Estimate:
         conditional_high: Upper end.
         new_trainings: Whether the interval holds for new trainings of the methods, not only for those at hand.
         model: The mixed model; None without pairs.
-        groups: Number of groups of the pairs, which is that of values of the signed-rank test.
+        groups: Number of groups of the pairs, and so of values in the signed-rank test.
     """
 
     cases: int

@@ -16,7 +16,7 @@ class LabelSet:
 
     Attributes:
         labels: Value of each label, or values of each region, by its name; without background.
-        ignore_label: Its value.
+        ignore_label: Value of the ignore label; None if there is none.
         file_ending: Ending of the names of the segmentation maps.
         reader: Name of nnU-Net's class that reads them.
     """
@@ -42,11 +42,11 @@ def label_set(dataset: Mapping[str, Any], example: Path) -> LabelSet:
     """The labels that a dataset.json declares, by the rules of nnU-Net's LabelManager.
 
     Args:
-        dataset: Its content.
+        dataset: Content of the dataset.json.
         example: A segmentation map, to choose the reader.
 
     Raises:
-        ValueError: if it declares none besides background, or nnU-Net cannot read the map.
+        ValueError: if it declares no label besides background, or nnU-Net cannot read the map.
     """
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
     from nnunetv2.utilities.label_handling.label_handling import LabelManager

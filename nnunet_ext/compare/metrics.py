@@ -77,8 +77,8 @@ class LabelScores:
         hd95: 95th percentile of the surface distance, in mm; the image's diagonal if one of both is empty, NaN if both
             are.
         assd: Mean surface distance over both surfaces, in mm; likewise.
-        volume_difference: |P| - |T|, in ml (of a single slice 1000 mm^2); NaN if both are empty.
-        volume_error: Its absolute value.
+        volume_difference: |P| - |T|, in ml (for a single slice in 1000 mm^2); NaN if both are empty.
+        volume_error: Absolute value of `volume_difference`.
         truth_voxels: |T|, without voxels of the ignore label.
         predicted_voxels: |P|, likewise.
     """
@@ -113,7 +113,7 @@ def case_scores(
         spacing: Size of a voxel along each axis, in mm.
         labels: Value, or values of the region, by the label's name.
         tolerances: Tolerance of the surface Dice by the label's name, in mm.
-        ignore_label: Its value; None: no label is ignored.
+        ignore_label: Value of the ignore label; None: no label is ignored.
         lesions: Names of the labels whose lesions are counted.
 
     Shape:

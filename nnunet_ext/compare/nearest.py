@@ -119,7 +119,7 @@ def _offsets(sizes: tuple[float, ...]) -> tuple[Points, NDArray[np.float64]]:
     """All steps to voxels within a radius, the nearest first, and their lengths in mm."""
     radius = _REACH * max(sizes)
     ranges = [np.arange(-int(radius / size), int(radius / size) + 1) for size in sizes]
-    # A radius that holds at most so many: of very flat voxels that of the smaller sides.
+    # The radius shrinks until the table is small enough; very flat voxels need that.
     while np.prod([len(each) for each in ranges]) > 8 * _MOST_OFFSETS:
         radius *= 0.8
         ranges = [np.arange(-int(radius / size), int(radius / size) + 1) for size in sizes]

@@ -15,7 +15,7 @@ _MOST_FOLDS, _MOST_REPEATS, _MOST_TIMES = 20, 20, 50
 
 @dataclass(frozen=True)
 class Needed:
-    """Sizes of a study that would decide, each with the others as they are.
+    """Sizes of a study that would decide, each with the other sizes unchanged.
 
     Attributes:
         cases: Number of cases; None: up to 50 times as many would not do.

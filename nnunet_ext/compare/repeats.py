@@ -10,10 +10,10 @@ from nnunet_ext.utils.messages import some_of
 
 
 def read_repeats(texts: Sequence[str]) -> dict[str, list[Path]]:
-    """Folders by method, from words such as NAME=FOLDER,FOLDER.
+    """Folders by method, from arguments of the form NAME=FOLDER,FOLDER.
 
     Raises:
-        ValueError: for a word of another form.
+        ValueError: for an argument of another form.
     """
     found: dict[str, list[Path]] = {}
     for text in texts:

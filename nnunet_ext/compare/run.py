@@ -50,8 +50,8 @@ def compare(study: Study, settings: Settings, output: Path, processes: int, cach
         "report.md": markdown_report(outcome),
         "report.html": html_report(outcome),
     }
-    with ExitStack() as stack:  # an existing report is replaced when all of the new one is written
-        for name in reversed(files):  # the page comes into its place last: then everything is there
+    with ExitStack() as stack:  # an existing report is replaced once the new one is complete
+        for name in reversed(files):  # the page moves into place last, when everything else is there
             file = stack.enter_context(replacing(output / name, "w"))
             file.write(files[name])
             file.flush()

@@ -34,7 +34,7 @@ class Settings:
         """Tolerance of every label.
 
         Raises:
-            ValueError: if a tolerance is given for a label that there is not.
+            ValueError: if a tolerance names an unknown label.
         """
         unknown = [name for name in self.tolerances if name not in labels]
         if unknown:
@@ -59,10 +59,10 @@ class Settings:
 
 
 def parse_tolerances(texts: Sequence[str]) -> tuple[float, dict[str, float]]:
-    """The general tolerance, and that of single labels, from words such as 2 and liver=3.
+    """The general tolerance, and those of single labels, from arguments such as 2 and liver=3.
 
     Raises:
-        ValueError: for a word that is neither a number nor LABEL=NUMBER, or a second general tolerance.
+        ValueError: for an argument that is neither a number nor LABEL=NUMBER, or a second general tolerance.
     """
     general, single = [], {}
     for text in texts:

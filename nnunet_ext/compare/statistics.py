@@ -16,7 +16,7 @@ _EXACT = 50  # values, as scipy
 def interval(means: NDArray[np.float64], centre: float, freedom: int) -> tuple[float, float]:
     """The 2.5% and 97.5% quantiles of resampled means, expanded about the mean by t / z of the degrees of freedom.
 
-    Without that, the interval of few cases is as much too narrow as a normal interval is beside Student's.
+    Without this, intervals of few cases are too narrow, as normal intervals are compared with Student's.
 
     Source:
         Hesterberg, "What teachers should know about the bootstrap", 2015, expanded percentile interval.
@@ -42,8 +42,8 @@ def strata(folds: ArrayLike) -> list[NDArray[np.intp]]:
 def signed_rank_p(values: NDArray[np.float64], alternative: str = "two-sided") -> float:
     """p of the Wilcoxon signed-rank test that the values are symmetric about zero.
 
-    Zeros are ranked but not counted (Pratt). Up to 50 values that are not zero exact, given the ties and zeros that
-    there are; beyond, by scipy's normal approximation. (scipy is exact without ties alone, or tries every pattern of
+    Zeros are ranked but not counted (Pratt). For up to 50 nonzero values p is exact, given their ties and zeros; beyond
+    that it is scipy's normal approximation. (scipy itself is exact only without ties, or else tries every pattern of
     signs one by one.)
 
     Args:

@@ -13,10 +13,10 @@ class Case:
 
     Attributes:
         name: nnU-Net's identifier.
-        fold: Fold in whose validation it is; "test" for a held-out set.
+        fold: Fold whose validation contains it; "test" for a held-out set.
         prediction: Predicted segmentation map.
-        truth: True one.
-        image: First channel of the image, if it is there.
+        truth: True segmentation map.
+        image: First channel of the image; None if there is none.
         recorded: nnU-Net's own evaluation from summary.json by label name: Dice and n_ref; empty without one.
     """
 
@@ -91,7 +91,7 @@ class Study:
 
     @property
     def cases(self) -> Mapping[str, Case]:
-        """The cases of the first method: every method has the same, of the same folds."""
+        """The cases of the first method; every method has the same cases in the same folds."""
         return self.methods[0].cases
 
     @property

@@ -18,7 +18,7 @@ from skimage.measure import marching_cubes, mesh_surface_area
 from nnunet_ext.compare.nearest import Points, nearest_distances
 
 Mask = NDArray[np.bool_]
-_SPARSE = 30  # voxels of the box per voxel of the mask, from which on only the latter are looked at
+_SPARSE = 30  # voxels of the box per voxel of the mask above which only the mask's voxels are visited
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def surfaces(truth: Mask, prediction: Mask, spacing: Sequence[float]) -> tuple[S
         masks (D, H, W) or (H, W).
 
     Raises:
-        ValueError: if shapes or spacing differ in axes, or have other than two or three.
+        ValueError: if shapes and spacing differ in their number of axes, or it is neither two nor three.
     """
     if truth.shape != prediction.shape or truth.ndim != len(spacing) or truth.ndim not in (2, 3):
         raise ValueError(

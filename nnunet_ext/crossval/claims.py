@@ -1,4 +1,4 @@
-"""The locks that one run of a graph holds: nobody else trains, prepares or writes what it is about to."""
+"""Locks that keep other runs from training, preparing or writing what this run is about to."""
 
 import sys
 import time
@@ -19,7 +19,7 @@ class Claims:
         self._locks = locks
 
     def lost(self, node: Node) -> bool:
-        """Whether another run took the lock over, having found this one dead: a machine that slept, for instance."""
+        """Whether another run took the lock over because this one looked dead, for instance after its machine slept."""
         return node.lock in self._locks and self._locks[node.lock].lost
 
     def covers(self, nodes: Iterable[Node]) -> bool:
@@ -41,15 +41,15 @@ class Claims:
 
 
 def claim(graph: Graph, only: Sequence[Node] | None = None, wait: bool = False) -> Claims:
-    """Locks all that is missing of a graph, or of some of its steps, at once.
+    """Locks all missing steps of a graph, or of a selection, at once.
 
     Args:
         graph: All steps.
-        only: Steps to run; None: all that are missing.
-        wait: Whether to wait for other runs. What they have done by then is not missing any more.
+        only: Steps to run; None: all missing ones.
+        wait: Whether to wait for other runs; steps that they finish in the meantime are no longer missing.
 
     Raises:
-        LockHeld: if another run holds one of the locks; the message says which run, and what to do.
+        LockHeld: if another run holds one of the locks; the message names the run and the remedy.
     """
     told = ""
     while True:
@@ -57,7 +57,7 @@ def claim(graph: Graph, only: Sequence[Node] | None = None, wait: bool = False) 
             claims = Claims(acquire(_locks(_missing(graph, only))))
         except LockHeld as error:
             if not wait:
-                raise LockHeld(f"{error}: end it, or wait for it with --wait (--status shows how far it is)") from error
+                raise LockHeld(f"{error}: end it, or wait for it with --wait (--status shows its progress)") from error
             if str(error) != told:
                 told = str(error)
                 print(f"{told}; waiting", file=sys.stderr, flush=True)
@@ -69,10 +69,10 @@ def claim(graph: Graph, only: Sequence[Node] | None = None, wait: bool = False) 
 
 
 def check_unclaimed(nodes: Iterable[Node]) -> None:
-    """Raises LockHeld if another run is at work on one of several steps."""
+    """Raises LockHeld if another run is working on one of several steps."""
     for path, what in _locks(nodes).items():
         if is_held(path):
-            raise LockHeld(f"{held(path, what)}: end it, or wait for it and call this again")
+            raise LockHeld(f"{held(path, what)}: end it, or wait for it and run this again")
 
 
 def _missing(graph: Graph, only: Sequence[Node] | None) -> list[Node]:

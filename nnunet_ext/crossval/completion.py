@@ -1,6 +1,6 @@
-"""The state of each step, read from nnU-Net's own folders, whatever ended it.
+"""The state of each step, read from nnU-Net's own folders, so that it is right however the step ended.
 
-nnU-Net writes most files in place, so that a kill leaves half of one: a file counts if it can be read to its end.
+nnU-Net writes most files in place, so a kill can leave half a file: a file counts only if it can be read to its end.
 """
 
 import os
@@ -21,7 +21,7 @@ class State(Enum):
 
 
 def copy_state(copy: Path, source: Path) -> State:
-    """Whether a JSON file that is made of another one is complete and not older than it."""
+    """State of a JSON file made from another: finished if it is complete and not older."""
     return json_state(copy) if is_newer(copy, [source]) else State.NOT_STARTED
 
 
@@ -30,7 +30,7 @@ def json_state(path: Path) -> State:
 
 
 def is_newer(product: Path, sources: Iterable[Path]) -> bool:
-    """Whether a file and its sources are there, and none of these was written after it."""
+    """Whether a file and its sources exist, and none of the sources was written after it."""
     if not product.is_file():
         return False
     written = product.stat().st_mtime_ns
@@ -44,7 +44,7 @@ def file_ending(raw: Path, preprocessed: Path) -> str:
 
 
 def training_cases(raw: Path, preprocessed: Path) -> list[str]:
-    """Names of the training cases; where the raw data are no longer kept, of those with a true label."""
+    """Names of the training cases; if the raw data were removed, of the cases with a true label."""
     dataset = read_json_if_whole(raw / "dataset.json")
     if dataset is None:
         truth, ending = preprocessed / "gt_segmentations", file_ending(raw, preprocessed)
@@ -85,7 +85,7 @@ def preprocessing_state(folder: Path, cases: Sequence[str], truth: Path, ending:
 
 
 def is_whole_pickle(path: Path) -> bool:
-    """Whether a pickle is there to its end."""
+    """Whether a pickle is complete."""
     try:
         with path.open("rb") as file:
             file.seek(-1, os.SEEK_END)
@@ -95,7 +95,7 @@ def is_whole_pickle(path: Path) -> bool:
 
 
 def unpacking_state(folder: Path, splits: Path) -> State:
-    """Whether the folds are decided and no case waits to be unpacked: .npz are, .b2nd are read as they are."""
+    """Whether the split exists and no case is left to unpack: .npz files are unpacked, .b2nd files read directly."""
     packed = list(folder.glob("*.npz"))
     whole = all(_is_whole_array(file.with_suffix(".npy")) for file in packed) and all(
         _is_whole_array(file.with_name(f"{file.stem}_seg.npy")) for file in packed
@@ -114,11 +114,11 @@ def _is_whole_array(path: Path) -> bool:
 
 
 def _is_whole_checkpoint(path: Path) -> bool:
-    return path.is_file() and zipfile.is_zipfile(path)  # the table of a zip file stands at its end
+    return path.is_file() and zipfile.is_zipfile(path)  # a zip file ends with its table
 
 
 def training_state(fold: Path, probabilities: bool = False) -> State:
-    """State of a fold's training and validation; with `probabilities`, the validation must have written these, too."""
+    """State of a fold's training and validation; with `probabilities`, the validation must have written these too."""
     if _is_whole_checkpoint(fold / FINAL_CHECKPOINT):
         return State.FINISHED if _is_validated(fold / "validation", probabilities) else State.RESUMABLE
     return State.NOT_STARTED if resume_point(fold) is None else State.RESUMABLE
@@ -150,13 +150,13 @@ def resume_point(fold: Path) -> Path | None:
 
 
 def resume_progress(fold: Path) -> tuple[str, int] | None:
-    """The checkpoint that a fold would resume from, and when it was written."""
+    """The checkpoint from which a fold would resume, and when it was written."""
     point = resume_point(fold)
     return None if point is None else (point.name, point.stat().st_mtime_ns)
 
 
 def resume_options(fold: Path) -> list[str]:
-    """Options of nnUNetv2_train that resume a fold; one that is trained is only validated."""
+    """Options of nnUNetv2_train that resume a fold; a trained fold is only validated."""
     point = resume_point(fold)
     if point is None:
         return []
@@ -164,7 +164,7 @@ def resume_options(fold: Path) -> list[str]:
 
 
 def set_aside_broken(path: Path) -> None:
-    """Renames a JSON file or a checkpoint of which a kill left half, so that nnU-Net does not trip over it."""
+    """Renames a JSON file or a checkpoint that a kill cut off, so that nnU-Net does not trip over it."""
     whole = _is_whole_checkpoint(path) if path.suffix == ".pth" else read_json_if_whole(path) is not None
     if path.is_file() and not whole:
         os.replace(path, path.with_name(f"{path.name}.broken"))
@@ -180,11 +180,11 @@ def pooling_state(pooled: Path, folds: Iterable[Path]) -> State:
 def report_state(
     report: Path, names: Sequence[str], folds: Sequence[str], pooled: Iterable[Path], baseline: str | None = None
 ) -> State:
-    """Whether a report of just these, on a baseline if one is named, was written after their results were pooled."""
+    """Whether a report of exactly these trainers (and this baseline) was written after their results were pooled."""
     summary = read_json_if_whole(report / "summary.json")
     if summary is None or set(summary["entrants"]) != set(names) or set(summary["folds"]) != set(folds):
         return State.NOT_STARTED
-    # The report's names have the plans where these differ, the option's need not.
+    # Names in the report include the plans where these differ; the option's name need not.
     if baseline is not None and baseline not in (summary["baseline"], split_model_name(summary["baseline"])[0]):
         return State.NOT_STARTED
     newer = is_newer(report / "report.html", [folder / "summary.json" for folder in pooled])

@@ -1,4 +1,4 @@
-"""The steps of a cross-validation for people and for scripts: states, commands, and who is at work on them."""
+"""Describes the steps of a cross-validation, for people and for scripts: states, commands and running processes."""
 
 import shlex
 from typing import Any
@@ -14,7 +14,7 @@ SCHEMA = 1
 
 
 def dry_run(experiment: Experiment, graph: Graph) -> dict[str, Any]:
-    """Each step's state, the steps that it waits for, and the exact command of what is to do."""
+    """Each step's state and dependencies, and the exact command of each step to run."""
     states = graph.states()
     todo = {node.name for node in graph.missing(states)}
     steps = []
@@ -34,12 +34,12 @@ def dry_run(experiment: Experiment, graph: Graph) -> dict[str, Any]:
 
 
 def status(experiment: Experiment, graph: Graph) -> dict[str, Any]:
-    """Each step's state and, while it runs, who is at work on it and how far a training is."""
+    """Each step's state and, while it runs, the run that works on it and the progress of a training."""
     states = graph.states()
     todo = {node.name for node in graph.missing(states)}
     steps = []
     for name, node in graph.nodes.items():
-        # Steps that share a lock run one after the other: the first that is missing is the one at work.
+        # Steps that share a lock run one after the other: the first missing one is running.
         first = next((other for other in graph.nodes.values() if other.lock == node.lock and other.name in todo), node)
         running = name in todo and node is first and node.lock is not None and is_held(node.lock)
         outdated = name in todo and states[name] is State.FINISHED
@@ -70,7 +70,7 @@ def dry_run_text(content: dict[str, Any]) -> str:
 def status_text(content: dict[str, Any]) -> str:
     """The lines that `--status` prints."""
     total = len(content["steps"])
-    done = f"{total - content['to_do']} of {total} steps need nothing, {content['running']} running"
+    done = f"{total - content['to_do']} of {total} steps done, {content['running']} running"
     lines = [f"{content['dataset']}, {content['configuration']}: {done}"]
     for step in content["steps"]:
         parts = [f"{step['state']:<12}{step['name']}"]

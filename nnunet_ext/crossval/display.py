@@ -19,7 +19,7 @@ _REFRESH_SECONDS = 2.0
 
 
 class LineDisplay:
-    """A line for every change, with the time."""
+    """One line per change, with the time."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False, soft_wrap=True)
@@ -41,7 +41,7 @@ class LineDisplay:
 
 
 class TableDisplay(LineDisplay):
-    """A table that is kept up to date within its context, what failed above it."""
+    """A table that is updated within its context, with failures above it."""
 
     def __init__(self, console: Console | None = None) -> None:
         super().__init__(console)
@@ -72,7 +72,7 @@ def make_display() -> LineDisplay:
 
 
 def progress_table(rows: Sequence[Row], height: int) -> Table:
-    """Steps that failed, run and wait, as far as there is room, and how many are finished."""
+    """Failed, running and waiting steps, as many as fit, and the number of finished ones."""
     finished = sum(row.status is Status.FINISHED for row in rows)
     table = Table(title=f"{finished} of {len(rows)} steps finished", title_justify="left", expand=False)
     for column in ("step", "state", "on", "epoch", "Dice", "time left"):

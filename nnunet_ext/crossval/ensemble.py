@@ -34,7 +34,7 @@ def best_two(experiment: Experiment) -> list[Model] | None:
 
 
 def ensemble_state(experiment: Experiment) -> State:
-    """Whether nnU-Net ensembled the two best since they were pooled, and determined the better's postprocessing."""
+    """Whether nnU-Net ensembled the two best after they were pooled, and determined the better one's postprocessing."""
     best = best_two(experiment)
     if best is None:
         return State.NOT_STARTED
@@ -47,13 +47,13 @@ def ensemble_state(experiment: Experiment) -> State:
 
 
 def _ensemble_folder(experiment: Experiment, best: Sequence[Model]) -> Path:
-    """Where nnU-Net ensembles models."""
+    """nnU-Net's folder of an ensemble."""
     names = "___".join(experiment.model_folder(model).name for model in best)
     return experiment.results / "ensembles" / f"ensemble___{names}___{'_'.join(map(str, experiment.folds))}"
 
 
 def _dice(folder: Path) -> float | None:
-    """Mean foreground Dice of a folder that nnU-Net evaluated; 0 where there was no foreground at all."""
+    """Mean foreground Dice of a folder that nnU-Net evaluated; 0 if there was no foreground."""
     summary = read_json_if_whole(folder / "summary.json")
     if summary is None:
         return None
@@ -79,12 +79,12 @@ def run() -> None:
     best = best_two(experiment)
     if best is None:
         raise SystemExit("the trainers' results are not pooled yet")
-    # nnU-Net keeps each file that is there: those of a fold trained before, or half of one that a kill has left.
+    # nnU-Net keeps every existing file: those of a fold trained earlier, or half a file that a kill left.
     shutil.rmtree(_ensemble_folder(experiment, best), ignore_errors=True)
     models = [
         {"plans": model.plans, "configuration": arguments.configuration, "trainer": model.trainer} for model in best
     ]
-    # What is pooled already is kept, so that it does not become newer than what was made of it.
+    # Pooled results are kept, so that they do not become newer than what was made from them.
     find_best_configuration(arguments.dataset, models, overwrite=False, folds=arguments.folds)
 
 

@@ -1,4 +1,4 @@
-"""The interface of what carries out a cross-validation: this machine, or Slurm."""
+"""The interface of a cross-validation's executors: this machine, or Slurm."""
 
 from typing import Any, Protocol
 
@@ -7,16 +7,16 @@ from nnunet_ext.crossval.graph import Graph
 
 
 class Executor(Protocol):
-    """Carries out what is missing of a graph."""
+    """Carries out the missing steps of a graph."""
 
     def run(self, experiment: Experiment, graph: Graph) -> int:
-        """Runs or submits what is missing and returns the exit code.
+        """Runs or submits the missing steps and returns the exit code.
 
         Raises:
-            ValueError: if another run is at work on it.
+            ValueError: if another run is working on them.
         """
         ...
 
     def describe(self, experiment: Experiment, graph: Graph) -> dict[str, Any]:
-        """Content of a dry run: the steps, and what this executor would make of them."""
+        """Content of a dry run: the steps, and how this executor would run them."""
         ...

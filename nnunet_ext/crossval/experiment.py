@@ -12,7 +12,7 @@ from nnunet_ext.nnunet.json_files import read_json_if_whole
 from nnunet_ext.nnunet.trained_model import model_name, pair_plans, repeat_plans
 from nnunet_ext.nnunet.trainers import TRAINERS_VARIABLE, external_trainers
 
-DEFAULT_FOLDS = 5  # of the split that nnU-Net makes
+DEFAULT_FOLDS = 5  # in nnU-Net's default split
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Experiment:
         ensemble: Whether the two best are ensembled.
         test: Folder with images to predict.
         repeats: Trainings of each model, which differ in their random numbers only.
-        groups: Source of the cases' groups, for example patients, none of which a fold may divide.
+        groups: Source of the cases' groups (patients, for example), which no fold may divide.
         margin: Dice points within which the report calls trainers equivalent; None: the report's default.
         tolerance: Tolerance of the surface Dice in mm; None: the report's default.
-        untimed: Whether the report leaves seconds out in any case.
+        untimed: Whether the report always leaves out seconds.
         gpu_memory: GB for which plans of our trainers are made; None: the planner's default.
         plan: Whether a plan may be made under a name that is not a trainer's default.
     """
@@ -88,7 +88,7 @@ class Experiment:
 
     @property
     def plans(self) -> tuple[str, ...]:
-        """Names of plans, each once, nnU-Net's first: plans of ours share the data of what is there."""
+        """Names of plans, each once, nnU-Net's first: our plans share preprocessed data that exist."""
         return tuple(sorted({model.plans: None for model in self.models}, key=lambda name: name not in STOCK_PLANNERS))
 
     @property
@@ -129,7 +129,7 @@ class Experiment:
 
     @property
     def locks(self) -> Path:
-        """Folder of the locks of trainings and of what is made of them."""
+        """Folder of the locks of trainings and of later steps."""
         return self.results / "crossval" / "locks"
 
     @property
@@ -146,7 +146,7 @@ class Experiment:
         return self.model_folder(model, configuration) / f"fold_{fold}"
 
     def pooled_folder(self, model: Model) -> Path:
-        """Where nnUNetv2_accumulate_crossval_results writes."""
+        """Folder to which nnUNetv2_accumulate_crossval_results writes."""
         return self.model_folder(model) / f"crossval_results_folds_{'_'.join(map(str, self.folds))}"
 
     def predictions(self, name: str) -> Path:
@@ -165,7 +165,7 @@ def make_experiment(
     environment: Mapping[str, str] = os.environ,
     **options: Any,
 ) -> Experiment:
-    """Checks what a user asked for before hours are spent on it.
+    """Makes an experiment and checks it before hours are spent on it.
 
     Args:
         dataset: Number or name of a dataset.
@@ -179,11 +179,11 @@ def make_experiment(
         **options: The other attributes of `Experiment`.
 
     Raises:
-        ValueError: for anything that cannot work; the message names it and the remedy.
+        ValueError: for settings that cannot work; the message names them and the remedy.
     """
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         if not environment.get(name):
-            raise ValueError(f"the environment variable {name} is not set; `nnunet_ext doctor` says more")
+            raise ValueError(f"the environment variable {name} is not set; for details run `nnunet_ext doctor`")
     name = _dataset_name(dataset)
     if options.get("groups") is not None and Path(options["groups"]).is_file():
         options["groups"] = str(Path(options["groups"]).resolve())  # jobs run in other folders

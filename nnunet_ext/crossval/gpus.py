@@ -11,7 +11,7 @@ _DEFAULT_WORKERS = 12  # nnU-Net's
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one command at a time runs, and the variables that give it the device."""
+    """A place for one command at a time, with the variables that assign its device."""
 
     name: str
     environment: Mapping[str, str]
@@ -30,15 +30,15 @@ def make_slots(
 
     Args:
         device: cuda, cpu or mps.
-        gpus: Numbers or names, separated by commas or spaces. As in torch, numbers count what CUDA_VISIBLE_DEVICES
-            lists. None: all that it lists; without it, the first `num_gpus`.
+        gpus: Numbers or names, separated by commas or spaces. As in torch, numbers count the GPUs that
+            CUDA_VISIBLE_DEVICES lists. None: all of these; without the variable, the first `num_gpus`.
         num_gpus: GPUs that train one fold together.
         environment: Holds CUDA_VISIBLE_DEVICES and nnUNet_n_proc_DA.
         available: Number of GPUs of this machine; None: unknown.
         cpus: CPUs that are divided among the slots; None: all that this process may use.
 
     Raises:
-        ValueError: for GPUs that are not there or cannot be divided so.
+        ValueError: for GPUs that do not exist, and for a number of them that is not a multiple of `num_gpus`.
     """
     if device != "cuda":
         if gpus is not None:

@@ -16,22 +16,22 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Node:
-    """A step: one command of nnU-Net's or ours.
+    """A step: one command of nnU-Net or of this package.
 
     Attributes:
         name: Letters, digits, underscores and dots; unique in a dataset and configuration.
-        needs: Names of steps that must be finished before.
+        needs: Names of steps that must finish first.
         state: Reads its state from the disk.
         command: The exact command for that state.
-        group: Steps of one group are one job, or one array of jobs, of a cluster.
+        group: Name of a group, whose steps form one cluster job or one array of jobs.
         on_gpu: Whether it computes on the device.
         follows: Whether it reruns when a dependency reran; a training does not, if its data exist.
         before: Called before the command is started.
-        after: Called when the command has ended well.
+        after: Called after the command succeeded.
         fold: Number of the fold of a training.
         fold_folder: nnU-Net's folder of a training.
         lock: File that excludes other runs while the step runs; steps may share one.
-        progress: Reads anything that changes whenever an interrupted step would resume further on.
+        progress: Reads a value that changes whenever an interrupted step would resume from a later point.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Node:
 
 
 class Graph:
-    """Steps in an order in which they can run; the first folds stand before the second ones."""
+    """Steps in an order in which they can run; the first folds precede the second ones."""
 
     def __init__(self, nodes: Iterable[Node]) -> None:
         self.nodes = {node.name: node for node in nodes}
@@ -61,7 +61,7 @@ class Graph:
     def missing(self, states: Mapping[str, State]) -> list[Node]:
         """Steps that must run: unfinished or outdated, and either an end of the graph or needed by a step to run.
 
-        Preprocessed data that were removed after all trainings are not missed.
+        Preprocessed data that were removed after all trainings do not count as missing.
         """
         undone: set[str] = set()
         for name, node in self.nodes.items():
@@ -75,7 +75,7 @@ class Graph:
         return [node for name, node in self.nodes.items() if name in wanted and name in undone]
 
     def select(self, name: str) -> list[Node]:
-        """The step of a name, or the steps of a group.
+        """The step with a name, or the steps of a group.
 
         Raises:
             ValueError: for an unknown name.
@@ -89,5 +89,5 @@ class Graph:
 
 
 def progress_of(nodes: Iterable[Node]) -> list[Any]:
-    """How far several steps are, to be compared with a later answer."""
+    """Progress of several steps, to be compared with a later value."""
     return [(node.state(), node.progress()) for node in nodes]

@@ -24,8 +24,8 @@ class LocalExecutor:
     """Runs steps on this machine.
 
     Attributes:
-        slots: Where one training at a time runs.
-        wait: Whether to wait for other runs that are at work on the same steps.
+        slots: Places that run one training at a time.
+        wait: Whether to wait for other runs that are working on the same steps.
     """
 
     slots: Sequence[Slot]
@@ -35,7 +35,7 @@ class LocalExecutor:
         return dry_run(experiment, graph)
 
     def run(self, experiment: Experiment, graph: Graph) -> int:
-        """Runs what is missing.
+        """Runs the missing steps.
 
         Returns:
             Exit code: 0 if all is finished, 1 if something failed, 75 if it was asked to end with checkpoints.
@@ -77,10 +77,10 @@ def _conclude(runner: Runner) -> int:
 
 
 def listening(runner: Runner) -> AbstractContextManager[None]:
-    """Ends the runner's commands when this process is told to end; on SIGUSR1 with checkpoints.
+    """Ends the runner's commands when a signal asks this process to end; on SIGUSR1 with checkpoints.
 
-    Once told, it hears no further signal: commands that take too long to end are ended by force. Signals that were
-    ignored when this process started stay ignored, as `nohup` wants.
+    Signals after the first are ignored: commands that take too long to end are ended by force. Signals that were
+    ignored when this process started stay ignored, as `nohup` requires.
     """
     names = ("SIGINT", "SIGTERM", "SIGHUP")
     ends = [number for name in names if (number := getattr(signal, name, None)) is not None]

@@ -1,4 +1,4 @@
-"""Records on which machine each training ran: seconds of shared or different machines are no measure of cost."""
+"""Records on which machine each training ran: seconds on shared or different machines do not measure cost."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from nnunet_ext.crossval.experiment import Experiment
 
 
 def record(file: Path, shared: bool, environment: Mapping[str, str] = os.environ) -> None:
-    """Adds to a training's record where it is about to run, and whether it has that machine for itself.
+    """Adds to a training's record the machine on which it is about to run, and whether it has it to itself.
 
     Args:
         file: The record.
@@ -46,7 +46,7 @@ def differ(experiment: Experiment, steps: Sequence[str]) -> bool:
 
 
 def _device() -> str:
-    """Names of the GPUs of this machine ; empty without a driver."""
+    """Names of the GPUs of this machine; empty without a driver."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         names = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split("\n")

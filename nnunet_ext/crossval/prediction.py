@@ -1,4 +1,4 @@
-"""The steps that predict a folder of images, and continue where a time limit or a kill ended them."""
+"""The steps that predict a folder of images, and resume where a time limit or a kill ended them."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from nnunet_ext.nnunet.checkpoints import FINAL_CHECKPOINT
 from nnunet_ext.utils.files import check_whole, remove
 
 _WRITERS = 3
-"""Processes of nnUNetv2_predict that write: as many masks may be incomplete after a kill."""
+"""Writing processes of nnUNetv2_predict; after a kill, this many masks may be incomplete."""
 
 
 def prediction_steps(e: Experiment) -> list[Node]:
@@ -85,7 +85,7 @@ def _predicting(
     *,
     resumes: bool,
 ) -> Node:
-    """A step whose masks appear under their name when all are there."""
+    """A step whose masks appear in the final folder once all of them exist."""
     assert e.test is not None
     target, images = e.predictions(name), e.test
     partial = partial_folder(target)
@@ -122,20 +122,20 @@ def _predicting(
 
 
 def partial_folder(target: Path) -> Path:
-    """The folder of a prediction that is not complete."""
+    """The folder of an incomplete prediction."""
     return target.with_name(f"{target.name}.partial")
 
 
 def remove_incomplete(folder: Path, ending: str, sources: Sequence[Path]) -> None:
     """Removes masks that `nnUNetv2_predict --continue_prediction` must not keep.
 
-    nnU-Net keeps every file that is there: one that a kill cut off, and one of an earlier model. The latest files of
-    a format whose completeness cannot be seen are removed.
+    nnU-Net keeps every existing file, even one that a kill cut off or that an earlier model predicted. In formats whose
+    completeness cannot be checked, the latest files are removed.
 
     Args:
         folder: Folder of an interrupted prediction; nothing happens if there is none.
         ending: Ending of the masks.
-        sources: Checkpoints; masks that are older were predicted by others.
+        sources: Checkpoints; masks older than these were predicted by other models.
     """
     masks = sorted(folder.glob(f"*{ending}"), key=os.path.getmtime)
     latest = max((source.stat().st_mtime_ns for source in sources if source.is_file()), default=0)

@@ -14,15 +14,15 @@ from nnunet_ext.nnunet.trained_model import repeat_plans
 from nnunet_ext.nnunet.trainers import can_plan
 
 LOCK = ".nnunet_ext_preparation.lock"
-"""File in the dataset's preprocessed folder. Fingerprint, plans and splits belong to it, so that one run prepares."""
+"""Lock in the dataset's preprocessed folder. It covers fingerprint, plans and splits: one run at a time prepares."""
 
 
 def prepare(e: Experiment) -> tuple[list[Node], dict[str, tuple[str, ...]]]:
     """The steps of an experiment before its trainings.
 
     Returns:
-        The steps, and for each plans name the steps that its trainings need: all by name, because a finished step
-        does not ask for its dependencies and a training reads the results of every one.
+        The steps, and for each plans name the steps that its trainings need. Every one is named, because a finished
+        step does not ask for its dependencies and a training reads the results of all.
     """
     configurations = [e.configuration] if e.previous_stage is None else [e.previous_stage, e.configuration]
     nodes = [_fingerprint(e), *(_plan(e, plans) for plans in e.plans)]
@@ -62,7 +62,7 @@ def _fingerprint(e: Experiment) -> Node:
 def _plan(e: Experiment, plans: str) -> Node:
     file = e.plans_file(plans)
     trainer = next(model.trainer for model in e.models if model.plans == plans)
-    command: list[str] = []  # a plan of the user's own, which exists: see validation.py
+    command: list[str] = []  # a user's own plan, which validation.py has found
     if plans in STOCK_PLANNERS:
         command = ["nnUNetv2_plan_experiment", "-d", e.dataset_id, "-pl", STOCK_PLANNERS[plans]]
     else:
@@ -168,7 +168,7 @@ def _unpacked(folder: Path | None) -> int:
 
 
 def _name(what: str, e: Experiment, plans: str, configuration: str) -> str:
-    """A cascade's earlier stage has its configuration in the name."""
+    """Name of a step; for a cascade's earlier stage it includes the configuration."""
     return f"{what}_{plans}" if configuration == e.configuration else f"{what}_{configuration}_{plans}"
 
 

@@ -1,4 +1,4 @@
-"""Continues a preprocessing that was interrupted: nnU-Net's command would remove what is done and begin anew."""
+"""Resumes an interrupted preprocessing: nnU-Net's command would remove the finished cases and start over."""
 
 import argparse
 import hashlib
@@ -15,19 +15,17 @@ from nnunet_ext.utils.files import replacing
 
 
 def note_plan(plans_file: Path, configuration: str, folder: Path) -> None:
-    """Notes beside a folder of preprocessed data, before they are made, of which plan they are."""
+    """Notes the plan of a folder of preprocessed data beside it, before the data are made."""
     digest = _digest(plans_file, configuration)
     if digest is not None:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(
-            folder, ignore_errors=True
-        )  # as nnU-Net does, but before the note says that they are of this plan
+        shutil.rmtree(folder, ignore_errors=True)  # as nnU-Net does, but before the note ties them to this plan
         with replacing(_note(folder), "w") as file:
             json.dump({"configuration": configuration, "digest": digest}, file)
 
 
 def is_resumable(plans_file: Path, configuration: str, folder: Path) -> bool:
-    """Whether some cases are done, by this plan, with a preprocessor whose cases can be made one by one."""
+    """Whether some cases are done under this plan, by a preprocessor that can process cases one by one."""
     digest = _digest(plans_file, configuration)
     note = read_json_if_whole(_note(folder))
     return digest is not None and note is not None and note.get("digest") == digest and bool(whole_cases(folder))
@@ -43,7 +41,7 @@ def _note(folder: Path) -> Path:
 
 
 def _digest(plans_file: Path, configuration: str) -> str | None:
-    """A short name for all of a plan that shapes the data; None for one that only nnU-Net's own command can follow."""
+    """Digest of all settings of a plan that shape the data; None for a plan that needs nnU-Net's own command."""
     plans = read_json_if_whole(plans_file)
     if plans is None:
         return None

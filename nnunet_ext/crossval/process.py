@@ -30,7 +30,7 @@ class Child:
     Args:
         node: The step to run.
         environment: Environment of the command.
-        log: File that its output is added to; None: it goes where this process writes.
+        log: File to which its output is appended; None: it goes where this process writes.
     """
 
     def __init__(self, node: Node, environment: Mapping[str, str], log: Path | None) -> None:
@@ -59,7 +59,7 @@ class Child:
 
     def failure(self) -> str | None:
         """After the end: None if the step is finished, else the reason."""
-        signal_group(self._process, getattr(signal, "SIGKILL", None))  # what it may have left running
+        signal_group(self._process, getattr(signal, "SIGKILL", None))  # workers that it may have left
         code = self._process.returncode
         if code != 0:
             return f"{self.node.name} ended with exit code {code}"
@@ -69,13 +69,13 @@ class Child:
             return f"{self.node.name} ended, but {error}"
         if self.node.state() is State.FINISHED:
             return None
-        return f"{self.node.name} ended without an error, but what it should have written is not there"
+        return f"{self.node.name} ended without an error, but did not write its results"
 
     def last_lines(self) -> str:
         return tail(self.log) if self.log is not None else ""
 
     def request_checkpoint(self) -> None:
-        """Asks a training of ours to write a checkpoint after the running epoch and to end; others do not hear it."""
+        """Asks one of our trainings to write a checkpoint after the current epoch and to end; others ignore it."""
         signal_group(self._process, CHECKPOINT_SIGNAL)
 
     def ask_to_stop(self) -> None:
@@ -86,9 +86,9 @@ class Child:
 
 
 def _usable(command: str, environment: Mapping[str, str]) -> Mapping[str, str]:
-    """The environment, in which nnU-Net's planning finds at least one process for augmentation.
+    """The environment, with at least one process for augmentation when nnU-Net plans.
 
-    0, augmentation in the training's own process, is good for trainings; the planning takes it for torch's number of
+    0, augmentation in the training's own process, is fine for trainings, but the planning uses it as torch's number of
     threads, which must be positive.
     """
     if command == _PLANNING and environment.get(_AUGMENTATION_PROCESSES, "").strip() == "0":

@@ -1,4 +1,4 @@
-"""Copies a plan for a repeated training: another name, so that nnU-Net trains into another folder, on the same data."""
+"""Copies a plan under another name, so that a repeated training uses the same data but a folder of its own."""
 
 import argparse
 import json

@@ -23,7 +23,7 @@ class Status(Enum):
     WAITING = "waiting"
     RUNNING = "running"
     FAILED = "failed"
-    BLOCKED = "blocked"  # something that it needs failed
+    BLOCKED = "blocked"  # a dependency failed
     STOPPED = "stopped"
 
 
@@ -49,21 +49,21 @@ class Display(Protocol):
 
 
 class Runner:
-    """Runs what is missing of a graph, or of some of its steps.
+    """Runs the missing steps of a graph, or a selection of them.
 
     Args:
         graph: All steps.
-        slots: For steps that compute on the device; others run beside them, one at a time.
+        slots: Places for steps that compute on the device; other steps run alongside, one at a time.
         bookkeeping: Folder of records and, with `logs`, of logs.
         environment: Environment of the commands.
-        display: Is told of every change.
+        display: Display that is told of every change.
         claims: Locks of the steps to run; each is released when its last step has ended.
-        only: Names of the steps to run; None: all that are missing.
+        only: Names of the steps to run; None: all missing ones.
         logs: Whether commands write to files rather than where this process writes.
-        grace: Seconds after `request_checkpoints` at which commands that still run are stopped; None: never.
+        grace: Seconds after `request_checkpoints` at which commands still running are stopped; None: never.
 
     Raises:
-        ValueError: if one of the steps needs what is not finished.
+        ValueError: if one of the steps has an unfinished dependency.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Runner:
                 raise ValueError(f"{name} needs {', '.join(unfinished)}, which is not finished")
 
     def run(self) -> bool:
-        """Runs until nothing more can run; whether all steps are finished.
+        """Runs until no further step can start; returns whether all steps are finished.
 
         Raises:
             KeyboardInterrupt: after `interrupt`, when all commands have ended, with their workers.
@@ -124,7 +124,7 @@ class Runner:
         self._interrupted = True
 
     def request_checkpoints(self) -> None:
-        """Starts nothing more, and asks trainings to end after their epoch with a checkpoint. For signal handlers."""
+        """Starts no further step and asks trainings to end after their epoch with a checkpoint. For signal handlers."""
         self._requested = self._requested or time.monotonic()
 
     @property
@@ -154,7 +154,7 @@ class Runner:
             self._release()
 
     def _release(self) -> None:
-        """Gives up the locks of which no step is to run."""
+        """Releases the locks that no remaining step needs."""
         pending = (Status.WAITING, Status.RUNNING)
         self._claims.keep(row.node for row in self.rows.values() if row.status in pending)
 
@@ -175,7 +175,7 @@ class Runner:
                 return
             if row.status is not Status.WAITING or not self._is_ready(row.node):
                 continue
-            if row.node.state() is State.FINISHED:  # by what ran meanwhile: data that two plans share
+            if row.node.state() is State.FINISHED:  # by another step meanwhile: two plans can share data
                 row.status = Status.FINISHED
                 continue
             slot = self._free_slot(row.node)

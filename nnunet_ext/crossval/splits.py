@@ -23,7 +23,7 @@ def split_by_group(cases: Sequence[str], groups: Mapping[str, str], folds: int) 
 
 
 def divided_groups(splits: Sequence[Mapping[str, Any]], groups: Mapping[str, str]) -> list[tuple[int, str]]:
-    """Folds and groups of which a fold both trains and validates cases."""
+    """Pairs of a fold and a group that the fold divides between training and validation."""
     found = []
     for fold, split in enumerate(splits):
         train, validation = ({groups[case] for case in split[side] if case in groups} for side in ("train", "val"))

@@ -41,7 +41,7 @@ def build_graph(experiment: Experiment) -> Graph:
 
 
 def train_name(model: Model, fold: int, stage: str | None = None) -> str:
-    """Name of a training's step; that of a cascade's earlier stage has the stage in it."""
+    """Name of a training's step; for a cascade's earlier stage it includes the stage."""
     return f"train_{model.name}_{fold}" if stage is None else f"train_{stage}_{model.name}_{fold}"
 
 

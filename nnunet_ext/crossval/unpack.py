@@ -1,6 +1,6 @@
-"""Decides the folds and unpacks a configuration's data, once, before any training starts.
+"""Makes the split and unpacks a configuration's data, once, before any training starts.
 
-The first training of nnU-Net does this; trainings that start together would all do it, over each other.
+nnU-Net's first training does this; trainings that start together would overwrite each other's files.
 """
 
 import argparse
@@ -13,11 +13,11 @@ from nnunet_ext.nnunet.groups import read_groups
 
 
 def unpack(folder: Path, groups: str | None = None) -> None:
-    """Writes a split beside a folder of preprocessed data, unless there is one, and unpacks what is packed there.
+    """Writes a split beside a folder of preprocessed data, unless one exists, and unpacks the packed cases.
 
     Args:
         folder: The preprocessed data of a configuration.
-        groups: Source of the cases' groups, none of which a fold may divide; None: nnU-Net's default split.
+        groups: Source of the cases' groups, which no fold may divide; None: nnU-Net's default split.
     """
     from batchgenerators.utilities.file_and_folder_operations import save_json
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class

@@ -18,7 +18,7 @@ from nnunet_ext.utils.messages import some_of
 if TYPE_CHECKING:
     from nnunet_ext.crossval.experiment import Experiment
 
-# nnU-Net's planners whose plans name is not the planner's option.
+# nnU-Net's planners by the names of their plans.
 STOCK_PLANNERS = {
     "nnUNetPlans": "ExperimentPlanner",
     "nnUNetResEncUNetMPlans": "nnUNetPlannerResEncM",
@@ -42,8 +42,8 @@ def check_experiment(experiment: "Experiment", environment: Mapping[str, str]) -
         _is_to_be_planned(experiment, plans) for plans in experiment.plans
     ):
         raise ValueError(
-            f"--gpu-memory {experiment.gpu_memory:g} changes nothing: no plan of a trainer of ours is to be made; to "
-            "plan for another memory take another plans name, with --plan"
+            f"--gpu-memory {experiment.gpu_memory:g} changes nothing: none of our trainers needs a new plan; to plan "
+            "for another memory, give another plans name and --plan"
         )
     if experiment.test is not None:
         _check_images(
@@ -119,7 +119,7 @@ def _check_groups(e: "Experiment") -> None:
         fold, group = found[0]
         raise ValueError(
             f"--groups {e.groups}: fold {fold} of {e.splits_file} trains and validates on group {group}; move that "
-            "file away, with what was trained on it, and a split by group is written, or name other groups"
+            "file and the models trained on it away, so that a split by group is written, or name other groups"
         )
 
 
@@ -145,7 +145,7 @@ def _check_report(e: "Experiment") -> None:
 
 
 def _is_to_be_planned(e: "Experiment", plans: str) -> bool:
-    """Whether our planner is to make a plan."""
+    """Whether our planner must make a plan."""
     return plans not in STOCK_PLANNERS and read_json_if_whole(e.plans_file(plans)) is None
 
 

@@ -35,7 +35,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
     # The type of torch's error depends on which bytes are wrong.
     except Exception as error:
-        state = "is empty" if path.stat().st_size == 0 else "cannot be read: it is cut off, or no file of torch's"
+        state = "is empty" if path.stat().st_size == 0 else "cannot be read: it is cut off, or was not written by torch"
         raise ValueError(
             f"the checkpoint {path} {state} ({_first_line(error)}). Move it away: nnU-Net then takes the next of "
             f"{', '.join(name.removesuffix('.pth') for name in CHECKPOINTS)}"
@@ -44,7 +44,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if missing:
         holds = ", ".join(map(str, list(content)[:_SHOWN])) if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(
-            f"{path} is no checkpoint of nnU-Net: it has no {', '.join(missing)}; it holds {holds or 'nothing'}. "
+            f"{path} is not a checkpoint of nnU-Net: it has no {', '.join(missing)}; it holds {holds or 'nothing'}. "
             "Weights of another program: `nnunet_ext import-weights`, then nnUNetv2_train ... -pretrained_weights"
         )
     return dict(content)
@@ -81,9 +81,9 @@ def refuse_misfits(network: nn.Module, weights: Mapping[str, Tensor], prefix: st
         patch = getattr(network, "patch_size", None)
         built = f" for patch size {tuple(patch)}" if patch is not None else ""
         raise ValueError(
-            f"these weights are not of this plan: {type(network).__name__} was built{built}, but in the checkpoint "
-            f"{some_of(found, _SHOWN)}. Other patch size, labels, features or trainer? plans.json and dataset.json of "
-            "the model's folder must be those it was trained with"
+            f"these weights do not belong to this plan: {type(network).__name__} was built{built}, but in the "
+            f"checkpoint {some_of(found, _SHOWN)}. Other patch size, labels, features or trainer? plans.json and "
+            "dataset.json of the model's folder must be those it was trained with"
         )
 
 

@@ -57,11 +57,11 @@ def require(path: str | Path, content: Mapping[str, Any], *keys: str) -> None:
         if key not in content:
             old = key == "channel_names" and "modality" in content
             hint = " (it has `modality`, the key's name in version 1)" if old else ""
-            raise ValueError(f"{path} has no `{key}`{hint}; expected is, for example, {_EXAMPLES[key]}")
+            raise ValueError(f"{path} has no `{key}`{hint}; expected, for example, {_EXAMPLES[key]}")
 
 
 def check_consecutive(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Checks what nnU-Net's training demands of the labels in addition: something to segment, and no gaps.
+    """Checks the further demands of nnU-Net's training on the labels: something to segment, and no gaps.
 
     Raises:
         ValueError: for background only, or values that are not 0, 1, 2, ..
@@ -86,7 +86,7 @@ def _check_labels(path: Path, content: Mapping[str, Any]) -> None:
     for name, entry in labels.items():
         if not _values(entry) or not all(type(value) is int and value >= 0 for value in _values(entry)):
             raise ValueError(
-                f"{path}: `labels` has {entry!r} for {name!r}; expected is a whole number without quotes, or a list of "
+                f"{path}: `labels` has {entry!r} for {name!r}; expected a whole number without quotes, or a list of "
                 "them for a region"
             )
     if labels.get("background") != 0:
@@ -119,7 +119,7 @@ def _check_channels(path: Path, channels: Any) -> None:
         raise _wrong(path, "channel_names", channels)
     if set(channels) != {str(number) for number in range(len(channels))}:
         raise ValueError(
-            f"{path}: `channel_names` has the keys {', '.join(map(str, channels))}; expected are the channels' numbers "
+            f"{path}: `channel_names` has the keys {', '.join(map(str, channels))}; expected the channels' numbers "
             f"{', '.join(str(number) for number in range(len(channels)))}"
         )
 
@@ -129,7 +129,7 @@ def _values(entry: Any) -> list[Any]:
 
 
 def _wrong(path: Path, key: str, value: Any) -> ValueError:
-    return ValueError(f"{path}: `{key}` is {value!r}; expected is, for example, {_EXAMPLES[key]}")
+    return ValueError(f"{path}: `{key}` is {value!r}; expected, for example, {_EXAMPLES[key]}")
 
 
 def _kind(content: Any) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 ROUNDING = 0.01
 """Distance in voxels up to which two positions differ by the rounding of headers only."""
 LIMIT = 0.5
-"""Distance in voxels up to which two voxels are taken for the same one."""
+"""Distance in voxels up to which two voxels count as the same."""
 _SAME = 1e-4
 """Difference of two deviations below which the simpler order of storage is taken."""
 

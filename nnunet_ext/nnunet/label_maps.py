@@ -73,12 +73,12 @@ def read_label_map(
         )
     values, wrong = _whole(array[0])
     if wrong:
-        raise ValueError(f"{file} has the values {some_of(wrong)}; expected are {_expected(expected, source)}")
+        raise ValueError(f"{file} has the values {some_of(wrong)}; expected {_expected(expected, source)}")
     found = LabelMap(file, values, properties)
     unknown = [] if expected is None else [str(value) for value in found.present if value not in expected]
     if unknown:
         noun = "value" if len(unknown) == 1 else "values"
-        raise ValueError(f"{file} has the {noun} {some_of(unknown)}; expected are {_expected(expected, source)}")
+        raise ValueError(f"{file} has the {noun} {some_of(unknown)}; expected {_expected(expected, source)}")
     return found
 
 

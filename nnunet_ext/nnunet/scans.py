@@ -74,8 +74,8 @@ def scans_in(folder: str | Path, endings: Sequence[str]) -> tuple[list[Scan], li
     """The scans in a folder, sorted by case. Files whose names begin with a dot are ignored.
 
     Returns:
-        Scans whose channels are exactly 0000, 0001, ..; and failures: cases with other channel numbers, cases that are
-        there in several formats, and files without a channel number, under their names.
+        Scans whose channels are exactly 0000, 0001, ..; and failures: cases with other channel numbers, cases that
+        exist in several formats, and files without a channel number, under their names.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -100,7 +100,7 @@ def scans_in(folder: str | Path, endings: Sequence[str]) -> tuple[list[Scan], li
         try:
             _check_numbers(case, ending, files)
             if len(formats) > 1:
-                raise ValueError(f"is there in several formats, {', '.join(formats)}: remove all but one")
+                raise ValueError(f"exists in several formats, {', '.join(formats)}: remove all but one")
         except ValueError as error:
             failures.append(Failure(case, str(error)))
         else:
@@ -200,4 +200,4 @@ def _split(path: Path, endings: Sequence[str]) -> tuple[str, str]:
     for ending in sorted(endings, key=len, reverse=True):
         if path.name.lower().endswith(ending):
             return path.name[: -len(ending)], path.name[-len(ending) :]
-    raise ValueError(f"{path} is of a kind that the model's reader does not read; it reads {', '.join(endings)}")
+    raise ValueError(f"{path} has an ending that the model's reader does not read; it reads {', '.join(endings)}")

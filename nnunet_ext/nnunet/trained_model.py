@@ -74,7 +74,7 @@ def trained_folds(folder: Path, wanted: Sequence[int | str] | None, checkpoint: 
     for name in ("plans.json", "dataset.json"):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"{folder} is no folder of a trained model (TRAINER__PLANS__CONFIGURATION): no {name}"
+                f"{folder} is not a folder of a trained model (TRAINER__PLANS__CONFIGURATION): no {name}"
             )
     trained = [fold for fold in fold_names(folder) if (folder / f"fold_{fold}" / checkpoint).is_file()]
     # As in nnU-Net: the folds of a cross-validation without the model of all cases.

@@ -14,7 +14,7 @@ TRAINERS_VARIABLE = "nnUNet_extTrainer"
 
 
 def trainers_folder() -> Path:
-    """The folder for nnU-Net's `nnUNet_extTrainer`."""
+    """Folder that nnU-Net's `nnUNet_extTrainer` must name."""
     spec = util.find_spec("nnunet_ext.trainers")
     if spec is None or not spec.submodule_search_locations:
         raise ValueError("nnunet_ext is not installed; in a checkout run: pip install -e .")
@@ -27,7 +27,7 @@ def known_trainers() -> list[str]:
 
 
 def external_trainers(environment: Mapping[str, str]) -> str:
-    """Value of `nnUNet_extTrainer` with our folder behind those that are there."""
+    """Value of `nnUNet_extTrainer` with our folder after those that it names already."""
     ours = str(trainers_folder())
     others = [part for part in environment.get(TRAINERS_VARIABLE, "").split(os.pathsep) if part and part != ours]
     return os.pathsep.join([*others, ours])
@@ -74,7 +74,7 @@ def _external_folders(environment: Mapping[str, str]) -> list[Path]:
 
 
 def find_trainer(name: str) -> type:
-    """The class of a trainer of ours, of nnU-Net, or of a folder that `nnUNet_extTrainer` names.
+    """Class of a trainer: ours, nnU-Net's, or from a folder that `nnUNet_extTrainer` names.
 
     Raises:
         ValueError: for an unknown name, with ours in the message; and if a file of these folders cannot be imported.

@@ -100,7 +100,7 @@ def read_training(fold: Path) -> TrainingLog:
 
 
 def read_progress(fold: Path, trainer: str, since: float = 0.0) -> Progress:
-    """Reads how far a training is from its newest log and its evaluation.
+    """Reads the progress of a training from its newest log and its evaluation.
 
     Args:
         fold: nnU-Net's folder of the training.

@@ -1,1 +1,1 @@
-"""What a network costs, and plans shaped to it."""
+"""Plans shaped to a network by its traced memory."""

@@ -1,4 +1,4 @@
-"""Fits patches and batches into a memory by traces of a trainer's step."""
+"""Fits patches and batches into a memory limit by tracing a trainer's step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -135,7 +135,7 @@ class TracedPlanner(ExperimentPlanner):
         return plans
 
     def determine_transpose(self) -> tuple[list[int], list[int]]:
-        """nnU-Net's order of axes, but with the axis along which all images are flat in front, so that 2D is planned.
+        """nnU-Net's order of axes, but with the axis along which all images are flat first, so that 2D is planned.
 
         nnU-Net decides by the spacing alone, and plans slices of the wrong plane where the flat axis is another one.
         """
@@ -209,7 +209,7 @@ class TracedPlanner(ExperimentPlanner):
         nnU-Net's planner shrinks a patch whose estimate exceeds its reference value, which is the target here.
         """
         if self.used_preset is not None:
-            return self.target  # a preset is planned whatever it takes
+            return self.target  # a preset is planned however much memory it takes
         search = self._search
         assert search is not None, "nnU-Net's planner asks within get_plans_for_configuration only"
         unet = {

@@ -19,11 +19,11 @@ from nnunet_ext.nnunet.label_maps import read_label_map
 from nnunet_ext.nnunet.scans import label_files
 
 _MANY_FILES = 100
-"""Number of label files from which on several processes read them."""
+"""Number of label files from which several processes read them."""
 
 
 def check_labels(raw: Path) -> None:
-    """Checks the labels that dataset.json names and those in the label files, as far as these are there.
+    """Checks the labels that dataset.json names, and those in the label files that exist.
 
     Args:
         raw: The dataset's folder of raw data.

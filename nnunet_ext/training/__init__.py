@@ -1,4 +1,4 @@
-"""What all trainers share; thin trainer classes on it stand in the folder `trainers`."""
+"""Training code that all trainers share; the thin trainer classes are in the folder `trainers`."""
 
 from nnunet_ext.networks.from_plan import network_from_plan
 from nnunet_ext.profiling.contract import TraceableTrainer

@@ -1,4 +1,4 @@
-"""Bounds on training that a user sets in the environment, for short and for equal runs."""
+"""Bounds on the training that a user sets in the environment, for short or equally long runs."""
 
 import os
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ class Budget:
 
     Attributes:
         epochs: Number of epochs (nnU-Net: 1000).
-        iterations: Training iterations an epoch (nnU-Net: 250).
-        val_iterations: Validation iterations an epoch (nnU-Net: 50).
+        iterations: Training iterations per epoch (nnU-Net: 250).
+        val_iterations: Validation iterations per epoch (nnU-Net: 50).
     """
 
     epochs: int | None = None

@@ -1,4 +1,4 @@
-"""A signal asks a training to end after its running epoch, with a checkpoint from which it resumes."""
+"""Lets a signal end a training after the current epoch, with a checkpoint from which it resumes."""
 
 import mmap
 import os
@@ -17,26 +17,26 @@ _NOTICE_SECONDS = 1.0
 
 
 class CheckpointRequest:
-    """Listens to SIGUSR1, which job schedulers send before a time limit; deaf on Windows.
+    """Listens to SIGUSR1, which job schedulers send before a time limit; does nothing on Windows.
 
-    Only the end of an epoch can be continued exactly: within one, nnU-Net's checkpoint has no place for how far the
-    epoch was and what its log is averaged over.
+    A training can be resumed exactly only from the end of an epoch: nnU-Net's checkpoint stores neither the position
+    within an epoch nor the values that its log averages.
 
-    The signal goes to a whole group of processes. It is blocked here, and so in all that this process starts, such as
-    the workers that export a validation's predictions: those would die of it. Threads from before hear it instead, a
-    moment later than the one who sent it might think.
+    The signal goes to a whole group of processes. It is blocked in this process, and so in all that it starts, such as
+    the workers that export a validation's predictions, which the signal would kill. Threads that started earlier
+    receive it instead, so it may arrive a moment late.
 
-    In a job of Slurm, SIGTERM asks for a checkpoint too: it announces a preemption.
+    In a Slurm job, SIGTERM asks for a checkpoint too: it announces a preemption.
     """
 
     def __init__(self) -> None:
-        listens = threading.current_thread() is threading.main_thread()  # no other thread may say who hears a signal
+        listens = threading.current_thread() is threading.main_thread()  # other threads cannot install handlers
         self._number = getattr(signal, "SIGUSR1", None) if listens else None
         self._received = False
         self._preemption: _Preemption | None = None
         if self._number is not None:
             signal.signal(self._number, self._receive)
-            signal.siginterrupt(self._number, False)  # libraries that write a file need not expect it
+            signal.siginterrupt(self._number, False)  # libraries that write files may not expect interruptions
             self._take_blocked()  # meant for an earlier training of this process
             self._received = False
             if _JOB_VARIABLE in os.environ and signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
@@ -46,9 +46,9 @@ class CheckpointRequest:
         self._received = True
 
     def _take_blocked(self) -> None:
-        """Hears what came meanwhile, and blocks the signal (again).
+        """Delivers signals that arrived while blocked, and blocks them (again).
 
-        Waiting for a signal that is said to be there (sigpending, sigwait) could wait for ever: another thread may
+        Waiting for a pending signal (sigpending, then sigwait) could take for ever: another thread may
         have taken it.
         """
         if self._number is not None:
@@ -56,7 +56,7 @@ class CheckpointRequest:
             signal.pthread_sigmask(signal.SIG_BLOCK, {self._number})
 
     def pending(self, device: torch.device) -> bool:
-        """Whether a checkpoint was asked for; all ranks of a DDP training agree, whichever heard it."""
+        """Whether a checkpoint was requested; all ranks of a DDP training agree, whichever got the signal."""
         self._take_blocked()
         received = self._received or (self._preemption is not None and self._preemption.announced)
         if not (dist.is_available() and dist.is_initialized()):
@@ -67,16 +67,16 @@ class CheckpointRequest:
 
 
 class _Preemption:
-    """Hears SIGTERM in a training, and keeps its workers alive through it.
+    """Receives SIGTERM in a training and keeps its workers alive.
 
-    Slurm sends it to every process of the job at once, while a training ends its workers with the same signal. A
-    worker that was forked from the training therefore passes over one SIGTERM that the training had, too, at about
-    the same time, and dies of any other.
+    Slurm sends SIGTERM to every process of the job at once, and a training ends its workers with the same signal. A
+    worker forked from the training therefore ignores one SIGTERM that the training received at about the same time;
+    any other ends it.
     """
 
     def __init__(self) -> None:
         self._owner = os.getpid()
-        self._time = mmap.mmap(-1, struct.calcsize("d"))  # when the training had it; its workers read it
+        self._time = mmap.mmap(-1, struct.calcsize("d"))  # when the training received it; its workers read it
         self._passed = False
         signal.signal(signal.SIGTERM, self._hear)
         signal.siginterrupt(signal.SIGTERM, False)

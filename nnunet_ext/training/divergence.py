@@ -1,4 +1,4 @@
-"""Batches and steps that would spoil a training: values that are not finite, labels without an output, divergence."""
+"""Checks for batches and steps that would spoil a training: NaN or infinite values, unknown labels, divergence."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -31,10 +31,10 @@ def not_finite(batch: Mapping[str, Any]) -> list[int]:
 
 
 def unknown_labels(batch: Mapping[str, Any], highest: int) -> tuple[list[int], list[int]]:
-    """Labels of a batch's target for which the network has no output.
+    """Finds labels of a batch's target for which the network has no output.
 
     Args:
-        batch: A batch of nnU-Net's; one without a target, of episodes for instance, has none.
+        batch: A batch of nnU-Net's; a batch without a target, for instance of episodes, has no unknown labels.
         highest: Highest label that the loss knows, the ignore label included.
 
     Returns:
@@ -52,22 +52,22 @@ def unknown_labels(batch: Mapping[str, Any], highest: int) -> tuple[list[int], l
 
 
 def bad_cases(dataset: Any, cases: Iterable[str]) -> list[str]:
-    """Those of nnU-Net's preprocessed cases that have NaN or infinite voxels."""
+    """Preprocessed cases of nnU-Net that have NaN or infinite voxels."""
     import numpy as np
 
     return [case for case in sorted(set(cases)) if not np.isfinite(np.asarray(dataset.load_case(case)[0][:])).all()]
 
 
 class StepGuard:
-    """Skips optimiser steps whose gradients are not finite, and ends a training that takes no steps any more.
+    """Skips optimiser steps whose gradients are not finite, and ends a training that no longer takes steps.
 
-    A step with NaN gradients would make all weights NaN for good. In full precision there is no excuse for one: it is
-    reported in the log, and after `MAX_SKIPPED` in a row the training ends. In half precision nnU-Net's GradScaler
-    skips such steps itself, and expects some while it finds its scale; a training whose loss is NaN would go on for
-    ever, its weights unchanged. So an epoch in which no step was taken ends the training too, on every device.
+    A step with NaN gradients would make all weights NaN for good. In full precision such a step is an error: the log
+    reports it, and after `MAX_SKIPPED` in a row the training ends. In half precision nnU-Net's GradScaler skips such
+    steps itself, and expects some while it finds its scale; a training whose loss is NaN would then run to its end
+    with unchanged weights. So an epoch without any step ends the training too, on every device.
 
     Args:
-        optimizer: Optimiser to watch.
+        optimizer: Optimiser whose steps are checked.
         log: Writes a line of text.
         epoch: Gives the number of the epoch, for the messages.
         scaled: Whether a GradScaler decides about the steps.
@@ -96,7 +96,7 @@ class StepGuard:
         """
         if self._taken or iterations == 0:
             return
-        if self.scaled:  # it skips steps without asking
+        if self.scaled:  # the scaler skips steps itself
             self._skipped += iterations
             self._log(f"No optimiser step was taken in epoch {self._epoch()}: gradients overflowed in all of them")
             if self._skipped < MAX_SCALING:
@@ -107,13 +107,13 @@ class StepGuard:
         )
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
-        # A scaler has looked at the gradients and lets only finite ones pass.
+        # A scaler has checked the gradients and lets only finite ones pass.
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if self.scaled or all_finite(gradients):
             self._skipped = 0
             self._taken += 1
             return
-        optimizer.zero_grad(set_to_none=True)  # a parameter without gradient is left as it is
+        optimizer.zero_grad(set_to_none=True)  # parameters without a gradient are not changed
         self._skipped += 1
         self._log(
             f"Loss or gradients that are not finite in epoch {self._epoch()}: step skipped ({self._skipped} in a row)"
@@ -123,7 +123,7 @@ class StepGuard:
 
     def _end(self, what: str) -> None:
         raise RuntimeError(
-            f"{what} with finite images: the training has diverged. The weights are as they were before; the "
+            f"{what} with finite images: the training has diverged. The weights are unchanged since then; the "
             "last checkpoint is whole. Lower the learning rate (initial_lr of the trainer), or resume from the "
             "checkpoint with --c"
         )

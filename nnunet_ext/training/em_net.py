@@ -40,7 +40,7 @@ class EMNetBaseTrainer(PluginTrainer):
             rate = _LEARNING_RATE
             optimizer = AdamW(decay_groups(self.network, _WEIGHT_DECAY), rate)
             load_ungrouped(optimizer, self.network)
-        # A shortened budget shortens the warm-up alike.
+        # A shortened budget shortens the warm-up in proportion.
         warm_up = min(_WARM_UP_EPOCHS, max(1, round(_WARM_UP_EPOCHS * self.num_epochs / _FULL_EPOCHS)))
         return optimizer, WarmUpCosineScheduler(optimizer, rate, self.num_epochs, warm_up)
 

@@ -1,4 +1,4 @@
-"""What the trainers of FAF-Net share: the support it predicts with, the authors' optimiser, a step on an episode."""
+"""Base of FAF-Net's trainers: the support for prediction, the authors' optimiser, a step on an episode."""
 
 from contextlib import nullcontext
 from functools import cached_property
@@ -18,16 +18,16 @@ from nnunet_ext.training.trainer import PluginTrainer
 
 _MOMENTUM, _WEIGHT_DECAY = 0.9, 5e-4
 _DECAY, _DECAYS = 0.98, 14
-"""The authors' 0.98 every 3000 of 42000 iterations."""
+"""The authors' schedule: a factor of 0.98 every 3000 of 42000 iterations."""
 SEED = 20240601
 _MAX_GRADIENT_NORM = 12  # nnU-Net's
 
 
 class FAFNetBaseTrainer(PluginTrainer):
-    """FAF-Net with a support from the labels of the training fold; what it learns from is `batch_loss`'s to say.
+    """FAF-Net with a support from the labels of the training fold; `batch_loss` defines what it learns from.
 
-    What the network predicts with, in validation, in checkpoints and so in nnUNetv2_predict, is the support of a fixed,
-    seeded set of slices, which is encoded anew for each of these. The optimiser is the authors'.
+    In validation, in checkpoints and so in nnUNetv2_predict, the network predicts with the support of a fixed, seeded
+    set of slices, which is encoded again before each validation and checkpoint. The optimiser is the authors'.
 
     Subclasses set `network_settings` and may change `learning_rate`, `anneals`, `shots` and `encoder_weights`.
     """
@@ -35,13 +35,13 @@ class FAFNetBaseTrainer(PluginTrainer):
     network_class = FAFNet
     has_lower_outputs = False
     learning_rate = 1e-3
-    """The authors'."""
+    """The authors' learning rate."""
     anneals = False
-    """Whether the rate falls to 0, as nnU-Net's does, and not by the authors' steps to 0.77 of what it was."""
+    """Whether the rate falls to 0 as nnU-Net's does, rather than by the authors' steps to 0.77 of its start."""
     shots = 5
-    """Support slices of a class."""
+    """Support slices per class."""
     encoder_weights: str | None = None
-    """What a ResNet starts from; see `FAFNet.load_encoder_weights`. Downloaded for training only."""
+    """Initial weights of a ResNet; see `FAFNet.load_encoder_weights`. Downloaded for training only."""
 
     _is_restored = False
 
@@ -53,7 +53,7 @@ class FAFNetBaseTrainer(PluginTrainer):
         super().initialize()
         if self.encoder_weights is None:
             return
-        if self._is_restored:  # the checkpoint has the weights: nothing is downloaded to be replaced
+        if self._is_restored:  # the checkpoint has the weights: no download is needed
             self.plain_network.freeze_encoder_norms()
             return
         try:
@@ -75,7 +75,7 @@ class FAFNetBaseTrainer(PluginTrainer):
         self._log_support()
 
     def batch_loss(self, batch: dict[str, Any]) -> tuple[Tensor, Any]:
-        """By one call of the network: DDP and torch.compile see no other."""
+        """Loss from one call of the network, the only one that DDP and torch.compile see."""
         raise NotImplementedError
 
     def train_step(self, batch: dict) -> dict:
@@ -94,7 +94,7 @@ class FAFNetBaseTrainer(PluginTrainer):
         self.refresh_support()
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        # With --val the support comes from the checkpoint: what is validated is what will predict.
+        # With --val the support comes from the checkpoint, so that the validated network is the one that predicts.
         if not self.plain_network.has_support:
             self.refresh_support()
         super().perform_actual_validation(save_probabilities)
@@ -105,7 +105,7 @@ class FAFNetBaseTrainer(PluginTrainer):
         super().save_checkpoint(filename)
 
     def refresh_support(self) -> None:
-        """Encodes the fixed support slices with the network as it is."""
+        """Encodes the fixed support slices with the current network."""
         images, masks = self.on_device(self.fixed_support)
         self.plain_network.set_support(images, masks, regions=self.label_manager.has_regions)
 
@@ -134,7 +134,7 @@ class FAFNetBaseTrainer(PluginTrainer):
 
     @cached_property
     def fixed_support(self) -> SupportSlices:
-        """The slices that the network predicts by."""
+        """The support slices for prediction."""
         return self.support_bank.draw(self.shots, np.random.default_rng(SEED))
 
     def _log_support(self) -> None:
@@ -144,7 +144,7 @@ class FAFNetBaseTrainer(PluginTrainer):
             self.print_to_log_file(f"Support of label {labels}: {count} slices{short}")
 
     def on_device(self, support: SupportSlices) -> tuple[Tensor, Tensor]:
-        """Images and masks as the network takes them.
+        """Images and masks of a support, on the device.
 
         Raises:
             ValueError: for NaN or infinite voxels; a prototype of one slice would spread them to all weights.
@@ -155,7 +155,7 @@ class FAFNetBaseTrainer(PluginTrainer):
         return images.to(self.device), torch.from_numpy(masks).to(self.device)
 
     def _descend(self, loss: Tensor) -> None:
-        """As nnU-Net's train_step ends."""
+        """Backward pass and optimiser step, as in nnU-Net's train_step."""
         parameters: Any = self.network.parameters()
         if self.grad_scaler is None:
             loss.backward()

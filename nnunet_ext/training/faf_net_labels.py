@@ -1,4 +1,4 @@
-"""Training of FAF-Net from labels: slices of nnU-Net's batches are segmented by support slices, anew every epoch."""
+"""Training of FAF-Net from labels: nnU-Net's batches are the queries, with new support slices every epoch."""
 
 from typing import Any
 
@@ -20,11 +20,11 @@ class FAFNetLabelTrainer(FAFNetBaseTrainer):
     """
 
     max_slices = 16
-    """Query slices of a patch, at random; a network of ResNet-101's size takes gigabytes for more."""
+    """Number of random query slices of a patch; with a ResNet-101 more would take gigabytes."""
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
-        # Of this epoch, and of this process among several.
+        # One generator per epoch and process.
         generator = np.random.default_rng((SEED, self.current_epoch, self.local_rank))
         self.epoch_support = self.on_device(self.support_bank.draw(self.shots, generator))
 

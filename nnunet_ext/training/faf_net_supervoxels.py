@@ -18,23 +18,23 @@ from nnunet_ext.training.faf_net import FAFNetBaseTrainer
 
 
 class FAFNetSupervoxelTrainer(FAFNetBaseTrainer):
-    """Episodes from supervoxels of the training images; labels give the support it predicts with, and no weight.
+    """Episodes from supervoxels of the training images; labels give the support for prediction but train no weight.
 
-    Supervoxels are made at the first start and kept beside the preprocessed data. The loss is the authors': of the
-    query, of the alignment, and of the prototypes. nnU-Net's validation, and with it the choice of checkpoint_best, is
-    on labels as ever.
+    Supervoxels are made at the first start and kept beside the preprocessed data. The loss is the authors' sum of a
+    query, an alignment and a prototype loss. nnU-Net's validation, and with it the choice of checkpoint_best, uses
+    labels as always.
 
     Subclasses set `network_settings` and may change `episodes`, `classes` and `supervoxel_parameters`.
     """
 
     episodes = 1
-    """Of a batch, one support and one query slice each; the authors' is 1."""
+    """Episodes per batch, each with one support and one query slice; the authors' number is 1."""
     classes = 1
-    """Supervoxels of an episode, of which each is a class; the authors' is 1."""
+    """Supervoxels per episode, each of which is a class; the authors' number is 1."""
     supervoxel_parameters = SupervoxelParameters()
 
     def get_dataloaders(self) -> tuple[Iterator[dict[str, Any]], Iterator[dict[str, Any]]]:
-        """nnU-Net's for validation, episodes for training."""
+        """Episodes for training, nnU-Net's loader for validation."""
         unused, validation = super().get_dataloaders()
         if isinstance(unused, NonDetMultiThreadedAugmenter):
             unused._finish()
@@ -58,7 +58,7 @@ class FAFNetSupervoxelTrainer(FAFNetBaseTrainer):
 
     @property
     def supervoxel_folder(self) -> Path:
-        """Below the preprocessed data, among whose files nnU-Net wants none of another kind."""
+        """Folder below the preprocessed data, where nnU-Net accepts no files of another kind."""
         return Path(self.preprocessed_dataset_folder) / "supervoxels"
 
     def batch_loss(self, batch: dict[str, Any]) -> tuple[Tensor, Any]:
@@ -68,7 +68,7 @@ class FAFNetSupervoxelTrainer(FAFNetBaseTrainer):
         return episode.query_loss + episode.alignment_loss + episode.prototype_loss, episode
 
     def example_batch(self, _: int) -> dict[str, Tensor]:
-        """A batch in the shapes of `SupervoxelEpisodes`, of as many episodes whatever the plan's batch size."""
+        """A batch in the shapes of `SupervoxelEpisodes`, with the same number of episodes for any batch size."""
         size = self.configuration_manager.patch_size[-2:]
         channels = {"images": self.num_input_channels, "masks": self.classes}
         return {
@@ -95,7 +95,7 @@ class FAFNetSupervoxelTrainer(FAFNetBaseTrainer):
             torch.distributed.barrier()
 
     def _spacing(self, properties: dict) -> list[float]:
-        """Of a preprocessed case; 2D configurations leave the distance of slices as it is."""
+        """Spacing of a preprocessed case; in 2D configurations the distance of slices is the original one."""
         between_slices = properties["spacing"][self.plans_manager.transpose_forward[0]]
         planned = list(self.configuration_manager.spacing)
         return planned if len(planned) == 3 else [between_slices, *planned]

@@ -1,4 +1,4 @@
-"""Training of SALSTM and LSTMSA, nearly as their authors train them."""
+"""Training of SALSTM and LSTMSA, as their authors train them but for the learning rate."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,9 +16,9 @@ _DICE_WEIGHT = _CE_WEIGHT = 0.5
 
 
 class SliceNetworkTrainer(PluginTrainer):
-    """The authors' training, Adam with weight decay 1e-4, polynomial decay with exponent 0.9, and nnU-Net's Dice and
-    cross-entropy, each with weight 0.5; but for the rate: 3e-4, the authors' is 1e-4. Subclasses name the network
-    and may name a backbone.
+    """Adam with weight decay 1e-4, polynomial decay with exponent 0.9, and nnU-Net's Dice and cross-entropy with weight
+    0.5 each, as the authors train. Deviation: the learning rate is 3e-4, the authors' is 1e-4. Subclasses name the
+    network and may name a backbone.
     """
 
     network_settings: Mapping[str, Any] = {"backbone": None}

@@ -1,4 +1,4 @@
-"""Parameters that weight decay is for, and those that it is not for."""
+"""Groups of parameters with and without weight decay."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,12 +7,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 _NOT_DECAYED = ("A_log", "D", "gamma", "pos")
-"""Names of parameters that are no weights of a linear map: rates and direct paths of a state space model (Mamba marks
+"""Names of parameters that are not weights of a linear map: rates and direct paths of a state space model (Mamba marks
 them likewise), scales of residual branches, and position embeddings."""
 
 
 def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for an optimiser: weights, with decay, and norms, biases, scales, positions and rates, without.
+    """Two groups for an optimiser: weights with decay; norms, biases, scales, positions and rates without.
 
     Decay pulls parameters towards 0, which is neutral for a weight of a linear map, but not for the scale of a norm or
     for a rate: without a gradient, AdamW with 1e-3 and 1e-2 shrinks them to a third within 1000 epochs.
@@ -26,9 +26,9 @@ def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]
 
 
 def load_ungrouped(optimizer: Optimizer, network: nn.Module) -> None:
-    """Lets an optimiser of several groups load the state of one that had all parameters in one.
+    """Lets an optimiser of several groups load the state of an optimiser with a single group.
 
-    As checkpoints of earlier versions have it: rate and moments are taken over, decay stays as the groups have it.
+    Checkpoints of earlier versions have such states. Rate and moments are taken over; each group keeps its decay.
     """
     order = {parameter: number for number, parameter in enumerate(network.parameters())}
 

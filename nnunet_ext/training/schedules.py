@@ -1,4 +1,4 @@
-"""Learning-rate schedules that depend on the epoch alone, so that a resumed training goes on as if never stopped."""
+"""Learning-rate schedules that depend on the epoch alone, so that a resumed training continues exactly."""
 
 from abc import ABC, abstractmethod
 from math import cos, pi
@@ -21,14 +21,14 @@ class EpochScheduler(PolyLRScheduler, ABC):
     """A factor of the initial learning rate for every epoch, in the form of nnU-Net's schedulers.
 
     Args:
-        optimizer: Whose learning rates are set.
+        optimizer: Optimiser whose learning rates are set.
         initial_lr: The rate at factor 1.
         epochs: E, epochs of the whole training.
     """
 
     @abstractmethod
     def factor(self, epoch: int) -> float:
-        """Of the initial learning rate, in an epoch from 0 on."""
+        """Factor of the initial learning rate in an epoch, counted from 0."""
 
     def step(self, current_step: int | None = None) -> None:
         if current_step is None or current_step == -1:
@@ -41,7 +41,7 @@ class EpochScheduler(PolyLRScheduler, ABC):
 
 
 class WarmUpCosineScheduler(EpochScheduler):
-    """`warm_up_cosine`.
+    """The schedule `warm_up_cosine`.
 
     Args:
         optimizer: As in `EpochScheduler`.
@@ -65,8 +65,8 @@ class StepDecayScheduler(EpochScheduler):
         optimizer: As in `EpochScheduler`.
         initial_lr: As in `EpochScheduler`.
         epochs: As in `EpochScheduler`.
-        decay: Factor a part.
-        parts: n.
+        decay: Factor per part.
+        parts: n, number of parts.
     """
 
     def __init__(self, optimizer: Optimizer, initial_lr: float, epochs: int, decay: float, parts: int) -> None:

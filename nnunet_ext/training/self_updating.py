@@ -12,7 +12,7 @@ from nnunet_ext.training.trainer import PluginTrainer
 
 
 class SelfUpdatingLossTrainer(PluginTrainer):
-    """Trains with `SelfUpdatingLoss`; its weights are in the checkpoint and in the log of every epoch."""
+    """Trains with `SelfUpdatingLoss`, whose weights are saved in the checkpoint and logged every epoch."""
 
     loss: SelfUpdatingLoss
 
@@ -24,7 +24,7 @@ class SelfUpdatingLossTrainer(PluginTrainer):
         weights = None
         scales = self._get_deep_supervision_scales()
         if scales is not None:
-            # As nnU-Net: the lowest output does not count, but DDP must see a gradient for its weights.
+            # As in nnU-Net: the lowest output does not count, but DDP must see a gradient for its weights.
             lowest = 1e-6 if self.is_ddp and not self._do_i_compile() else 0.0
             weights = output_weights(len(scales), lowest)
         return SelfUpdatingLoss(
@@ -65,14 +65,14 @@ class SelfUpdatingLossTrainer(PluginTrainer):
         self.loss.eval()
 
     def extra_state(self) -> dict[str, Any]:
-        # nnU-Net reads weights to start from without moving them off the device that they were saved from.
+        # On the CPU: nnU-Net loads pretrained weights to the device from which they were saved.
         of_loss = {key: value.cpu() for key, value in self.loss.state_dict().items()}
         return super().extra_state() | {"loss": of_loss, "loss_history": self.loss_history}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         super().load_extra_state(state)
         if "loss" not in state:
-            self.print_to_log_file("Note: the checkpoint was trained with another loss; the SM loss starts anew.")
+            self.print_to_log_file("Note: the checkpoint was trained with another loss; the SM loss starts afresh.")
             return
         self.loss.load_state_dict(state["loss"])
         self.loss_history = list(state["loss_history"])

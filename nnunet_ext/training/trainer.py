@@ -1,4 +1,4 @@
-"""The base of our trainers: nnU-Net's trainer, with a network of ours, a budget, and state of its own."""
+"""The base of our trainers: nnU-Net's trainer with one of our networks, a budget, and further state."""
 
 import os
 import sys
@@ -49,7 +49,7 @@ class PluginTrainer(NetworkTrainer):
     ) -> None:
         budget = Budget.from_environment()  # before anything is written
         super().__init__(plans, configuration, fold, dataset_json, device)
-        # nnU-Net trains on without a log if it cannot write one, up to the first checkpoint.
+        # nnU-Net would train without a log if it cannot write one, up to the first checkpoint.
         check_writable(self.output_folder)
         if not self.supervises_lower_outputs():
             self.enable_deep_supervision = False  # nnU-Net gives the lowest output the weight 0
@@ -59,7 +59,7 @@ class PluginTrainer(NetworkTrainer):
             self.num_iterations_per_epoch = budget.iterations
         if budget.val_iterations is not None:
             self.num_val_iterations_per_epoch = budget.val_iterations
-        # A short training is worth resuming too.
+        # Short trainings should be resumable too.
         self.save_every = max(1, min(_MAX_EPOCHS_BETWEEN_CHECKPOINTS, self.num_epochs // 10))
 
     def initialize(self) -> None:
@@ -71,7 +71,7 @@ class PluginTrainer(NetworkTrainer):
         )
 
     def _build_loss(self) -> nn.Module:
-        # nnU-Net gives the lowest output the weight 0; of the only one, after one pooling, that is 0 / 0.
+        # nnU-Net gives the lowest output the weight 0; for a single output, after one pooling, that is 0 / 0.
         with np.errstate(invalid="ignore"):
             loss = super()._build_loss()
         if isinstance(loss, DeepSupervisionWrapper) and len(loss.weight_factors) == 1:
@@ -99,11 +99,11 @@ class PluginTrainer(NetworkTrainer):
         return Budget(self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch)
 
     def extra_state(self) -> dict[str, Any]:
-        """What our checkpoints hold beyond nnU-Net's."""
+        """State that our checkpoints hold beyond nnU-Net's."""
         return {"version": __version__, "budget": vars(self.budget)}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Takes over what `extra_state` gave when the checkpoint was written."""
+        """Restores what `extra_state` returned when the checkpoint was written."""
         if state["budget"] != vars(self.budget):
             self.print_to_log_file(f"Note: the checkpoint was trained with {state['budget']}, now {vars(self.budget)}.")
 
@@ -123,7 +123,7 @@ class PluginTrainer(NetworkTrainer):
         )
 
     def on_epoch_start(self) -> None:
-        """Here all that belongs to the epoch before is done, by subclasses too; one epoch is trained in any case."""
+        """Ends a training on request: here the previous epoch is complete, in subclasses too; the first always runs."""
         if self.current_epoch > self._first_epoch and self._checkpoint_request.pending(self.device):
             self._end_with_checkpoint()
         super().on_epoch_start()
@@ -137,10 +137,10 @@ class PluginTrainer(NetworkTrainer):
         super().on_train_epoch_end(train_outputs)
 
     def _end_with_checkpoint(self) -> None:
-        """Writes what nnUNetv2_train --c goes on from and ends the process."""
+        """Writes the checkpoint from which nnUNetv2_train --c resumes, and ends the process."""
         self.current_epoch -= 1  # nnU-Net saves the number of the epoch after the current one
         self.save_checkpoint(os.path.join(self.output_folder, LATEST_CHECKPOINT))
-        self.print_to_log_file(f"Ended on request after epoch {self.current_epoch}; nnUNetv2_train --c goes on.")
+        self.print_to_log_file(f"Ended on request after epoch {self.current_epoch}; nnUNetv2_train --c resumes.")
         if self.is_ddp:
             dist.barrier()  # the process that started all ranks ends those that still write when one has ended
         raise SystemExit(RESUMABLE_EXIT)
@@ -165,7 +165,7 @@ class PluginTrainer(NetworkTrainer):
     def refuse_unknown_labels(self, batch: Mapping[str, Any]) -> None:
         """Ends the training if a batch's target has labels for which the network has no output.
 
-        The loss would end in an index error, on CUDA in a device-side assertion that names nothing.
+        The loss would raise an index error, on CUDA a device-side assertion, without naming the cases.
 
         Raises:
             ValueError: with the labels, the cases that have them and the labels of dataset.json.
@@ -186,7 +186,7 @@ class PluginTrainer(NetworkTrainer):
         )
 
     def refuse_not_finite(self, batch: Mapping[str, Any]) -> None:
-        """Ends the training if a batch's images have NaN or infinite voxels, before they are in the weights.
+        """Ends the training if a batch's images have NaN or infinite voxels, before these reach the weights.
 
         Raises:
             ValueError: with the cases that have them.
@@ -202,7 +202,7 @@ class PluginTrainer(NetworkTrainer):
         raise ValueError(
             f"NaN or infinite voxels in the preprocessed images of {', '.join(cases)} "
             f"({self.preprocessed_dataset_folder}): correct these scans or take them out of the dataset, preprocess "
-            "again and go on with --c; `nnUNetv2_plan_and_preprocess --verify_dataset_integrity` finds NaN beforehand"
+            "again and resume with --c; `nnUNetv2_plan_and_preprocess --verify_dataset_integrity` finds NaN beforehand"
         )
 
     def on_epoch_end(self) -> None:
@@ -211,7 +211,7 @@ class PluginTrainer(NetworkTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         if self.is_ddp:
-            # Once for all: DDP does it at every tile, where ranks with other scans, and numbers of tiles, never meet.
+            # Only once: DDP does it at every tile, where ranks with different numbers of tiles would wait for ever.
             for buffer in self.network.buffers():
                 dist.broadcast(buffer, 0)
             self.network.broadcast_buffers = False
@@ -221,15 +221,15 @@ class PluginTrainer(NetworkTrainer):
         """nnU-Net's checkpoint and our state; the file is replaced in one step, so that a kill never damages it.
 
         Raises:
-            OSError: with the file and the reason, a full disk for instance; the checkpoint that was there stays.
+            OSError: with the file and the reason, a full disk for instance; an existing checkpoint stays.
         """
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
             return
-        # nnU-Net's own file is completed rather than written here, so that it stays what this nnU-Net writes.
+        # nnU-Net writes the file and we complete it, so that its format is that of the installed nnU-Net.
         base = Path(f"{filename}.base")
         try:
-            # An open file rather than its name: torch then passes on why it cannot be written.
+            # An open file rather than its name: torch then reports why it cannot be written.
             with named_errors(filename), base.open("wb") as file:
                 super().save_checkpoint(file)
             checkpoint = torch.load(base, map_location="cpu", mmap=True, weights_only=False)
@@ -241,10 +241,10 @@ class PluginTrainer(NetworkTrainer):
             remove(base)
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """As nnU-Net's.
+        """Loads a checkpoint as nnU-Net does.
 
         Raises:
-            ValueError: for a damaged or foreign file, and for a checkpoint of another plan, with what differs.
+            ValueError: for a damaged or foreign file, and for a checkpoint of another plan, with the differences.
         """
         checkpoint = read_checkpoint(filename_or_checkpoint)
         if not self.was_initialized:
@@ -267,8 +267,8 @@ class PluginTrainer(NetworkTrainer):
             others.insert(0, f"trainer {trainer} in the checkpoint, {type(self).__name__} here")
         raise ValueError(
             f"the checkpoint {filename} does not fit this training: {'; '.join(others) or 'other code'} "
-            f"({some_of(found, 4)}). Go on with the plan and the labels that it was trained with, or move the folder "
-            "of this fold away and train anew without --c"
+            f"({some_of(found, 4)}). Resume with the plan and the labels that it was trained with, or move the folder "
+            "of this fold away and train again without --c"
         )
 
 

@@ -43,7 +43,7 @@ def test_doctor_is_content_with_a_complete_installation(environment, monkeypatch
         monkeypatch.setenv(name, value)
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
-    assert "Everything needed is there." in out
+    assert "Everything needed is installed." in out
     assert nnunet_ext.__version__ in out
 
 

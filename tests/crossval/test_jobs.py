@@ -106,4 +106,4 @@ def test_without_slurm_it_says_so(space, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "/nowhere")
     options = ["-d", "4", "-c", "2d_small", "-tr", "SASANTrainer", "--folds", "0", "--slurm"]
     assert main(["crossval", *options]) == 2
-    assert "there is no sbatch here; call this on a machine of the cluster" in capsys.readouterr().err
+    assert "sbatch was not found; run this on a machine of the cluster" in capsys.readouterr().err

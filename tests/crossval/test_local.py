@@ -102,7 +102,7 @@ def test_ctrl_c_and_a_request_leave_what_can_be_gone_on_with(space):
     checkpoint = torch.load(fold / "checkpoint_latest.pth", weights_only=False)
     assert checkpoint["current_epoch"] == last + 1
     assert len(checkpoint["logging"]["train_losses"]) == last + 1
-    assert f"Ended on request after epoch {last}; nnUNetv2_train --c goes on." in logs()[-1].read_text()
+    assert f"Ended on request after epoch {last}; nnUNetv2_train --c resumes." in logs()[-1].read_text()
 
     count = len(logs())
     code, printed = run_until(signal.SIGINT, lambda: len(logs()) > count and len(epochs_of(logs()[-1])) > 1)

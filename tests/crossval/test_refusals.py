@@ -54,7 +54,7 @@ LOCAL = ("--device", "cpu")
         (("--dry-run", "--wait", *LOCAL), "--wait has nothing to wait for with --dry-run"),
         (("--json", *LOCAL), "--json belongs to --dry-run or --status"),
         ((*LOCAL, "--gpus", "0"), "--gpus needs --device cuda"),
-        ((*LOCAL, "--gpu-memory", "40"), "changes nothing: no plan of a trainer of ours is to be made"),
+        ((*LOCAL, "--gpu-memory", "40"), "changes nothing: none of our trainers needs a new plan"),
         ((*LOCAL, "--gpu-memory", "-1"), "--gpu-memory -1 must be above 0"),
         ((*LOCAL, "--repeats", "0"), "--repeats 0 must be at least 1"),
         ((*LOCAL, "--margin", "0"), "--margin 0 must be above 0"),

@@ -122,7 +122,7 @@ def test_a_failure_stops_only_what_needs_it(node, make_runner, capsys):
 def test_success_without_a_product_is_a_failure(node, make_runner, capsys):
     runner = make_runner(node("a", "pass"))
     assert not runner.run()
-    assert "a ended without an error, but what it should have written is not there" in capsys.readouterr().out
+    assert "a ended without an error, but did not write its results" in capsys.readouterr().out
 
 
 def test_a_command_that_is_not_installed_fails_its_part_only(node, make_runner, capsys):

@@ -150,7 +150,7 @@ def test_a_preempted_job_writes_a_checkpoint_and_resumes(space, slurm, submit, a
     wait(lambda: "Restarts=1" in ask("scontrol", "show", "job", jobs[SASAN]))
     done = checkpoint_epoch(fold_folder(space))
     log = sorted(fold_folder(space).glob("training_log_*.txt"))[0].read_text()
-    assert f"Ended on request after epoch {done - 1}; nnUNetv2_train --c goes on." in log
+    assert f"Ended on request after epoch {done - 1}; nnUNetv2_train --c resumes." in log
     space.epochs.write_text(str(done + 1))
     wait(lambda: not ask("squeue", "--noheader"))
     assert epochs_run(fold_folder(space)) == list(range(done + 1))
@@ -201,7 +201,7 @@ def test_a_job_that_gets_nowhere_fails_and_says_so(space, submit, ask, wait):
     assert "JobState=FAILED" in state
     assert "Restarts=0" in state
     (log,) = (space.bookkeeping / "slurm").glob(f"{job}_*_log.out")
-    assert "did not get from one checkpoint to the next between two requeues" in log.read_text()
+    assert "wrote no new checkpoint between two requeues" in log.read_text()
 
 
 def test_a_refused_job_withdraws_those_before_it(space, slurm, ask):

@@ -49,21 +49,22 @@ def test_a_full_disk_costs_no_checkpoint(make_trainer, small_disk, room):
 def damage(kind, whole, network):
     """Content of a file that should have been a checkpoint, and what the error says of it."""
     if kind == "cut off":
-        return whole[: len(whole) // 2], "cannot be read: it is cut off, or no file of torch's"
+        return whole[: len(whole) // 2], "cannot be read: it is cut off, or was not written by torch"
     if kind == "cut off early":
-        return whole[:2000], "cannot be read: it is cut off, or no file of torch's"
+        return whole[:2000], "cannot be read: it is cut off, or was not written by torch"
     if kind == "last byte gone":
-        return whole[:-1], "cannot be read: it is cut off, or no file of torch's"
+        return whole[:-1], "cannot be read: it is cut off, or was not written by torch"
     if kind == "empty":
         return b"", "is empty"
     if kind == "text":
-        return b"Dear colleague,\nthe weights are on the other disk.\n", "cannot be read: it is cut off, or no file of"
+        text = b"Dear colleague,\nthe weights are on the other disk.\n"
+        return text, "cannot be read: it is cut off, or was not written by torch"
     if kind == "pickle":
-        return pickle.dumps([1, 2, 3]), "cannot be read: it is cut off, or no file of torch's"
+        return pickle.dumps([1, 2, 3]), "cannot be read: it is cut off, or was not written by torch"
     return network, {
-        "another project": "is no checkpoint of nnU-Net: it has no network_weights, .*; it holds epoch, state_dict",
-        "a tensor": "is no checkpoint of nnU-Net: it has no network_weights, .*; it holds Tensor",
-        "weights alone": "is no checkpoint of nnU-Net: it has no optimizer_state, .*; it holds network_weights",
+        "another project": "is not a checkpoint of nnU-Net: it has no network_weights, .*; it holds epoch, state_dict",
+        "a tensor": "is not a checkpoint of nnU-Net: it has no network_weights, .*; it holds Tensor",
+        "weights alone": "is not a checkpoint of nnU-Net: it has no optimizer_state, .*; it holds network_weights",
     }[kind]
 
 

@@ -80,7 +80,7 @@ def test_compare_names_a_wrong_label_map_and_writes_no_report(kind, folder, tmp_
     assert re.search(message, error)
     assert str(held_out.file(folder, 1)) in error
     if "has the value" in message:
-        assert "; expected are 0, 1, 2: the labels of dataset.json" in error
+        assert "; expected 0, 1, 2: the labels of dataset.json" in error
     assert not (tmp_path / "report" / "report.html").exists()
 
 
@@ -134,23 +134,23 @@ def test_a_shift_within_half_a_voxel_is_noted(tmp_path, capsys):
 
 LABELS = DATASET["labels"]
 DATASETS = {
-    "labels missing": ({"labels": None}, r"has no `labels`; expected is, for example, \{\"background\": 0"),
-    "file_ending missing": ({"file_ending": None}, r"has no `file_ending`; expected is, for example, \"\.nii\.gz\""),
-    "file_ending without dot": ({"file_ending": "nii.gz"}, r"`file_ending` is 'nii\.gz'; expected is, for example"),
-    "channel_names missing": ({"channel_names": None}, r"has no `channel_names`; expected is"),
+    "labels missing": ({"labels": None}, r"has no `labels`; expected, for example, \{\"background\": 0"),
+    "file_ending missing": ({"file_ending": None}, r"has no `file_ending`; expected, for example, \"\.nii\.gz\""),
+    "file_ending without dot": ({"file_ending": "nii.gz"}, r"`file_ending` is 'nii\.gz'; expected, for example"),
+    "channel_names missing": ({"channel_names": None}, r"has no `channel_names`; expected"),
     "version-1 channels": (
         {"channel_names": None, "modality": {"0": "CT"}},
         r"has no `channel_names` \(it has `modality`, the key's name in version 1\)",
     ),
-    "channels as list": ({"channel_names": ["CT"]}, r"`channel_names` is \['CT'\]; expected is, for example"),
-    "channels from 1": ({"channel_names": {"1": "CT"}}, r"`channel_names` has the keys 1; expected are .* 0$"),
+    "channels as list": ({"channel_names": ["CT"]}, r"`channel_names` is \['CT'\]; expected, for example"),
+    "channels from 1": ({"channel_names": {"1": "CT"}}, r"`channel_names` has the keys 1; expected .* 0$"),
     "version-1 labels": (
         {"labels": {"0": "background", "1": "liver"}},
         r"form of nnU-Net version 1; version 2 expects \{\"background\": 0, \"liver\": 1\}",
     ),
-    "labels as list": ({"labels": ["background", "liver"]}, r"`labels` is \['background', 'liver'\]; expected is"),
-    "text": ({"labels": LABELS | {"first": "1"}}, r"`labels` has '1' for 'first'; expected is a whole number without"),
-    "float": ({"labels": LABELS | {"first": 1.0}}, r"`labels` has 1\.0 for 'first'; expected is a whole number"),
+    "labels as list": ({"labels": ["background", "liver"]}, r"`labels` is \['background', 'liver'\]; expected"),
+    "text": ({"labels": LABELS | {"first": "1"}}, r"`labels` has '1' for 'first'; expected a whole number without"),
+    "float": ({"labels": LABELS | {"first": 1.0}}, r"`labels` has 1\.0 for 'first'; expected a whole number"),
     "no background": ({"labels": {"first": 1}}, r"`labels` must have \"background\": 0"),
     "ignore in between": ({"labels": LABELS | {"ignore": 1}}, r"the ignore label must be the highest value, 3, not 1"),
     "regions without order": (
@@ -161,7 +161,7 @@ DATASETS = {
         {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1]},
         r"regions need `regions_class_order`, .* found \[1\]",
     ),
-    "numTraining as text": ({"numTraining": "20"}, r"`numTraining` is '20'; expected is, for example, 20"),
+    "numTraining as text": ({"numTraining": "20"}, r"`numTraining` is '20'; expected, for example, 20"),
 }
 
 
@@ -314,7 +314,7 @@ SCANS = {
     "two formats": (
         ("a_0000.nii.gz", "a_0000.nrrd", "b_0000.nrrd"),
         ["b"],
-        [Failure("a", "is there in several formats, .nii.gz, .nrrd: remove all but one")],
+        [Failure("a", "exists in several formats, .nii.gz, .nrrd: remove all but one")],
     ),
     "hidden files": (("a_0000.nii.gz", "._a_0000.nii.gz", ".b_0000.nii.gz", "Thumbs.db", ".DS_Store"), ["a"], []),
     "two channels": (("a_0001.nii.gz", "a_0000.nii.gz"), ["a"], []),

@@ -185,7 +185,7 @@ def test_a_mask_of_the_previous_stage_with_other_labels_or_elsewhere_is_sorted_o
         sitk.WriteImage(changed, str(previous / label))
     found, failures = sorted_out(tmp_path, previous=previous, labels=frozenset({0, 1, 2}))
     assert [f"{scan.case}_0000.nii.gz" for scan in found] == [good[0].name]
-    assert "has the value 7; expected are 0, 1, 2: the labels of dataset.json" in failures[0].reason
+    assert "has the value 7; expected 0, 1, 2: the labels of dataset.json" in failures[0].reason
     assert "differ in direction" in failures[1].reason
 
 
@@ -233,7 +233,7 @@ def test_half_a_mask_is_not_done(good, tmp_path):
         (("-step_size", "0"), "-step_size 0 must be above 0"),
         (("-npp", "0"), "-npp 0 must be at least 1"),
         (("-d", "99"), "-d 99: Could not find a dataset with the ID 99"),
-        (("-tr", "EMNetCTrainer"), "is no folder of a trained model"),
+        (("-tr", "EMNetCTrainer"), "is not a folder of a trained model"),
         (("--model", "somewhere"), "--model names the model already; leave out -d, -c, -tr"),
     ],
 )
@@ -249,7 +249,7 @@ def test_a_model_is_named_in_one_of_two_ways(nnunet_environment, tmp_path, capsy
     assert main([*scans, "-d", "4"]) == 2
     assert "-c missing: the model is named by -d, -c, -tr and -p, or by --model" in capsys.readouterr().err
     assert main([*scans, "--model", str(tmp_path)]) == 2
-    assert f"{tmp_path} is no folder of a trained model" in capsys.readouterr().err
+    assert f"{tmp_path} is not a folder of a trained model" in capsys.readouterr().err
 
 
 @pytest.mark.slow

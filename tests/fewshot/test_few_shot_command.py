@@ -259,7 +259,7 @@ def test_true_labels_with_other_values_are_named_and_not_scored(make_model, scan
     output = tmp_path / "masks"
     assert command(make_model(), scans, output, "--labels", str(labels)) == 1
     problems = capsys.readouterr().err
-    wrong = f"{labels / paths[1].name} has the value 255; expected are 0, 1, 2: the values of the support masks"
+    wrong = f"{labels / paths[1].name} has the value 255; expected 0, 1, 2: the values of the support masks"
     assert f"{scans['cases'][1]}: {wrong}" in problems
     assert f"{scans['cases'][2]}: labels of it in several formats" in problems
     table = pd.read_csv(output / "dice.csv")
@@ -314,7 +314,8 @@ def test_a_support_with_other_channels_and_a_missing_pair_are_said(make_model, s
 
 def test_models_that_cannot_do_it_are_said(make_model, scans, tmp_path, capsys):
     assert command(tmp_path / "nowhere", scans, tmp_path / "out") == 2
-    assert "is no folder of a trained model (TRAINER__PLANS__CONFIGURATION): no plans.json" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "is not a folder of a trained model (TRAINER__PLANS__CONFIGURATION): no plans.json" in said
     model = make_model()
     assert command(model, scans, tmp_path / "out", "--folds", "3") == 2
     assert "has no checkpoint_final.pth of fold 3; it has 0" in capsys.readouterr().err

@@ -131,7 +131,7 @@ def test_what_is_no_scan_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"is channel 0001 of b; give the first, b_0000\.nii\.gz"):
         scan_of(tmp_path / "b_0001.nii.gz", ENDINGS)
     with pytest.raises(
-        ValueError, match=r"notes\.txt is of a kind that the model's reader does not read; it reads \.nii"
+        ValueError, match=r"notes\.txt has an ending that the model's reader does not read; it reads \.nii"
     ):
         scan_of(tmp_path / "notes.txt", ENDINGS)
     with pytest.raises(FileNotFoundError, match="no such folder"):

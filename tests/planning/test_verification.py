@@ -48,9 +48,9 @@ def test_labels_that_fit_are_taken(raw):
     ("change", "message"),
     [
         ({"labels": {"background": 0, "a": 1, "b": 3}}, r"`labels` has the values 0, 1, 3; nnU-Net needs consecutive"),
-        ({"labels": {"background": 0, "a": "1", "b": 2}}, r"`labels` has '1' for 'a'; expected is a whole number"),
+        ({"labels": {"background": 0, "a": "1", "b": 2}}, r"`labels` has '1' for 'a'; expected a whole number"),
         ({"labels": {"background": 0}}, r"names nothing besides background"),
-        ({"labels": {"background": 0, "a": 1}}, r"c0\.nii\.gz has the value 2; expected are 0, 1: the labels of"),
+        ({"labels": {"background": 0, "a": 1}}, r"c0\.nii\.gz has the value 2; expected 0, 1: the labels of"),
         ({"channel_names": {"1": "MRI"}}, r"`channel_names` has the keys 1"),
     ],
 )
@@ -66,7 +66,7 @@ def test_plan_refuses_labels_that_cannot_be_trained_in_one_line(raw, change, mes
 def test_plan_names_a_float_label_file(raw, capsys):
     write(raw.label(2), blobs(2, (8, 24, 20)) * np.float32(0.99999))
     assert main(["plan", "-d", "777", "-tr", "StockTrainer", "-c", "2d"]) == 2
-    assert f"{raw.label(2)} has the values 0.99999, 1.99998; expected are 0, 1, 2" in capsys.readouterr().err
+    assert f"{raw.label(2)} has the values 0.99999, 1.99998; expected 0, 1, 2" in capsys.readouterr().err
 
 
 def test_flat_axes_are_found():

@@ -15,7 +15,7 @@ from nnunet_ext.compare.report.svg import BAND, GRID, INK, MUTED, TIP, Plot, col
 from nnunet_ext.compare.report.text import count_text, difference_text, interval_text, mean_text
 from nnunet_ext.compare.result import Outcome
 
-_WIDTH = 5.0  # of a phone's page
+_WIDTH = 5.0  # in inches: the width of a phone's page
 _MOST_DOTS = 5000  # in one plot: more make the page heavy and cover each other
 _MARKED_EPOCHS = 10
 _DICE = METRICS[PRIMARY]
@@ -56,9 +56,9 @@ def _interval(axes: Axes, y: float, low: float, mean: float, high: float, shade:
 
 
 def differences(outcome: Outcome) -> Plot:
-    """A dot a case, and the mean with its interval."""
+    """A dot per case, and the mean with its interval."""
     rows, cases = outcome.study.challengers, list(outcome.study.cases)
-    generator = np.random.default_rng(0)  # of the dots' height only
+    generator = np.random.default_rng(0)  # for the dots' heights only
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -201,7 +201,7 @@ def accuracy_against_cost(outcome: Outcome) -> Plot | None:
 
 
 def training_curves(outcome: Outcome) -> list[Plot]:
-    """Losses and pseudo Dice of every epoch: a thin line a fold, a thick one for the folds' mean."""
+    """Losses and pseudo Dice of every epoch: a thin line per fold, a thick one for the folds' mean."""
     made = []
     for key, title, label in (
         ("pseudo_dice", "Training: pseudo Dice of validation patches", "pseudo Dice of validation patches"),

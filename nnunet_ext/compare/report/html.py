@@ -1,4 +1,4 @@
-"""report.html: one page that needs nothing beside it."""
+"""report.html: one self-contained page."""
 
 from itertools import groupby
 from typing import Any

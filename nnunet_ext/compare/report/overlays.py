@@ -27,7 +27,7 @@ class Overlay:
     """One picture.
 
     Attributes:
-        method: Whose prediction.
+        method: Method that made the prediction.
         rank: best, median or worst.
         case: The case's name.
         caption: The case, its Dice and the slice.
@@ -44,7 +44,7 @@ class Overlay:
 
 
 def overlays(outcome: Outcome) -> list[Overlay]:
-    """Three pictures a method, of the cases with the highest, middle and lowest mean Dice."""
+    """Three pictures per method, of the cases with the highest, middle and lowest mean Dice."""
     made = []
     for method in outcome.study.methods:
         scores = outcome.analysis.case_scores[method.name, PRIMARY]
@@ -83,7 +83,7 @@ def _overlay(method: str, rank: str, case: Case, score: float, labels: LabelSet)
 
 
 def chosen_slice(truth: NDArray[np.integer], prediction: NDArray[np.integer], spacing: Any) -> tuple[int, int]:
-    """Axis and index: across the thickest voxels, where truth and prediction have most foreground together."""
+    """Axis and index of a slice: across the thickest voxels, where both maps together have most foreground."""
     axis = truth.shape.index(1) if 1 in truth.shape else int(np.argmax(spacing))
     others = tuple(other for other in range(truth.ndim) if other != axis)
     amount = ((truth > 0).astype(int) + (prediction > 0)).sum(axis=others)

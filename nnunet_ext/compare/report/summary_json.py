@@ -18,7 +18,7 @@ SCHEMA = 2
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:
-    """The content of summary.json; numbers that are not there are null."""
+    """The content of summary.json; missing numbers are null."""
     study, analysis = outcome.study, outcome.analysis
     comparisons = [
         {
@@ -146,7 +146,7 @@ def _variance(model: MixedModel | None) -> dict[str, Any] | None:
 
 
 def _plain(value: Any) -> Any:
-    """Without NaN, which JSON does not have, and without tuples."""
+    """Replaces NaN, which JSON does not have, by None, and tuples by lists."""
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

@@ -17,9 +17,9 @@ _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", BAND: "band"} | {
     colour: f"series-{number}" for number, colour in enumerate(SERIES, 1)
 }
 TIP = "tip:"
-"""A URL with this start becomes the text that is shown over a mark."""
+"""Start of a URL whose remainder becomes the text shown over a mark."""
 
-_ENLARGED = 1.25  # at most: drawn for a phone's width
+_ENLARGED = 1.25  # at most: figures are drawn for a phone's width
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "nnunet_ext",
@@ -47,10 +47,10 @@ class Plot:
     """A figure of the page.
 
     Attributes:
-        key: Its id on the page.
-        title: Above it.
+        key: Id on the page.
+        title: Heading above it.
         description: Text alternative.
-        svg: Its markup.
+        svg: SVG markup.
     """
 
     key: str
@@ -74,7 +74,7 @@ def draw(key: str, title: str, description: str, size: tuple[float, float], pain
 
     Args:
         key: Id on the page.
-        title: Above the figure.
+        title: Heading above the figure.
         description: Text alternative.
         size: Width and height, in inches of 72 pixels.
         paint: Draws into the empty figure.

@@ -166,7 +166,7 @@ def cost_ratios(outcome: Outcome, name: str) -> list[tuple[str, float]]:
 
 
 def cost_sentence(outcome: Outcome, name: str) -> str:
-    """The same in words; empty if nothing was measured."""
+    """The cost ratios in words; empty if nothing was measured."""
     ratios = [
         f"the same {title}" if f"{ratio:.2g}" == "1" else f"{ratio:.2g} times the {title}"
         for title, ratio in cost_ratios(outcome, name)[:3]

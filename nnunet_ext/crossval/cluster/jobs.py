@@ -1,4 +1,4 @@
-"""A graph as jobs of a cluster: which there are, what each waits for, and what it asks for."""
+"""A graph as cluster jobs, with their dependencies and the resources that they ask for."""
 
 import os
 import re
@@ -22,7 +22,7 @@ class JobOptions:
         warning_seconds: Seconds before the limit at which a step is asked for a checkpoint.
         cpus: CPUs of each job; None: nnU-Net's number of workers.
         options, gpu_options, cpu_options: Further options of sbatch for all jobs, for those on a GPU, for the others.
-        preamble: Shell lines that each job begins with.
+        preamble: Shell lines at the beginning of each job.
     """
 
     partition: str | None = None
@@ -49,7 +49,7 @@ class JobOptions:
         return self.cpus or int(environment.get("nnUNet_n_proc_DA") or 0) or DEFAULT_CPUS
 
     def sbatch_options(self, job: "Job") -> dict[str, str | bool]:
-        """The user's further options of a job; of several with one name the last counts."""
+        """The user's further options of a job; where one is given several times, the last counts."""
         further = self.gpu_options if job.on_gpu else self.cpu_options
         return dict(parse_option(option) for option in (*self.options, *further))
 
@@ -60,8 +60,8 @@ class Job:
 
     Attributes:
         name: Name of a group of steps.
-        steps: Steps of an array, one for each of its tasks; else the group's name.
-        needs: Names of jobs that must end well before.
+        steps: Steps of an array, one per task; otherwise the group's name.
+        needs: Names of jobs that must succeed first.
         on_gpu: Whether it computes on the device.
         trains: Whether it trains.
     """
@@ -74,7 +74,7 @@ class Job:
 
 
 def make_jobs(graph: Graph, missing: list[Node] | None = None) -> list[Job]:
-    """Jobs for what is missing of a graph, in an order in which they can be submitted."""
+    """Jobs for the missing steps of a graph, in an order in which they can be submitted."""
     missing = graph.missing(graph.states()) if missing is None else missing
     names = {node.name for node in missing}
     jobs = []
@@ -102,7 +102,7 @@ def parse_option(text: str) -> tuple[str, str | bool]:
     """Name and value of an option of sbatch; True for one without a value.
 
     Raises:
-        ValueError: for anything that is not like --account=me.
+        ValueError: for any other form than --account=me or --exclusive.
     """
     match = re.fullmatch(r"--([a-z][a-z-]*)(?:=(.+))?", text)
     if match is None:

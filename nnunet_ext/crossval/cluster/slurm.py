@@ -1,11 +1,11 @@
 """A cross-validation as jobs of Slurm, submitted and requeued by submitit.
 
-Trainings are arrays over folds. A job that reaches its time limit is requeued under its own number, so that what
-depends on it (`afterok`) goes on waiting, and resumes.
+Trainings are job arrays over folds. A job that reaches its time limit is requeued under its own number and resumes, so
+that jobs that depend on it (`afterok`) keep waiting.
 
-What submitit does not do is done here and in `task.py`: it knows no job without a time limit, so that the partition's
-is asked for; it does not look into the queue for jobs of an earlier call; it does not withdraw the first jobs when a
-later one is refused.
+This module and `task.py` add what submitit lacks. It needs a time limit for every job: jobs without one get the
+partition's. It does not search the queue for jobs of an earlier call. It does not withdraw the first jobs of a call
+when Slurm refuses a later one.
 """
 
 import getpass
@@ -26,7 +26,7 @@ from nnunet_ext.crossval.graph import Graph
 
 _SIGNAL = "USR1"
 _EXPORTED = ("nnUNet", "NNUNET_EXT_")
-_MANY = 10**6  # requeues: it is progress that ends them
+_MANY = 10**6  # requeues: a job ends for lack of progress, not by their number
 _ENDLESS_MINUTES = 365 * 24 * 60
 
 
@@ -36,7 +36,7 @@ class SlurmExecutor:
 
     Attributes:
         options: Settings of the jobs.
-        wait: Whether a job waits for another run that is at work on the same step.
+        wait: Whether a job waits for another run that is working on the same step.
     """
 
     options: JobOptions
@@ -56,15 +56,15 @@ class SlurmExecutor:
         return dry_run(experiment, graph) | {"jobs": jobs}
 
     def run(self, experiment: Experiment, graph: Graph) -> int:
-        """Submits what is missing.
+        """Submits the missing steps.
 
         Raises:
-            FileNotFoundError: if there is no Slurm here.
-            ValueError: while jobs of this cross-validation are queued, or another run is at work on it.
+            FileNotFoundError: if Slurm is not installed on this machine.
+            ValueError: while jobs of this cross-validation are queued, or another run is working on it.
         """
         for command in ("sbatch", "srun"):
             if shutil.which(command) is None:
-                raise FileNotFoundError(f"there is no {command} here; call this on a machine of the cluster")
+                raise FileNotFoundError(f"{command} was not found; run this on a machine of the cluster")
         missing = graph.missing(graph.states())
         jobs = make_jobs(graph, missing)
         if not jobs:
@@ -94,7 +94,7 @@ class SlurmExecutor:
                 subprocess.run(["scancel", *numbers.values()], check=False)
             print(f"Slurm refused {job.name}; the jobs before it are withdrawn.\n{error}", file=sys.stderr)
             return 1
-        print(f"Logs: {experiment.bookkeeping / 'slurm'}; how far it is: the same command with --status")
+        print(f"Logs: {experiment.bookkeeping / 'slurm'}; for the progress, run the same command with --status")
         return 0
 
     def _parameters(self, experiment: Experiment, job: Job, limit: str | None) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _needed(job: Job, jobs: list[Job]) -> list[Job]:
 
 
 def _executor(experiment: Experiment) -> Any:
-    """submitit's executor; SIGUSR1 is what trainers listen to, and submitit reads its signal when it is imported."""
+    """submitit's executor, with the signal that trainers listen to; submitit reads it when it is imported."""
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = _SIGNAL
     import submitit
 
@@ -145,7 +145,7 @@ def _executor(experiment: Experiment) -> Any:
 
 
 def _setup(experiment: Experiment, options: JobOptions) -> list[str]:
-    """Shell lines before the command of a job."""
+    """Shell lines that precede the command of a job."""
     exported = {name: value for name, value in child_environment().items() if name.startswith(_EXPORTED)}
     for name, folder in (
         ("nnUNet_raw", experiment.raw),

@@ -1,4 +1,4 @@
-"""One step, or one group of steps, in the foreground: what a job of a cluster runs."""
+"""One step, or one group of steps, in the foreground: the work of a cluster job."""
 
 import dataclasses
 import os
@@ -29,7 +29,7 @@ from nnunet_ext.utils.subprocesses import RESUMABLE_EXIT
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
-_LAST_SECONDS = 60  # of the warning time, in which a training that did not listen is ended
+_LAST_SECONDS = 60  # of the warning time, kept for ending trainings that did not react
 
 
 class Outcome(Enum):
@@ -53,12 +53,12 @@ def run_steps(
         graph: All steps.
         bookkeeping: Folder of records.
         name: Name of a step or of a group.
-        warning_seconds: How long before the time limit the request comes.
-        wait: Whether to wait for another run that is at work on the same steps.
+        warning_seconds: Seconds from the request to end until the time limit.
+        wait: Whether to wait for another run that is working on the same steps.
         listen: Handles signals while the steps run.
 
     Raises:
-        ValueError: for an unknown step, for one that needs what is not finished, and for one that another run does.
+        ValueError: for an unknown step, one with unfinished dependencies, and one that another run is working on.
     """
     nodes = graph.select(name)
     claims = claim(graph, nodes, wait)
@@ -87,15 +87,15 @@ def run_steps(
 class Task:
     """A step of an experiment as a job of Slurm, run by submitit.
 
-    submitit has the job call this object and requeues it through `checkpoint`. It lets SIGTERM pass, which Slurm sends
-    to a preempted job, and requeues as often as it is told to; so listening to SIGTERM, and giving up a job that gets
-    nowhere, are done here.
+    The job calls this object, and submitit requeues it through `checkpoint`. submitit ignores SIGTERM, which Slurm
+    sends to a preempted job, and requeues as often as it is told to; so this class listens to SIGTERM and gives up a
+    job that makes no progress.
 
     Attributes:
         experiment: The cross-validation to which the step belongs.
         name: Name of a step or of a group.
         warning_seconds: Seconds before the time limit at which Slurm sends SIGUSR1.
-        wait: Whether to wait for another run that is at work on the same step.
+        wait: Whether to wait for another run that is working on the same step.
         last: Progress of the step when this job was last requeued after a preemption.
     """
 
@@ -110,7 +110,7 @@ class Task:
 
         Raises:
             SystemExit: when the job was requeued.
-            RuntimeError: if the step failed, or got nowhere since it was last requeued.
+            RuntimeError: if the step failed, or made no progress since it was last requeued.
         """
         os.environ.setdefault("nnUNet_n_proc_DA", os.environ.get("SLURM_CPUS_PER_TASK", str(DEFAULT_CPUS)))
         graph = build_graph(self.experiment)
@@ -134,8 +134,8 @@ class Task:
             raise RuntimeError(f"{self.name} was cancelled")
         if progress_of(nodes) == (self.last if preempted else before):
             raise RuntimeError(
-                f"{self.name} did not get from one checkpoint to the next between two requeues: give the job more "
-                "time (nnU-Net's own trainers write a checkpoint every 50 epochs, ours also when they are asked)"
+                f"{self.name} wrote no new checkpoint between two requeues: give the job more time (nnU-Net's own "
+                "trainers write a checkpoint every 50 epochs, ours also when they are asked)"
             )
         assert CHECKPOINT_SIGNAL is not None
         requeue = signal.getsignal(CHECKPOINT_SIGNAL)  # submitit's handler
@@ -151,7 +151,7 @@ class Task:
 
 
 def _listening_in_job(runner: Runner, requests: list[int]) -> AbstractContextManager[None]:
-    """Asks for a checkpoint before the time limit and on preemption; `requests` gets the signals in their order."""
+    """Asks for a checkpoint before the time limit and on preemption; `requests` collects the signals in order."""
 
     def request(number: int, _: Any) -> None:
         requests.append(number)
@@ -162,7 +162,7 @@ def _listening_in_job(runner: Runner, requests: list[int]) -> AbstractContextMan
 
 
 def is_running_job() -> bool:
-    """Whether Slurm still means this process's job to run: scancel sends SIGTERM like a preemption."""
+    """Whether Slurm still counts this process's job as running: scancel sends SIGTERM, as a preemption does."""
     command = ["squeue", "--noheader", "--format=%T", f"--jobs={job_number()}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
