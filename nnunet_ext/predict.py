@@ -1,4 +1,4 @@
-"""Sorting out of scans that nnU-Net cannot predict: one unreadable scan ends its prediction of all the others."""
+"""Excludes scans that nnU-Net cannot predict, because one unreadable scan would end the prediction of all others."""
 
 import sys
 from collections import deque
@@ -60,7 +60,7 @@ def part_of(scans: Sequence[Scan], number: int, parts: int) -> list[Scan]:
     """The scans that one of several processes predicts, as nnU-Net shares them out.
 
     Raises:
-        ValueError: for a number that is not one of the parts'.
+        ValueError: for a number outside of 0, ..., parts - 1.
     """
     if not 0 <= number < parts:
         raise ValueError(f"-part_id {number} must be one of 0 to {parts - 1}, as -num_parts is {parts}")
@@ -75,7 +75,7 @@ class CheckedScans:
         reader: Class of the model's reader.
         channels: Number of channels that the model takes.
         processes: Number of workers; as many scans are kept ready.
-        failures: Scans that are known to be unreadable already.
+        failures: Scans that are already known to be unreadable.
 
     Attributes:
         ready: Number of scans that could be predicted.
@@ -95,10 +95,10 @@ class CheckedScans:
         self.failures = list(failures)
 
     def attach(self, predictor: Any, scans: Sequence[Scan]) -> None:
-        """Has nnU-Net's `predict_from_files` take its preprocessed scans from here.
+        """Makes nnU-Net's `predict_from_files` take its preprocessed scans from this object.
 
         Raises:
-            RuntimeError: for a version of nnU-Net that gets them in another way.
+            RuntimeError: for a version of nnU-Net that prepares scans in another way.
         """
         if not hasattr(predictor, "_internal_get_data_iterator_from_lists_of_filenames"):
             raise RuntimeError("nnunetv2 prepares scans in a way that nnunet_ext does not know; nnUNetv2_predict works")
@@ -117,7 +117,7 @@ class CheckedScans:
         import torch.multiprocessing
 
         model = (predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json)
-        # Spawned, as nnU-Net's own: a fork of a process that uses CUDA cannot.
+        # Spawned, as nnU-Net's own workers: a forked process could not use CUDA.
         context = torch.multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(self._processes, len(jobs)), mp_context=context) as pool:
             running: deque[Future[dict[str, Any] | Failure]] = deque()
@@ -132,7 +132,7 @@ class CheckedScans:
                     start(number)
                 for number in range(len(jobs)):
                     found = running.popleft().result()
-                    start(number + self._processes)  # before the device is at work on the one that is ready
+                    start(number + self._processes)  # before the device processes the scan that is ready
                     if isinstance(found, Failure):
                         self.failures.append(found)
                     else:
@@ -173,7 +173,7 @@ def _checked_and_preprocessed(
     task: PredictionTask,
     *model: Any,
 ) -> dict[str, Any] | Failure:
-    """Runs in a worker: the input of nnU-Net's predictor, made as its own workers make it, or the failure."""
+    """Runs in a worker: returns the predictor's input, made as by nnU-Net's own workers, or the failure."""
     import torch
     from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
@@ -190,7 +190,7 @@ def _checked_and_preprocessed(
 
 
 def _check(scan: Scan, reader: Any, channels: int, task: PredictionTask) -> list[str]:
-    """Raises an error for whatever keeps a scan from being predicted; returns notes on its geometry."""
+    """Raises an error if a scan cannot be predicted; returns notes on its geometry."""
     found, notes = 0, []
     first: tuple[tuple[int, ...], dict] | None = None
     for file in scan.files:

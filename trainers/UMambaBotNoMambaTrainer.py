@@ -3,7 +3,7 @@ from nnunet_ext.training import PluginTrainer
 
 
 class UMambaBotNoMambaTrainer(PluginTrainer):
-    """UMambaBot without its Mamba layer: the effect of Mamba on the result."""
+    """UMambaBot without its Mamba layer, to isolate Mamba's contribution."""
 
     network_class = UMamba
     network_settings = {"variant": "no_mamba"}

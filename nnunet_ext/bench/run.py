@@ -1,4 +1,4 @@
-"""What `nnunet_ext bench` does: settings from its options, measurements, one CSV file each."""
+"""`nnunet_ext bench`: makes the setting from the options, runs the measurements, and writes a CSV file for each."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -105,7 +105,7 @@ def _setting(plan: tuple[Path, str] | None, patch_size: tuple[int, ...] | None, 
 
 
 def _fitting(networks: Sequence[str] | None, setting: Setting) -> list[str]:
-    """Names as given; None: of all networks those that can be built on the setting, the others named."""
+    """The given names; None: all networks that can be built on the setting. Names of the others are printed."""
     names = []
     for name in NETWORKS if networks is None else networks:
         try:
@@ -120,9 +120,10 @@ def _fitting(networks: Sequence[str] | None, setting: Setting) -> list[str]:
 
 
 def _cubes(setting: Setting, sizes: Sequence[int]) -> list[Setting]:
-    """One topology, that of the smallest patch, on every patch: more stages would be another network.
+    """Settings with patches of several sizes and one topology, because more stages would make another network.
 
-    Isotropic, whatever the setting is, whose batch, channels and classes they have.
+    The topology is that of the smallest patch. Patches are isotropic, even if the setting is not; batch, channels and
+    classes are the setting's.
     """
     axes = len(setting.patch_size)
     planned = [Setting.of_patch((size,) * axes, setting.batch_size, "--sizes") for size in sorted(set(sizes))]
@@ -131,7 +132,7 @@ def _cubes(setting: Setting, sizes: Sequence[int]) -> list[Setting]:
 
 
 def _announced(rows: Iterator[Row]) -> Iterator[Row]:
-    """Shows each row as it comes, for measuring takes minutes."""
+    """Shows each row at once, because measuring takes minutes."""
     for row in rows:
         print(" ".join(str(value) for value in row.values()), file=sys.stderr, flush=True)
         yield row

@@ -1,7 +1,7 @@
-"""Maps as tokens: what acts on every voxel by itself works on (..., C), where it needs no permutation.
+"""Maps as tokens: layers that treat every voxel separately work on (..., C), without a permutation.
 
 A (B, C, *P) map in channels-last memory and its tokens (B, L, C) are views of each other, so that convolutions and
-token operators change over without a copy.
+token operators alternate without a copy.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of tokens, in float32 at least, whatever autocast says.
+    """Layer norm over the channels of tokens, in at least float32, even under autocast.
 
     Args:
         channels: C.
@@ -50,7 +50,7 @@ class ChannelMLP(nn.Module):
 
     Args:
         channels: C of input and output.
-        hidden: Channels between.
+        hidden: Channels of the hidden layer.
 
     Shape:
         (..., C) -> (..., C)

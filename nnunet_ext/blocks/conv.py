@@ -21,11 +21,11 @@ class ConvNormAct(nn.Module):
         input_channels: Channels of the input.
         output_channels: Channels of the output.
         kernel_size: Odd size per axis, in voxels.
-        eps: Of the norm.
-        slope: Of the leaky ReLU; 1 leaves it out.
+        eps: Added to the norm's variance.
+        slope: Slope of the leaky ReLU; 1 leaves it out.
         bias: Whether the convolution has a bias.
         affine: Whether the norm has a learnt scale and shift.
-        stride: Per axis; None: 1.
+        stride: Stride per axis; None: 1.
 
     Shape:
         (B, input_channels, *P) -> (B, output_channels, *P / stride)
@@ -63,16 +63,16 @@ class ConvNormAct(nn.Module):
             y = conv_1x1(self.conv, x)
         else:
             y = cpu_channels_last(convolve(self.conv, x))
-        # Hooks may keep the map between the two.
+        # Hooks may keep the map between convolution and norm.
         return self.norm_act(y, overwrite=not (has_hooks(self.conv) or has_hooks(self.norm_act)))
 
 
 def convolve(conv: nn.Module, x: Tensor) -> Tensor:
-    """`conv(x)`, fast for single samples on the CPU too.
+    """`conv(x)`, but fast for single samples on the CPU.
 
-    Of these PyTorch hands only large ones to oneDNN, those of more than 20480 values without the last axis, whose own
-    kernel for the others, those at full resolution with few channels and those of the deep stages, takes two to five
-    times as long and loses the channels-last layout (torch 2.15). Prediction is one sample at a time.
+    PyTorch passes a single sample to oneDNN only if it has more than 20480 values without its last axis. For the others
+    (full resolution with few channels, and the deep stages) its own kernel takes two to five times as long and loses
+    the channels-last layout (torch 2.15). nnU-Net predicts one sample at a time.
 
     Shape:
         (B, C, *P) -> (B, C', *P / stride)
@@ -100,7 +100,7 @@ def product_1x1(conv: nn.Module, x: Tensor) -> Tensor:
 
 
 def _onednn_takes(x: Tensor) -> bool:
-    """Whether oneDNN is there and convolves what `x` is; torch.compile cannot trace these questions."""
+    """Whether oneDNN is available and supports `x`; torch.compile cannot trace these checks."""
     onednn = torch.backends.mkldnn
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     return plain and onednn.is_available() and bool(onednn.enabled)

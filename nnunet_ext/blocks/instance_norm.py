@@ -1,9 +1,9 @@
 """Instance norm followed by leaky ReLU, as one step.
 
-On the CPU, PyTorch copies a channels-last map to the contiguous layout before instance norm and back. The operator
-used there works on channels-last maps as they are; without gradients, and where nothing else holds the map, in its
-memory, as every fresh map of a full-resolution level costs more in page faults than the arithmetic. Elsewhere PyTorch's
-own functions are used.
+On the CPU, PyTorch copies a channels-last map to the contiguous layout before instance norm and back. The operator used
+there works on channels-last maps directly. Without gradients, and if nothing else holds the map, it works in the map's
+memory, because page faults of a fresh full-resolution map cost more than the arithmetic. Elsewhere PyTorch's own
+functions are used.
 """
 
 import torch
@@ -18,7 +18,7 @@ from nnunet_ext.utils.torch_private import in_function_transform
 def instance_norm_leaky_relu_reference(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, slope: float
 ) -> Tensor:
-    """Plain form of `instance_norm_leaky_relu`: PyTorch's two functions."""
+    """Reference of `instance_norm_leaky_relu`: PyTorch's two functions."""
     return F.leaky_relu(F.instance_norm(x, weight=weight, bias=bias, eps=eps), slope)
 
 

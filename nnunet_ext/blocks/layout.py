@@ -10,7 +10,7 @@ def channels_last(ndim: int) -> torch.memory_format:
 
 
 def cpu_channels_last(x: Tensor) -> Tensor:
-    """`x` in channels-last memory on the CPU, as it is elsewhere (PyTorch's small convolutions lose the layout)."""
+    """`x` in channels-last memory on the CPU, unchanged elsewhere (PyTorch's small convolutions lose the layout)."""
     return x.to(memory_format=channels_last(x.ndim)) if x.device.type == "cpu" else x
 
 

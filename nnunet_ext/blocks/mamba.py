@@ -106,4 +106,4 @@ class Direction(nn.Module):
             delta_softplus=True,
             reverse=self.reverse,
         )
-        return cast(Tensor, y)  # not the pair with the last state
+        return cast(Tensor, y)  # never the pair with the last state

@@ -1,4 +1,4 @@
-"""The inverse transform of a spectrum that need not be that of a real map."""
+"""The real inverse transform of a spectrum that may not belong to a real map."""
 
 from collections.abc import Sequence
 
@@ -9,16 +9,17 @@ from torch import Tensor
 def real_inverse(spectrum: Tensor, axes: Sequence[int], length: int, norm: str = "backward") -> Tensor:
     """`irfftn` over `axes` as NumPy defines it, on every device.
 
-    A learnt filter's product with the spectrum of a real map is no such spectrum: its planes at 0 and at the highest
-    frequency of the last axis are not conjugate symmetric. NumPy and PyTorch's CPU ignore what a real result cannot
-    have after transforming the other axes; transforms over several axes at once, as cuFFT's, take the symmetry for
-    granted on every axis and give something else. Hence one axis after the other.
+    A learnt filter times the spectrum of a real map is not the spectrum of a real map: its planes at 0 and at the
+    highest frequency of the last axis are not conjugate symmetric. NumPy, and PyTorch on the CPU, transform the other
+    axes first and then ignore the part that a real result cannot have. Transforms over several axes at once, such as
+    cuFFT's, assume the symmetry on every axis and give another result. Hence this function transforms one axis at a
+    time.
 
     Args:
-        spectrum: Half of it along the last of `axes`, as `rfftn` gives it.
-        axes: To transform.
-        length: Of the result along the last of `axes`.
-        norm: As torch.fft has it.
+        spectrum: Spectrum, halved along the last of `axes` as `rfftn` returns it.
+        axes: Axes to transform.
+        length: Length of the result along the last of `axes`.
+        norm: Normalisation, as in torch.fft.
     """
     *others, last = axes
     if others:

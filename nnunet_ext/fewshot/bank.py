@@ -10,7 +10,7 @@ from batchgenerators.utilities.file_and_folder_operations import join, load_pick
 from nnunet_ext.fewshot.slices import image_slice, window, window_start
 
 _ENOUGH_VOXELS = 200
-"""Number of voxels from which on a slice shows a class well; smaller structures are drawn from their larger slices."""
+"""Number of voxels with which a slice shows a class well; smaller structures are drawn from their larger slices."""
 
 Labels = tuple[int, ...]
 
@@ -75,10 +75,10 @@ class SupportBank:
                 )
 
     def draw(self, shots: int, generator: np.random.Generator) -> SupportSlices:
-        """`shots` slices of every class, from as many cases as there are; fewer where the fold has no more.
+        """`shots` slices of every class, from as many cases as possible; fewer if the fold has no more.
 
-        Eligible are slices with at least 200 voxels of the class or, of smaller structures, the upper half of the
-        case's slices that show it.
+        Slices with at least 200 voxels of the class are eligible; for smaller structures, it is the upper half of the
+        case's slices that show them.
         """
         slices, counts = [], []
         order = list(generator.permutation(self.cases))
@@ -99,7 +99,7 @@ class SupportBank:
     def _choose(
         self, index: int, shots: int, cases: Sequence[str], generator: np.random.Generator
     ) -> list[tuple[str, int]]:
-        """One slice per case first; further slices of the same cases only if there are fewer cases than shots."""
+        """Draws one slice per case, and further slices of the same cases only if there are fewer cases than shots."""
         chosen: list[tuple[str, int]] = []
         spare: list[tuple[str, int]] = []
         for case in cases:

@@ -1,4 +1,4 @@
-"""Episodes of few-shot training from unlabelled images: a supervoxel plays the class, two of its slices the scans.
+"""Episodes of few-shot training from unlabelled images: a supervoxel is the class, two of its slices are the scans.
 
 Source: the self-supervision of Hansen et al., "Anomaly detection-inspired few-shot medical image segmentation through
 self-supervision with supervoxels", MedIA 2022 (ADNet), with which Cheng et al. train FAF-Net.
@@ -22,35 +22,35 @@ from torch import Tensor
 from nnunet_ext.fewshot.slices import image_slice, window, window_start
 from nnunet_ext.supervoxels.supervoxel_cache import read_supervoxels
 
-# Not in the paper: mild, for a neighbouring slice differs already.
+# Not in the paper. Mild, because neighbouring slices differ anyway.
 _GAMMA = (0.5, 1.5)
 _ROTATION = 15 / 180 * pi
 _SCALING = (0.8, 1.25)
-_ELASTIC_SCALE, _ELASTIC_MAGNITUDE = (0.1, 0.2), 0.04  # of the slice's size
+_ELASTIC_SCALE, _ELASTIC_MAGNITUDE = (0.1, 0.2), 0.04  # relative to the slice's size
 _MARGIN = 0.25
-"""Of the size, by which slices are cut larger on each side before they are turned: fewer empty corners come in."""
+"""Margin on each side, relative to the size, with which slices are cut before rotation, to avoid empty corners."""
 
 
 class SupervoxelEpisodes:
     """Endless batches of episodes, each from one image with its supervoxels in the cache.
 
-    An episode is a random supervoxel of a random image in two neighbouring slices, in random order: one supports, the
-    other is the query. One of the two, at random, gets a random gamma, and one a random rotation, scaling and elastic
-    deformation. A supervoxel counts in slices where it has `least_area` pixels. An image of one slice gives that slice
-    as both. With several `classes` further supervoxels of the same two slices are classes of the episode as well; where
-    there are not as many, the rest of the masks is empty.
+    An episode is a random supervoxel of a random image in two neighbouring slices, in random order: one is the support,
+    the other the query. One of the two, at random, gets a random gamma, and one a random rotation, scaling and elastic
+    deformation. A supervoxel counts in slices where it has at least `least_area` pixels. In an image of one slice, that
+    slice is both. With several `classes`, further supervoxels of the same two slices are classes of the episode too; if
+    there are too few, the remaining masks are empty.
 
-    Made for nnU-Net's augmenters: an iterator that forgets nothing when it is copied to another process. Random numbers
-    come from NumPy's and torch's global generators, as in nnU-Net's loaders.
+    The iterator suits nnU-Net's augmenters: it keeps its state when it is copied to another process, and draws from
+    NumPy's and torch's global generators, as nnU-Net's loaders do.
 
     Args:
         dataset: nnU-Net's dataset of the training cases; their segmentations are not read.
-        folder: Where `make_supervoxels` has put them.
-        size: (H, W) of the slices in pixels; they are cut out around a point near the
-            supervoxel; smaller ones are padded with 0.
-        episodes: E, of a batch.
+        folder: Folder to which `make_supervoxels` has written.
+        size: (H, W) of the slices in pixels; they are cut out around a point near the supervoxel; smaller ones are
+            padded with 0.
+        episodes: E, episodes per batch.
         one_hot: Labels of the previous stage's segmentation that are channels of the input (nnU-Net's cascade).
-        classes: R, supervoxels of an episode at most; the paper's is 1.
+        classes: R, largest number of supervoxels in an episode; the paper's is 1.
 
     Shape:
         support_images and query_images (E, 1, M, H, W) float32; support_masks and query_masks (E, 1, R, H, W) float32
@@ -107,7 +107,7 @@ class SupervoxelEpisodes:
         positions = np.random.permutation(positions)
         masks = np.stack([labels[positions] == label for label in chosen], 1)
         masks = np.pad(masks, [(0, 0), (0, self.classes - len(chosen)), (0, 0), (0, 0)])
-        # Anywhere in the window: a supervoxel that was always in its middle would be found without a look at it.
+        # Anywhere in the window: a supervoxel that is always at the centre could be found without looking at the image.
         inside = np.argwhere(masks[:, 0].any(0))
         point = inside[np.random.randint(len(inside))] + np.random.uniform(-0.5, 0.5, 2) * self.size
         start = [s - m for s, m in zip(window_start(point, labels.shape[1:], self.size), self.margin, strict=True)]
@@ -124,7 +124,7 @@ class SupervoxelEpisodes:
         return episode
 
     def _choose(self) -> tuple[Any, NDArray[np.int32], NDArray[np.intp], NDArray[np.intp]]:
-        """A case, its supervoxels, one of them and others of its two slices, and these."""
+        """A case, its supervoxels, the labels chosen among them, and the two slices."""
         for case in np.random.permutation(self.cases):
             labels = read_supervoxels(self.folder, case)
             pairs = neighbouring_slices(labels)
@@ -142,16 +142,16 @@ class SupervoxelEpisodes:
 
 
 def least_area(shape: Sequence[int]) -> int:
-    """Pixels that a supervoxel needs in a slice: 200 of 256 x 256, as the authors have it, of smaller slices as large
-    a part, but at least 16, one position of a feature map at stride 4."""
+    """Pixels that a supervoxel needs in a slice: the authors' 200 of 256 x 256, in smaller slices in proportion, but at
+    least 16, one position of a feature map at stride 4."""
     return int(np.clip(round(prod(shape[-2:]) * 200 / 256**2), 16, 200))
 
 
 def neighbouring_slices(labels: NDArray[np.int32]) -> NDArray[np.intp]:
-    """Supervoxels with pairs of neighbouring slices in which each is large enough.
+    """Supervoxels with pairs of neighbouring slices in both of which they are large enough.
 
     Shape:
-        (D, H, W) -> (N, 3): label, slice, neighbouring slice; of a single slice twice that one
+        (D, H, W) -> (N, 3): label, slice, neighbouring slice; in a volume of one slice, both are that one
     """
     count = int(labels.max()) + 1
     areas = np.stack([np.bincount(slice_.ravel(), minlength=count) for slice_ in labels])

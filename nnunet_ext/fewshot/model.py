@@ -42,7 +42,7 @@ class FewShotModel:
         checkpoint: Name of the checkpoint in the folders of the folds.
 
     Raises:
-        FileNotFoundError: if the folder is no trained model.
+        FileNotFoundError: if the folder does not hold a trained model.
         ValueError: if its network is not FAF-Net, or needs the segmentation of a previous stage, and as
             `load_predictor`.
     """
@@ -73,7 +73,7 @@ class FewShotModel:
             self.networks.append(deepcopy(network).to(self.device).eval())
         self.labels: tuple[int, ...] = ()
         self.shown_values: frozenset[int] = frozenset()
-        """Values that occur in the support masks, and background."""
+        """Values in the support masks, background included."""
         self.supports: list[list[Support]] = []
         """Encoded supports, by fold and part."""
 
@@ -118,7 +118,7 @@ class FewShotModel:
             for of_slice in of_example:
                 slices.append(of_slice[0])
                 masks.append(of_slice[1])
-        # (parts, shots * labels, ..): parts are the fastest axis of what was gathered.
+        # (parts, shots * labels, ..): parts are the fastest axis of the gathered slices.
         shots = len(examples) * len(labels)
         images, of_images = (
             torch.from_numpy(np.stack(arrays)).unflatten(0, (shots, -1)).transpose(0, 1).to(self.device)
@@ -160,7 +160,7 @@ class FewShotModel:
     def _preprocess(
         self, scan: Scan, image: np.ndarray, properties: dict, mask: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, dict]:
-        """Image (M, D, H, W), mask (1, D, H, W) and properties, as the network is to see them."""
+        """Image (M, D, H, W), mask (1, D, H, W) and properties, preprocessed for the network."""
         if image.shape[0] != self.channels:
             raise ValueError(f"{scan.case} has {image.shape[0]} channel(s), the model has {self.channels}")
         preprocessor = self.configuration.preprocessor_class(verbose=False)
@@ -199,7 +199,7 @@ class FewShotModel:
             if not foreground.any():
                 raise ValueError(f"label {label} of the mask {mask_file} is too small for the model's spacing")
             for position in choose(foreground):
-                # Slices that show that there is nothing are cut where it is in others.
+                # Slices without the label are cut at its position in other slices.
                 inside = foreground[position] if foreground[position].any() else foreground.any(0)
                 centre = np.argwhere(inside).mean(0)
                 start = window_start(centre, data.shape[2:], size)
@@ -216,7 +216,7 @@ class FewShotModel:
     def _logits(self, network: FAFNet, supports: Sequence[Support], data: np.ndarray) -> Tensor:
         """(M, D, H, W) -> (1 + R, D, H, W), background first, in nnU-Net's tiles of each slice.
 
-        The background's is 0, or the largest of what surrounds the labels if that is above.
+        The background's logit is 0, or the largest logit of the labels' surroundings if that is higher.
         """
         tile = tuple(self.configuration.patch_size[-2:])
         padded, inside = pad_nd_image(torch.from_numpy(data), tile, "constant", {"value": 0}, True, None)
@@ -236,7 +236,7 @@ class FewShotModel:
                 with self._autocast():
                     found = network.segment(slices[chosen][place].to(self.device), support)
                 of_labels, around = logit(found.float()).cpu().tensor_split([len(self.labels)], 1)
-                background = F.pad(around, (0, 0, 0, 0, 1, 0)).amax(1, keepdim=True)  # 0 or one of the sectors'
+                background = F.pad(around, (0, 0, 0, 0, 1, 0)).amax(1, keepdim=True)  # 0, or that of a sector
                 logits[chosen][place] += weights * torch.cat((background, of_labels), 1)
         within = (slice(None), *inside[1:])
         return (logits / total).transpose(0, 1)[within]

@@ -1,4 +1,4 @@
-"""The few-shot protocols, the paper's and ours: which support slice shows the label for which part of a volume.
+"""The paper's few-shot protocol and ours, which choose the support slice for each part of a volume.
 
 Source: Cheng et al., "FAF-Net", after Hansen et al., "Anomaly detection-inspired few-shot medical image segmentation
 through self-supervision with supervoxels", MedIA 2022 (ADNet).
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 DEFAULT_PARTS = {"extent": 3, "position": 40}
-"""Default number of parts, by what is divided in the support: the label's extent (the paper's) or the whole scan."""
+"""Default number of parts for each protocol, which divides the label's extent (the paper's) or the whole scan."""
 
 
 def query_parts(slices: int, parts: int) -> list[range]:
@@ -32,7 +32,7 @@ def query_parts(slices: int, parts: int) -> list[range]:
 def support_slices(mask: NDArray[np.bool_], parts: int) -> list[int]:
     """For each part, the middle slice of that part of the mask's extent.
 
-    The extent runs from the first to the last slice with foreground. Where the middle slice has none itself, the
+    The extent runs from the first to the last slice with foreground. Where the middle slice has none, the
     nearest one that has is taken.
 
     Args:
@@ -56,11 +56,11 @@ def support_slices(mask: NDArray[np.bool_], parts: int) -> list[int]:
 
 
 def shown_slices(mask: NDArray[np.bool_], parts: int | None = None, match: str = "extent") -> list[int]:
-    """For each part of a query volume, the support's slice that tells what to look for in it.
+    """For each part of a query volume, the support slice that shows what to look for.
 
     ``"extent"``, the paper's, takes `support_slices`: every part is shown the label and may contain it. ``"position"``
-    takes the middle slice of the same part of the support *scan*, with or without foreground; parts without foreground
-    are not searched. It is for scans of the same field of view. With as many parts as slices, each slice is a part.
+    takes the middle slice of the same part of the support *scan*, which may have no foreground; such parts are not
+    searched. It suits scans with the same field of view. With as many parts as slices, each slice is a part.
 
     Args:
         mask: Foreground of the support.

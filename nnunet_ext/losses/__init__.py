@@ -1,4 +1,4 @@
-"""Losses; they know nothing of nnU-Net, but take its targets as they come."""
+"""Losses; they know nothing of nnU-Net, but accept its targets directly."""
 
 from nnunet_ext.losses.self_updating import SelfUpdatingLoss, output_weights
 

@@ -1,4 +1,4 @@
-"""What every network does before its forward pass, whatever it is given."""
+"""Decorators of the networks' forward passes, for empty batches and for low-precision weights."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -15,7 +15,7 @@ _Forward = TypeVar("_Forward", bound=Callable[..., Any])
 
 
 def with_empty_batches(forward: _Forward) -> _Forward:
-    """Decorates a network's method so that an empty batch gives empty outputs, of the shapes of one sample's.
+    """Decorates a network's method so that an empty batch gives empty outputs with the shapes of one sample.
 
     The weights' gradients are then 0.
     """
@@ -32,8 +32,8 @@ def with_empty_batches(forward: _Forward) -> _Forward:
 def at_any_precision(forward: _Forward) -> _Forward:
     """Decorates a network's method so that weights may be in float16 or bfloat16 (`network.half()`).
 
-    They are widened to float32 for the call, like its inputs: norms, transforms, scans and attention compute in float32
-    whatever the weights are in. So are the results; the weights' gradients are in their own precision.
+    Weights and inputs are widened to float32 for the call, because norms, transforms, scans and attention compute in
+    float32 in any case. The results are in float32, too; the weights' gradients are in the weights' own precision.
     """
 
     @wraps(forward)
@@ -46,7 +46,7 @@ def at_any_precision(forward: _Forward) -> _Forward:
 
 
 def _empty(network: nn.Module, forward: Callable[..., Any], inputs: tuple, further: dict[str, Any]) -> Any:
-    """Outputs for no sample: those of a sample of zeros, without the sample; statistics stay as they are."""
+    """Outputs of an empty batch: those of a sample of zeros, cut to no sample; running statistics do not change."""
     one, further = tree_map_only(Tensor, lambda x: x.new_zeros(1, *x.shape[1:]), (inputs, further))
     modes = {module: module.training for module in network.modules()}
     try:
@@ -58,7 +58,7 @@ def _empty(network: nn.Module, forward: Callable[..., Any], inputs: tuple, furth
 
 
 class _Undecorated(nn.Module):
-    """A network whose call is an undecorated method of it, without its hooks, which were called before."""
+    """A network whose forward pass is an undecorated method, without its hooks, which have already been called."""
 
     def __init__(self, network: nn.Module, forward: Callable[..., Any]) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """Self-attention of many short sequences between its projections: by the C extension, or by PyTorch.
 
-The C extension stands behind two operators, so that fake tensors and counters of products go through it too.
+Two operators wrap the C extension, so that fake tensors and counters of products work with it too.
 """
 
 import ctypes
@@ -33,7 +33,7 @@ def native_attention(projected: Tensor, size: int) -> NativeLibrary | None:
 
 
 def mix(projected: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(size)) v along axis 1 of tensors on the CPU; no gradient: that is `mix_backward`.
+    """softmax(q k^T / sqrt(size)) v along axis 1 of tensors on the CPU; `mix_backward` gives its gradient.
 
     Args:
         projected: q, k and v of every head.
@@ -100,14 +100,14 @@ def _like_mixed(projected: Tensor) -> Tensor:
 
 @register_flop_formula(torch.ops.nnunet_ext.axial_mix)
 def _(projected: tuple[int, ...], *_, **__) -> int:
-    """Scores, and the weighted sums of the values; a multiplication and an addition each."""
+    """Operations of the scores and of the weighted sums of the values: a multiplication and an addition each."""
     outer, length, inner, _three, heads, size = projected
     return 4 * outer * inner * heads * length * length * size
 
 
 @register_flop_formula(torch.ops.nnunet_ext.axial_mix_backward)
 def _(projected: tuple[int, ...], *_, **__) -> int:
-    """The same again, and two products for the gradient of each of them."""
+    """Operations of the forward pass, and of two products for the gradient of each of its products."""
     outer, length, inner, _three, heads, size = projected
     return 12 * outer * inner * heads * length * length * size
 

@@ -33,9 +33,9 @@ def causal_conv1d(
     """y_t = act(bias + sum_j w_j x_{t-k+1+j}); reversed, act(bias + sum_j w_j x_{t+k-1-j}); x is 0 outside.
 
     The reversed form is the causal one on the reversed sequence, its result reversed back, without copies. On the
-    CPU the C extension computes it in one pass (channels beside each other in memory); on CUDA the package
-    causal_conv1d does, where installed; else PyTorch. It is computed in float32 at least; gradients of weight and bias
-    are accumulated in that and returned in the parameters' own type, whatever the type of x.
+    CPU the C extension computes it in one pass (if channels are adjacent in memory); on CUDA the package causal_conv1d
+    does, where installed; otherwise PyTorch. It is computed in at least float32; gradients of weight and bias are
+    accumulated in that type and returned in the parameters' own type, whatever the type of x.
 
     Args:
         x: Sequence.
@@ -58,7 +58,7 @@ def causal_conv1d(
         raise ValueError(f"`weight` must have the shape (d, k) for `x` (b, d, l), got {weight.shape} and {x.shape}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"`bias` must have the shape ({weight.shape[0]},), got {tuple(bias.shape)}")
-    if in_function_transform():  # for which only PyTorch's convolution has rules
+    if in_function_transform():  # only PyTorch's convolution has rules for them
         return causal_conv1d_reference(x, weight, bias, activation, reverse)
     if x.device.type == "cpu":
         return _convolution(x, weight, bias, activation == "silu", reverse)
@@ -70,7 +70,7 @@ def causal_conv1d(
 
 
 def _package_takes(x: Tensor, weight: Tensor) -> bool:
-    """Whether the kernels of causal_conv1d are written for these tensors; others they refuse by an error."""
+    """Whether the kernels of causal_conv1d support these tensors; for others they raise an error."""
     half_or_single = x.dtype in (torch.float16, torch.bfloat16, torch.float32)
     aligned = x.stride(2) == 1 or (x.shape[1] % 8 == 0 and x.stride(0) % 8 == 0 and x.stride(2) % 8 == 0)
     return half_or_single and 2 <= weight.shape[1] <= 4 and aligned
@@ -100,20 +100,20 @@ class _Convolution(ctypes.Structure):
 
 
 def _in_one_type(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The tensors in the type that they have in common, float32 at least."""
+    """The tensors in their common type, at least float32."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def _library(x: Tensor, weight: Tensor, bias: Tensor | None) -> NativeLibrary | None:
-    """The library if it takes these: single precision, channels beside each other, in results shaped like `x` too."""
+    """The library if it takes these: single precision, adjacent channels, also in results shaped like `x`."""
     if x.stride(1) != 1 or torch.empty_like(x, device="meta").stride(1) != 1:
         return None
     return library_for("causal_conv1d", x, weight, bias)
 
 
 def _in_time(x: Tensor, reverse: bool) -> Strided:
-    """A (b, d, l) tensor in the order of the convolution's time."""
+    """A (b, d, l) tensor in the order in which the convolution reads time."""
     strided = Strided(x.data_ptr(), x.stride(0), 0, 1, x.stride(2))
     if reverse:
         strided.data += (x.shape[2] - 1) * x.stride(2) * x.element_size()
@@ -122,7 +122,7 @@ def _in_time(x: Tensor, reverse: bool) -> Strided:
 
 
 def _describe(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> _Convolution:
-    """`weight` is (k, d) here, and like `bias` contiguous."""
+    """The arguments as a C structure; `weight` is (k, d) here, and contiguous like `bias`."""
     b, d, length = x.shape
     c = _Convolution(batch=b, channels=d, length=length, width=weight.shape[0])
     c.silu, c.threads = silu, torch.get_num_threads()
@@ -132,7 +132,7 @@ def _describe(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, revers
 
 
 def _taps(width: int, length: int, reverse: bool) -> list[tuple[int, slice, slice]]:
-    """Per tap: its index, the outputs it reaches, and the inputs that it reads."""
+    """Index of each tap, the outputs that it contributes to, and the inputs that it reads."""
     taps = []
     for j in range(max(0, width - length), width):
         lag = width - 1 - j
@@ -142,7 +142,7 @@ def _taps(width: int, length: int, reverse: bool) -> list[tuple[int, slice, slic
 
 
 def _plain_response(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
-    """By one multiply-add a tap: several times faster on a CPU than PyTorch's grouped convolution."""
+    """One multiply-add per tap: several times faster on a CPU than PyTorch's grouped convolution."""
     y = torch.zeros_like(x) if bias is None else torch.zeros_like(x).add_(bias[:, None])
     for j, outputs, inputs in _taps(weight.shape[1], x.shape[2], reverse):
         y[:, :, outputs].addcmul_(x[:, :, inputs], weight[:, j : j + 1])

@@ -30,7 +30,7 @@ class _Scan(ctypes.Structure):
 
 
 def saved_shape(library: NativeLibrary, b: int, d: int, n: int, length: int) -> tuple[int, ...]:
-    """One state a tile of steps."""
+    """Shape of the saved states, one per tile of steps."""
     tile = library.functions.selective_scan_tile()
     return b, -(-length // tile), n, d
 
@@ -83,7 +83,7 @@ def backward(
     softplus: bool,
     reverse: bool,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of u, delta, A, B, C, D, z and delta_bias; None for what was not given."""
+    """Gradients of u, delta, A, B, C, D, z and delta_bias; None for tensors that were not given."""
     u, delta, A, B, C, D, z, delta_bias = _prepare(u, delta, A, B, C, D, z, delta_bias)
     scan = _describe(library, u, delta, A, B, C, D, z, delta_bias, softplus, reverse)
     b, d, _ = u.shape
@@ -130,7 +130,7 @@ def _prepare(
     z: Tensor | None,
     delta_bias: Tensor | None,
 ) -> _Inputs:
-    """The inputs in memory that the C code can read; themselves where they are."""
+    """The inputs in memory that the C code can read, copied only where necessary."""
     return (
         readable(u),
         readable(delta),
@@ -156,7 +156,7 @@ def _describe(
     softplus: bool,
     reverse: bool,
 ) -> _Scan:
-    """The structure; it points to the tensors' memory, so they must outlive it."""
+    """The arguments as a C structure; it points to the tensors' memory, so they must outlive it."""
     b, d, length = u.shape
     scan = _Scan(batch=b, channels=d, groups=B.shape[1], states=A.shape[1], length=length)
     scan.softplus, scan.reverse, scan.threads = softplus, reverse, torch.get_num_threads()

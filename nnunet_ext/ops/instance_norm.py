@@ -2,8 +2,8 @@
 
     n = (x - mean) scale, scale = 1 / sqrt(var + eps);  y = leaky(w n + b)
 
-Three operators: the norm, its backward pass, and the norm in the memory of its input. Without w and b the result tells
-n, as the leaky ReLU has an inverse, and the backward pass gets y in place of x, so that x need not be kept.
+Three operators: the norm, its backward pass, and the norm in the memory of its input. Without w and b, n follows from
+the result, as the leaky ReLU has an inverse; the backward pass then gets y in place of x, so that x need not be kept.
 """
 
 import ctypes

@@ -3,7 +3,7 @@
     i, f, o, g = gates + before;  c' = sigmoid(f) c + sigmoid(i) tanh(g);  h' = sigmoid(o) tanh(c')
 
 Two steps per slice: the first from c = 0, the second from the memory (c, and the hidden part of the gates) of the slice
-that was read before. Each is an operator with a backward pass; slices are cut, joined and shifted within, by views.
+that was read before. Each is an operator with a backward pass, which cuts, joins and shifts slices by views.
 """
 
 import ctypes
@@ -48,7 +48,7 @@ class _Cell(ctypes.Structure):
 def is_native(gates: Tensor) -> bool:
     """Whether the operators here take tensors like `gates`.
 
-    Under torch.compile PyTorch's functions fuse better; for transforms of torch.func only those have rules.
+    Under torch.compile PyTorch's functions fuse better, and only they have rules for transforms of torch.func.
     """
     if torch.compiler.is_compiling() or in_function_transform():
         return False
@@ -152,8 +152,8 @@ def _second_step_backward(
     """Gradients of gates, and of those of memory_c, memory_gates, handed_c and handed_gates that were given.
 
     Args:
-        gradients: Of c, f, g and h.
-        states: i, f, o and g.
+        gradients: Gradients of c, f, g and h.
+        states: The states i, f, o and g.
         memory_c: As `second_step` got it.
         handed_c: As `second_step` got it.
         reverse: As `second_step` got it.
@@ -162,7 +162,7 @@ def _second_step_backward(
     n, channels = grads[0].shape[1], grads[0].shape[-1]
     grad_gates = grads[0].new_empty(*grads[0].shape[:-1], GATES * channels)
     both = (grads[0], grad_gates)
-    # The slice read first gives to its memory; the others to what was handed to them.
+    # The gradient of the slice read first goes to its memory, that of the others to the states handed to them.
     edges = [x.new_empty(x.shape[0], 1, *x.shape[2:]) for x in both]
     handed: list[Tensor | None] = [None, None]
     if handed_c is not None:
@@ -177,7 +177,7 @@ def _second_step_backward(
     for whole, edge in zip(handed, edges, strict=True):
         if whole is None:
             continue
-        # Slices that are read after the last of these have their gradient from elsewhere.
+        # Slices that are read after the last of these get their gradient elsewhere.
         unread = whole.shape[1] - (n - 1)
         (whole[:, :unread] if reverse else whole[:, n - 1 :]).zero_()
         if memory_c is None:
@@ -218,7 +218,7 @@ second_step.register_autograd(_differentiate_second, setup_context=_save_second)
 
 
 def sources(memory: Tensor | None, handed: Tensor | None, n: int, reverse: bool) -> tuple[Tensor, Tensor | None]:
-    """Views that the slice read first, and the n - 1 others, read from (None: there are no others)."""
+    """Views from which the slice read first and the n - 1 others read (None: there are no others)."""
     if memory is None:
         assert handed is not None  # for mypy: a memory was given or made
         memory = handed[:, -1:] if reverse else handed[:, :1]
@@ -238,7 +238,7 @@ def _like_states(gates: Tensor) -> Tensor:
 
 
 def _call(name: str, **maps: Tensor | None) -> None:
-    """A step, forward or backward, on (B, ..., 4 C) gates and (B, ..., C) maps; `maps` that are None do not matter."""
+    """A step, forward or backward, on (B, ..., 4 C) gates and (B, ..., C) maps; None among `maps` is left out."""
     library = library_for("lstm_cell", *maps.values())
     if library is None:
         raise RuntimeError(f"{name} needs the C extension and float32 tensors on the CPU: use PyTorch's functions")
@@ -259,10 +259,10 @@ def _rows(x: Tensor) -> Tensor:
     """View (B, rows, C).
 
     Raises:
-        ValueError: where channels do not lie beside each other.
+        ValueError: unless channels are adjacent in memory.
     """
     if x.stride(-1) != 1 and x.shape[-1] > 1:
-        raise ValueError(f"channels must lie beside each other, strides are {x.stride()}")
+        raise ValueError(f"channels must be adjacent in memory, strides are {x.stride()}")
     return x.view(x.shape[0], -1, x.shape[-1])
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @cache
 def why_unusable() -> str | None:
-    """What is missing, or None if the kernels can be imported (a recent mamba_ssm may come without them)."""
+    """Reason why the kernels cannot be imported, or None (a recent mamba_ssm may come without them)."""
     if util.find_spec("mamba_ssm") is None:
         return "the package mamba_ssm is not installed"
     try:
@@ -20,11 +20,11 @@ def why_unusable() -> str | None:
 
 
 def scan(tensors: Sequence[Tensor | None], softplus: bool, reverse: bool) -> tuple[Tensor, Tensor]:
-    """y and the last state (without gradient: the kernels have none for it), under the package's own autograd.
+    """y, under the package's own autograd, and the last state, for which the kernels have no gradient.
 
     Args:
         tensors: u, delta, A, B, C, D, z and delta_bias.
-        softplus: Whether delta passes softplus.
+        softplus: Whether softplus is applied to delta.
         reverse: Whether to scan from the last position; the kernels know one direction, so sequences are flipped.
     """
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn

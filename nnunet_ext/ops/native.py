@@ -1,10 +1,10 @@
 """The optional C extension: found, chosen for the processor, and called through ctypes.
 
 `setup.py` compiles `csrc/*.c` once for each instruction set that the compiler knows, without any link to Python
-or torch, so that one build serves every version of both. Where there was no compiler, there is no library either, and
-the operators use PyTorch.
+or torch, so that one build serves every version of both. Without a compiler there is no library, and the operators use
+PyTorch.
 
-How to hook a C kernel up: its module in `ops` has a `Structure` like the kernel's (declared in `STRUCTURES`), a pair of
+How to add a C kernel: its module in `ops` has a `Structure` like the kernel's (declared in `STRUCTURES`), a pair of
 functions that compute with the library and with plain PyTorch, a comparison of the two (`checked`), and operators of
 `torch.library` that choose between them by `library_for`. Only these operators call the library, so that traces, hooks,
 fake tensors and autograd see everything it writes.
@@ -57,10 +57,10 @@ class NativeLibrary:
         """Calls a function of the library.
 
         Raises:
-            MemoryError: if it found no memory for its work space.
+            MemoryError: if there is not enough memory for its work space.
         """
         if getattr(self.functions, name)(ctypes.byref(argument)):
-            raise MemoryError(f"{name} found no memory for its work space")
+            raise MemoryError(f"{name}: not enough memory for its work space")
 
 
 _refusals: dict[str, str] = {}
@@ -93,7 +93,7 @@ def load_native(instruction_set: str) -> NativeLibrary | None:
     return NativeLibrary(instruction_set, functions)
 
 
-REBUILD = "Install nnunet_ext again (pip install -e . in a checkout), which builds it anew"
+REBUILD = "Install nnunet_ext again (pip install -e . in a checkout) to rebuild it"
 
 
 def abi_of(functions: ctypes.CDLL) -> int | None:
@@ -107,7 +107,7 @@ def abi_of(functions: ctypes.CDLL) -> int | None:
 
 
 def refusal() -> str | None:
-    """Why a library that was built for this processor is not used, or None."""
+    """Reason why a library that was built for this processor is not used, or None."""
     native_library()
     return next((_refusals[name] for name in usable_instruction_sets() if name in _refusals), None)
 
@@ -131,7 +131,7 @@ _CHECKS: dict[str, Callable[[NativeLibrary], Pairs]] = {}
 
 
 def structure(name: str) -> Callable[[type[ctypes.Structure]], type[ctypes.Structure]]:
-    """Declares a class as Python's form of a C structure of that name."""
+    """Declares a class as Python's form of the C structure with that name."""
 
     def declare(cls: type[ctypes.Structure]) -> type[ctypes.Structure]:
         STRUCTURES[name] = cls
@@ -141,7 +141,7 @@ def structure(name: str) -> Callable[[type[ctypes.Structure]], type[ctypes.Struc
 
 
 def checked(kernel: str) -> Callable[[Callable[[NativeLibrary], Pairs]], Callable[[NativeLibrary], Pairs]]:
-    """Declares a function as the comparison of a kernel with plain PyTorch, which its first use makes."""
+    """Declares a function as the comparison of a kernel with plain PyTorch, to be run at the kernel's first use."""
 
     def declare(compare: Callable[[NativeLibrary], Pairs]) -> Callable[[NativeLibrary], Pairs]:
         _CHECKS[kernel] = compare
@@ -151,7 +151,7 @@ def checked(kernel: str) -> Callable[[Callable[[NativeLibrary], Pairs]], Callabl
 
 
 def checks() -> dict[str, Callable[[NativeLibrary], Pairs]]:
-    """The comparison of every C kernel whose module was imported."""
+    """Comparisons of all C kernels whose modules were imported."""
     return dict(_CHECKS)
 
 
@@ -165,7 +165,7 @@ def library_for(kernel: str, *tensors: Tensor | None) -> NativeLibrary | None:
     if any(x is not None and (x.dtype != torch.float32 or x.device.type != "cpu") for x in tensors):
         return None
     library = native_library()
-    if library is None or in_function_transform():  # whose tensors have no memory that C code could read
+    if library is None or in_function_transform():  # its tensors have no memory that C code could read
         return None
     key = (kernel, library)
     return library if is_right(key, f"the C kernel {kernel}", lambda: _CHECKS[kernel](library)) else None
@@ -194,14 +194,14 @@ class Strided(ctypes.Structure):
 
     @classmethod
     def of(cls, x: Tensor) -> "Strided":
-        """From a (batch, row, time) or (batch, group, row, time) tensor that `readable` gave."""
+        """Describes a (batch, row, time) or (batch, group, row, time) tensor that `readable` returned."""
         batch, group, row, time = x.stride() if x.ndim == 4 else (x.stride(0), 0, *x.stride()[1:])
         # A row of length 1 may carry any stride.
         return cls(x.data_ptr(), batch, group, 1 if x.shape[-2] == 1 and time != 1 else row, time)
 
 
 def readable(x: Tensor) -> Tensor:
-    """`x` itself if its rows lie beside each other or are contiguous in time, as the C code needs, else a copy."""
+    """`x` itself if its rows are adjacent in memory or contiguous in time, as the C code needs, else a copy."""
     return x if 1 in x.stride()[-2:] else x.contiguous()
 
 

@@ -1,4 +1,4 @@
-"""Backward passes that can be differentiated once only, and say so."""
+"""Backward passes that raise a clear error if they are differentiated a second time."""
 
 from collections.abc import Callable
 from functools import wraps

@@ -1,4 +1,4 @@
-"""The selective scan as its formulas stand: what every backend is tested against."""
+"""Naive reference implementation of the selective scan, with which every backend is compared."""
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ def selective_scan_reference(
     return_last_state: bool = False,
     reverse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Plain form of `nnunet_ext.ops.selective_scan`: a loop over time under autograd, (b, d, l, n) values kept."""
+    """Reference of `nnunet_ext.ops.selective_scan`: a loop over time under autograd that keeps (b, d, l, n) values."""
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     u32, delta, A, B, C = (t.to(dtype) for t in (u, delta, A, B, C))
     b, d, length = u.shape

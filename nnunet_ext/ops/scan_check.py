@@ -1,4 +1,4 @@
-"""A tiny scan by which a backend is compared with plain PyTorch."""
+"""A tiny scan on which a backend is compared with plain PyTorch."""
 
 from collections.abc import Callable
 
@@ -17,8 +17,8 @@ def compare(
     """Results, last states and all gradients of a backend and of `segment_scan`, in both directions.
 
     Args:
-        forward: The backend's, as `nnunet_ext.ops.scan_operator` calls it.
-        backward: The backend's.
+        forward: The backend's function, as `nnunet_ext.ops.scan_operator` calls it.
+        backward: The backend's backward pass, likewise.
         device: Device on which it computes.
     """
     b, d, n, length = 1, 18, 5, 37

@@ -26,7 +26,7 @@ from nnunet_ext.ops.self_check import Pairs, is_right
 
 @dataclass(frozen=True)
 class Backend:
-    """A pair of functions and the shape of what the first saves for the second, from (b, d, n, l)."""
+    """A pair of functions, and a function from (b, d, n, l) to the shape of what the first saves for the second."""
 
     forward: Callable[..., tuple[Tensor, Tensor, Tensor]]
     backward: Callable[..., tuple[Tensor | None, ...]]
@@ -34,7 +34,7 @@ class Backend:
 
 
 def _backend(name: str, u: Tensor) -> Backend:
-    """The backend of a name for tensors like u."""
+    """The backend with a name, for tensors like u."""
     if name == "triton" and _triton_is_right(u.device):
         from nnunet_ext.ops import triton_scan
 
@@ -52,7 +52,7 @@ def _backend(name: str, u: Tensor) -> Backend:
 
 def _triton_is_right(device: torch.device) -> bool:
     """Whether the Triton kernels compile on a device and agree with plain PyTorch there."""
-    if device.type == "cuda" and not torch.cuda.is_available():  # fake tensors of a GPU that is not there
+    if device.type == "cuda" and not torch.cuda.is_available():  # fake tensors of a GPU that does not exist
         return True
 
     def run() -> Pairs:
@@ -79,7 +79,7 @@ def selective_scan_operator(
     save: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y (b, d, l), the last state (b, d, n), and what backward needs if `save`."""
+    """y (b, d, l), the last state (b, d, n), and, with `save`, the states that backward needs."""
     return _backend(backend, u).forward(u, delta, A, B, C, D, z, delta_bias, softplus, reverse, save)
 
 

@@ -1,7 +1,7 @@
 """The selective scan in plain PyTorch, on any device and in any floating type, in O(b d l) memory.
 
 Time is cut into segments. Inside a segment all values that do not depend on the state are made at once, time-major,
-and the recurrence h_t = a_t h_{t-1} + b_t runs in their memory, one fused multiply-add a step; the readout is one
+and the recurrence h_t = a_t h_{t-1} + b_t runs in their memory, one fused multiply-add per step; the readout is one
 batched matrix product. Only the state before each segment is kept; the backward pass recomputes a segment from it.
 """
 
@@ -23,7 +23,7 @@ def _segment_length(b: int, d: int, n: int, device: torch.device) -> int:
 
 
 def saved_shape(b: int, d: int, n: int, length: int, device: torch.device) -> tuple[int, ...]:
-    """One state a segment."""
+    """Shape of the saved states, one per segment."""
     return -(-length // _segment_length(b, d, n, device)), b, d, n
 
 
@@ -80,7 +80,7 @@ def backward(
     softplus: bool,
     reverse: bool,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of u, delta, A, B, C, D, z and delta_bias; None for what was not given.
+    """Gradients of u, delta, A, B, C, D, z and delta_bias; None for tensors that were not given.
 
     With g_t the gradient of h_t: g_t = C_t dy_t + a_{t+1} g_{t+1}, dC_t = dy_t h_t, dB_t = delta_t u_t g_t,
     du_t = D dy_t + delta_t (B_t . g_t), ddelta_t = u_t (B_t . g_t) + A . w_t, dA = sum_t delta_t w_t with

@@ -17,9 +17,9 @@ from nnunet_ext.utils.torch_private import in_function_transform
 BACKENDS = ("mamba_ssm", "triton", "cpu", "torch")
 
 _MIN_TRITON = (3, 3)
-"""The first whose kernels take tuples."""
+"""The first version whose kernels take tuples."""
 _TRITONS = ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-windows")
-"""Distributions of the package."""
+"""Names of the distributions that contain the package."""
 
 
 def _why_no_triton() -> str | None:
@@ -37,9 +37,9 @@ def _why_no_triton() -> str | None:
 
 @cache
 def _why_triton_fails() -> str | None:
-    """What keeps Triton from starting on the GPU here, or None; a warning says so once.
+    """Reason why Triton cannot start on this machine's GPU, or None; it is reported once, as a warning.
 
-    At first use it compiles a helper, which takes a C compiler and Python's headers.
+    At its first use Triton compiles a helper, which needs a C compiler and Python's headers.
     """
     if not torch.cuda.is_available():
         return None
@@ -47,7 +47,7 @@ def _why_triton_fails() -> str | None:
         from triton.runtime import driver
 
         driver.active.get_current_target()
-    except Exception as error:  # whatever it is: the scan goes on without
+    except Exception as error:  # of any kind: the scan runs without Triton
         reason = f"Triton cannot start: {error}"
         warnings.warn(
             f"the selective scan runs in plain PyTorch, which is slow. {reason}. It needs a C compiler and Python's "
@@ -59,7 +59,7 @@ def _why_triton_fails() -> str | None:
 
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether Triton runs its kernels step by step in Python, on any tensors: for tests where there is no GPU."""
+"""Whether Triton interprets its kernels in Python, on any tensors, for tests without a GPU."""
 _NO_TRITON = _why_no_triton()  # found once: torch.compile must not trace the search
 
 
@@ -83,8 +83,8 @@ def selective_scan(
     y <- y * silu(z).
 
     Computed in float32 whatever the inputs (in float64 if u is), with gradients for every tensor and in O(b d l)
-    memory: states are recomputed backwards. Without gradients nothing is saved. Fastest where channels lie beside
-    each other in memory, that is on views ``x.transpose(1, 2)`` of (b, l, d) tensors.
+    memory: states are recomputed backwards. Without gradients nothing is saved. Fastest where channels are adjacent in
+    memory, that is on views ``x.transpose(1, 2)`` of (b, l, d) tensors.
 
     Args:
         u: Input.
@@ -96,13 +96,13 @@ def selective_scan(
         D: Weight of the direct path.
         z: Gate.
         delta_bias: Added to delta.
-        delta_softplus: Whether delta passes softplus.
+        delta_softplus: Whether softplus is applied to delta.
         return_last_state: Whether to return the state after the last step too.
-        reverse: Scans from the last position to the first; the last state is then that after position 0.
-        backend: None chooses by device and by what is installed: on CUDA `mamba_ssm` (its own kernels, which have no
-            gradient for the last state: not where that is asked for), else `triton`, or `torch` where that cannot
-            start; on the CPU `cpu` (the C extension, or `torch` where it was not built); elsewhere and in double
-            precision `torch` (segments in plain PyTorch).
+        reverse: Whether to scan from the last position to the first; the last state is then that after position 0.
+        backend: Name of a backend. None chooses by device and installation: on CUDA `mamba_ssm` (its own kernels, but
+            not if the last state is returned, for which they have no gradient), else `triton`, or `torch` where that
+            cannot start; on the CPU `cpu` (the C extension, or `torch` where it was not built); elsewhere and in
+            double precision `torch` (segments in plain PyTorch).
 
     Shape:
         u, delta, z (b, d, l); A (d, n); B, C (b, n, l), (b, g, n, l) or, constant in time, (d, n); D, delta_bias (d,);
@@ -139,7 +139,7 @@ def selective_scan(
 
 
 def describe_backend(device_type: str, compiled: bool = False) -> str:
-    """What float32 scans on a device run on, in words, in eager mode or under torch.compile; for logs."""
+    """Description, for logs, of the backend of float32 scans on a device, in eager mode or under torch.compile."""
     chosen = _choose(None, device_type, torch.float32, compiled)
     if chosen == "mamba_ssm":
         return "mamba_ssm (its CUDA kernels)"
@@ -182,7 +182,7 @@ def _choose(
     if dtype == torch.float64:
         return "torch"
     if device_type == "cuda":
-        if compiled:  # it cannot look into mamba_ssm's kernels, and needs Triton itself
+        if compiled:  # torch.compile cannot trace mamba_ssm's kernels, and needs Triton itself
             return "triton" if _NO_TRITON is None else "torch"
         if not state_gradient and mamba_ssm_scan.why_unusable() is None:
             return "mamba_ssm"

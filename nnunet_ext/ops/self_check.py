@@ -1,8 +1,8 @@
-"""Kernels are compared with their reference at their first use in a process.
+"""Compares kernels with their reference at their first use in a process.
 
-A compiler, driver or processor that this package was never tested with must not give silent wrong numbers: at its
-first use every C and Triton kernel runs forward and backward on a tiny input, and where it fails or differs from plain
-PyTorch, a warning says so once and plain PyTorch does the work.
+A compiler, driver or processor that this package was never tested with must not silently give wrong numbers. At its
+first use, every C and Triton kernel therefore runs forward and backward on a tiny input. If it fails or differs from
+plain PyTorch, a single warning says so, and plain PyTorch takes its place.
 """
 
 import threading
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 TOLERANCE = 1e-4
-"""Largest difference from the reference, relative to its largest value, that single precision explains."""
+"""Largest difference from the reference, relative to its largest value, that rounding to single precision explains."""
 
 Pairs = Iterable[tuple[Tensor, Tensor]]
-"""What a kernel computed, and what the reference computed."""
+"""Pairs of a kernel's result and the reference's."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Verdict:
 
     Attributes:
         error: Largest relative difference from the reference; None if the kernel could not run.
-        reason: Why the kernel is not used; empty if it is.
+        reason: Reason why the kernel is not used; empty if it is used.
     """
 
     error: float | None
@@ -37,12 +37,12 @@ _verdicts: dict[Hashable, Verdict] = {}
 
 
 def is_right(key: Hashable, kernel: str, compare: Callable[[], Pairs]) -> bool:
-    """Whether a kernel agrees with its reference; found out once per process and `key`.
+    """Whether a kernel agrees with its reference; checked once per process and `key`.
 
     Args:
-        key: Identifies the kernel and what it was built for.
-        kernel: Its name in the warning.
-        compare: Runs the kernel and its reference.
+        key: Identifier of the kernel and of the device or processor that it was built for.
+        kernel: Name of the kernel in the warning.
+        compare: Function that runs the kernel and its reference.
     """
     if key not in _verdicts:
         _verdicts[key] = Verdict(0.0)  # the check itself runs the kernel
@@ -57,9 +57,9 @@ def is_right(key: Hashable, kernel: str, compare: Callable[[], Pairs]) -> bool:
 
 
 def check(compare: Callable[[], Pairs]) -> Verdict:
-    """Runs a comparison, whatever precision, mode, trace or operator is active around it."""
+    """Runs a comparison, independently of any precision, mode, trace or operator that is active around it."""
     verdicts: list[Verdict] = []
-    # All of that belongs to a thread. Within an operator, references that use autograd would find none.
+    # All of these are settings of a thread. Within an operator, references would have no autograd.
     thread = threading.Thread(target=lambda: verdicts.append(_check(compare)))
     thread.start()
     thread.join()
@@ -70,7 +70,7 @@ def _check(compare: Callable[[], Pairs]) -> Verdict:
     try:
         with torch.no_grad():
             error = max(relative_error(found, expected) for found, expected in compare())
-    except Exception as failure:  # whatever it is: the work goes on without the kernel
+    except Exception as failure:  # of any kind: plain PyTorch takes the kernel's place
         return Verdict(None, f"it failed with {type(failure).__name__}: {failure}")
     if not error <= TOLERANCE:  # NaN too
         return Verdict(error, f"it differs from the reference by {error:.1e} of the largest value")
@@ -81,7 +81,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     """Largest difference, relative to the largest expected value.
 
     Raises:
-        ValueError: for results of another shape.
+        ValueError: if the shapes differ.
     """
     if found.shape != expected.shape:
         raise ValueError(f"the result has the shape {tuple(found.shape)} instead of {tuple(expected.shape)}")
@@ -90,7 +90,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 def example(*shape: int, seed: int = 0, device: str | torch.device = "cpu") -> Tensor:
-    """Values between -1 and 1 without a pattern, in single precision; leaves random generators alone."""
+    """Irregular values between -1 and 1 in single precision; random generators keep their states."""
     number = torch.Size(shape).numel()
     phases = torch.arange(number, dtype=torch.float64) * 12.9898 + 78.233 * (seed + 1)
     return phases.sin().mul_(43758.5453).frac_().to(device, torch.float32).view(shape)

@@ -1,4 +1,4 @@
-"""Whether operators are only followed, and packages that read memory through raw pointers must stay out."""
+"""Detects tracing, in which code that reads memory through raw pointers must not run."""
 
 import torch
 from torch import Tensor

@@ -115,7 +115,7 @@ def carry_chunks(
     else:
         state = tl.zeros((TILE,), tl.float32)
     for start in range(0, chunks, BLOCK):
-        # Loads before stores, which the compiler must take for possible changes of what is loaded after them.
+        # Loads before stores: the compiler must assume that a store changes what is loaded after it.
         ahead = ()
         decays = ()
         for r in tl.static_range(BLOCK):
@@ -316,7 +316,7 @@ def scan_backward(
     N: tl.constexpr,
     LEVELS: tl.constexpr,
 ):
-    """Gradients of a chunk, block by block from its end; ADD adds to du, ddelta and dz what these states contribute.
+    """Gradients of a chunk, block by block from its end; ADD adds these states' share of du, ddelta and dz.
 
     With g_t = dL/dh_t, p_t = dL/d(C . h_t + D u_t) and a_t = exp(delta_t A):
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nnunet_ext.ops import triton_kernels
 
-# One warp with a channel a lane: wider tiles would put a barrier into every sum over channels.
+# One warp with a channel per lane: wider tiles would put a barrier into every sum over channels.
 TILE = 32
 # Steps whose loads are in flight together; in backward also those whose states fill half of the 255 registers.
 BLOCK = 8
@@ -40,7 +40,7 @@ MAX_STEP = 2**20
 # Fusing a multiply and an add is Triton's default up to 3.9; named because 3.10 changes it and 3.9 warns.
 LAUNCH: dict[str, Any] = {"num_warps": 1, "enable_fp_fusion": True}
 
-# As `triton_kernels` takes a tensor: a tuple of the tensor and strides, or None.
+# A tensor in the form of `triton_kernels`: a tuple of the tensor and its strides, or None.
 KernelTensor = Any
 
 
@@ -55,7 +55,7 @@ def saved_shape(b: int, d: int, n: int, l: int) -> tuple[int, ...]:  # noqa: E74
 
 
 class _Plan:
-    """How a problem is cut, and its tensors as the kernels take them."""
+    """The division of a problem into chunks, and its tensors in the form that the kernels take."""
 
     def __init__(self, u: Tensor, n: int, groups: int, softplus: bool, reverse: bool) -> None:
         self.b, self.d, self.length = u.shape
@@ -86,12 +86,12 @@ class _Plan:
         return self.chunks, self.tiles, self.groups, self.channels_per_group
 
     def options(self, n: int) -> dict[str, Any]:
-        """What is compiled into the kernels for n states."""
+        """Constants that are compiled into the kernels for n states."""
         sizes = {"CHUNK": self.chunk, "BLOCK": BLOCK, "TILE": TILE, "N": n, "LEVELS": (n - 1).bit_length()}
         return {"SOFTPLUS": self.softplus} | sizes | LAUNCH
 
     def along_time(self, x: Tensor | None) -> KernelTensor:
-        """(b, d, l) or (b, g, n, l) by the pointer to the scan's first step and strides of batch, step and group."""
+        """Pointer to the scan's first step, and strides of batch, step and group, of (b, d, l) or (b, g, n, l)."""
         if x is None:
             return None
         start, sign = (x[..., -1:], -1) if self.reverse else (x, 1)
@@ -109,12 +109,12 @@ def _strided(x: Tensor | None, *dimensions: int) -> KernelTensor:
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    """Channel stride 1, so that a warp loads its channels in one access; steps near enough for 32-bit offsets."""
+    """Whether the channel stride is 1, so that a warp loads channels in one access, and offsets fit into 32 bits."""
     return (x.shape[1] == 1 or x.stride(1) == 1) and x.stride(2) <= MAX_STEP
 
 
 def _time_major(x: Tensor) -> Tensor:
-    """Uninitialised, of x's shape (b, d, l), in memory (b, l, d)."""
+    """An uninitialised tensor of x's shape (b, d, l), in memory (b, l, d)."""
     return x.new_empty(x.shape[0], x.shape[2], x.shape[1]).transpose(1, 2)
 
 
@@ -123,7 +123,7 @@ def _channels_last(x: Tensor | None) -> Tensor | None:
 
 
 def _buffer(x: Tensor | None) -> Tensor | None:
-    """Where kernels write what becomes x: x itself if it is laid out for them."""
+    """Memory for kernels to write x to: x itself if its layout suits them."""
     return x if x is None or _is_channels_last(x) else _time_major(x)
 
 
@@ -154,8 +154,8 @@ def forward(
     """Scans; equation and shapes as in the module's docstring.
 
     Args:
-        reverse: from the last position to the first.
-        save: keep what `backward` needs.
+        reverse: Whether to scan from the last position to the first.
+        save: Whether to keep the states that `backward` needs.
 
     Returns:
         y laid out as `empty_like(u)`; the state (b, d, n) after the scan's last step; the saved states (`saved_shape`),
@@ -217,7 +217,7 @@ def backward(
     Args:
         grad_y: dL/dy, (b, d, l).
         grad_last_state: dL/d last_state, (b, d, n); None for zeros.
-        saved: from `forward` with `save` and equal inputs.
+        saved: Saved states of `forward` with `save` and the same inputs.
     """
     plan = _Plan(u, A.shape[1], B.shape[1], softplus, reverse)
     du, ddelta, dA, dB, dC = (torch.empty_like(x) for x in (u, delta, A, B, C))
@@ -237,7 +237,7 @@ def backward(
             even = plan.length % BACKWARD_BLOCK == 0
             options = plan.options(n) | {"BLOCK": BACKWARD_BLOCK, "EVEN": even}
             initial = None if grad_last_state is None else grad_last_state[:, :, states]
-            # Without chunks the gradient of the last state is what enters the only chunk there is.
+            # Without chunks, the gradient of the last state enters the only chunk.
             carry = None if initial is None else initial.transpose(1, 2)[:, None]
             if plan.chunks > 1:
                 carry = u.new_empty(*parts, n, plan.d)

@@ -1,4 +1,4 @@
-"""What the Triton kernels of the selective scan share: loads and stores of states, one step, sums over lanes."""
+"""Functions shared by the Triton kernels of the selective scan: loads, stores, one step, sums over lanes."""
 
 import triton
 import triton.language as tl
@@ -123,7 +123,7 @@ def load_rates(A, channel, mask, N: tl.constexpr, LEVELS: tl.constexpr):
 def step_size(raw, valid, SOFTPLUS: tl.constexpr, EVEN: tl.constexpr):
     dt = softplus(raw) if SOFTPLUS else raw
     if not EVEN:
-        # A step of size zero beyond the end leaves every state as it is.
+        # A step of size zero beyond the end does not change any state.
         dt = tl.where(valid, dt, 0.0)
     return dt
 
@@ -144,9 +144,9 @@ def advance(h, rates, dt, drive, B, valid, N: tl.constexpr, EVEN: tl.constexpr):
 def sum_lanes(values, COUNT: tl.constexpr, LEVELS: tl.constexpr, TILE: tl.constexpr):
     """Sums of COUNT = 2**LEVELS <= TILE vectors (TILE,) over their lanes, as one vector (COUNT,).
 
-    Halves lanes and values against each other until each lane holds one sum. `split` wants what it separates in one
-    lane, so the compiler turns lanes into registers once, through shared memory, and adds there: a seventh of the
-    instructions of COUNT calls of `tl.sum`, and the sums lie ready for one store.
+    Alternately halves lanes and values until each lane holds one sum. `split` needs the values that it separates in one
+    lane, so the compiler moves lanes to registers once, through shared memory, and adds there. This takes a seventh of
+    the instructions of COUNT calls of `tl.sum`, and leaves the sums ready for one store.
     """
     for level in tl.static_range(LEVELS):
         joined = ()

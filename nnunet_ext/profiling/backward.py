@@ -1,7 +1,7 @@
-"""Backward passes on tensors of a device that is not there.
+"""Backward passes on fake tensors of a device that does not exist here.
 
-PyTorch's engine asks the device of every gradient for its streams, also for tensors without content, so it cannot run
-for CUDA where there is no GPU. This one runs the same nodes, in the same order, in Python.
+PyTorch's engine asks the device of every gradient for its streams, even for fake tensors, so it cannot run for CUDA
+without a GPU. This one runs the same nodes, in the same order, in Python.
 """
 
 import heapq
@@ -17,9 +17,9 @@ from nnunet_ext.utils.torch_private import input_metadata, sequence_number
 def run_backward(loss: Tensor) -> None:
     """`loss.backward()` of a scalar: adds gradients to the `grad` of the leaves and frees the graph on the way.
 
-    Nodes run as the engine runs them: those that were made last first, each as soon as all of its gradients are there,
-    leaves at once. Hooks of tensors and nodes are not called. The caller must hold nothing but `loss`, whose graph is
-    detached, or what the graph saves stays alive.
+    Nodes run in the engine's order: the latest first, each once all of its gradients have arrived, leaves at once.
+    Hooks of tensors and nodes are not called. The caller must hold nothing but `loss`, whose graph is detached;
+    otherwise the tensors that the graph saves stay alive.
     """
     root: Any = loss.grad_fn
     run = _Run(root, torch.ones_like(loss))
@@ -42,7 +42,7 @@ class _Run:
 
     def next(self) -> None:
         _, _, node = heapq.heappop(self.ready)
-        # Only nodes that use this one could hold it now, and they have run: after this call, what it saved is freed.
+        # Only nodes that use this one could still hold it, and they have run: this call frees its saved tensors.
         del self.users[node]
         for gradient, target, index in _run(node, self.received.pop(node, [])):
             if gradient is not None:
@@ -81,7 +81,7 @@ def _receive(received: dict, target: Any, index: int, gradient: Tensor) -> None:
 
 
 def _run(node: Any, gradients: list[Tensor | None]) -> list[tuple[Tensor | None, Any, int]]:
-    """What a node gives, with the node and the input of it that gets it."""
+    """Gradients that a node returns, each with the node, and its input, that receives it."""
     edges = [(target, index) for target, index in node.next_functions if target is not None]
     if all(gradient is None for gradient in gradients):
         return [(None, *edge) for edge in edges]
@@ -91,10 +91,10 @@ def _run(node: Any, gradients: list[Tensor | None]) -> list[tuple[Tensor | None,
         return []
     metadata = input_metadata(node)
     if isinstance(node, torch.autograd.function.BackwardCFunction):
-        # Whether it wants None or zeros is not readable; these zeros take no memory.
+        # Whether the node expects None or zeros cannot be read; these zeros take no memory.
         zipped = zip(gradients, metadata, strict=True)
         results = _as_tuple(node.apply(*(_zeros(meta) if gradient is None else gradient for gradient, meta in zipped)))
-        needed = list(node.needs_input_grad)  # one entry an argument, tensor or not
+        needed = list(node.needs_input_grad)  # one entry per argument, tensor or not
     else:
         results = _as_tuple(node(*gradients))
         needed = [target is not None for target, _ in node.next_functions]

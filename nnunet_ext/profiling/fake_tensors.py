@@ -1,4 +1,4 @@
-"""Tensors without content, on the CPU or on a GPU that need not be there."""
+"""Fake tensors, which take no memory, on the CPU or on a GPU that need not exist."""
 
 import copy
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from nnunet_ext.utils.torch_private import FakeTensorMode, autocast_without_gpu
 
 @contextmanager
 def without_content(device: str) -> Iterator[None]:
-    """Within: new tensors are on `device` and take no memory; operators compute their sizes, types and strides only.
+    """Context in which new tensors are on `device` and take no memory; operators compute sizes, types and strides only.
 
     Networks and autocast behave as on that device: on ``"cuda"`` with CUDA's operators, whether there is a GPU or
     not. Backward passes are those of `nnunet_ext.profiling.backward`, checkpointed regions included.

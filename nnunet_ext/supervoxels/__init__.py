@@ -1,4 +1,4 @@
-"""What few-shot segmentation needs beside the network."""
+"""Supervoxels of unlabelled images, from which few-shot training draws its episodes."""
 
 from nnunet_ext.supervoxels.supervoxel_cache import cached_supervoxels
 from nnunet_ext.supervoxels.supervoxels import SupervoxelParameters, default_min_size, supervoxels

@@ -1,4 +1,4 @@
-"""Felzenszwalb and Huttenlocher's graph segmentation on a 3D grid, by the C extension or by NumPy, with one result.
+"""Felzenszwalb and Huttenlocher's graph segmentation on a 3D grid, with equal results by the C extension and NumPy.
 
 Source: Felzenszwalb and Huttenlocher, "Efficient Graph-Based Image Segmentation", IJCV 2004.
 Deviations: three dimensions, and weights that respect the voxels' spacing (Hansen et al., "Anomaly detection-inspired
@@ -18,7 +18,7 @@ from nnunet_ext.ops.self_check import Pairs
 from nnunet_ext.supervoxels.numpy_segmentation import segment_numpy
 
 CONNECTIVITIES = {6: 1, 18: 2, 26: 3}
-"""Number of neighbours -> on how many axes a neighbour may differ."""
+"""Number of neighbours -> number of axes on which a neighbour may differ."""
 
 BACKENDS = ("extension", "numpy")
 
@@ -27,7 +27,7 @@ def grid_offsets(connectivity: int) -> list[tuple[int, int, int]]:
     """One of each pair of opposite neighbours (dz, dy, dx), in lexicographic order.
 
     Raises:
-        ValueError: for another number than 6, 18 or 26.
+        ValueError: for any number but 6, 18 and 26.
     """
     if connectivity not in CONNECTIVITIES:
         raise ValueError(f"`connectivity`={connectivity!r} is unknown; known: 6, 18, 26")
@@ -41,22 +41,22 @@ def edge_weights(
 ) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
     """w(p, q) = ||I(p) - I(q)|| f, f = |p - q|_mm / (|p - q|_voxels min(spacing)), for neighbours p and q in the mask.
 
-    f compares the neighbours' distance with what it would be if all voxels were as short as their shortest side; so it
-    is 1 in every direction where the spacing is isotropic. Like Hansen et al. we multiply by it: a region ends in a
-    step of intensity, which is as high between thick slices as between thin ones, so that dividing (a gradient) would
-    let segments leak through the thick slices, and evidence that two voxels are of one region weakens with distance.
+    f is the neighbours' distance relative to that in a grid whose spacing is the smallest one on every axis; it is 1 in
+    every direction if the spacing is isotropic. Like Hansen et al. we multiply by it. A region ends in a step of
+    intensity, which is as high between thick slices as between thin ones: dividing by the distance (a gradient) would
+    let segments leak through thick slices. Besides, evidence that two voxels belong together weakens with distance.
 
     Args:
         image: Intensities, 0..255.
         mask: Voxels to segment.
-        spacing: Of the axes D, H and W, in mm.
+        spacing: Spacing of the axes D, H and W, in mm.
         connectivity: 6, 18 or 26 neighbours.
 
     Shape:
         image (M, D, H, W); mask (D, H, W); result (E,) twice.
 
     Returns:
-        Weights, and ids o DHW + p of the o-th offset's edge from the voxel p on; ascending.
+        Weights, and ids in ascending order: o DHW + p for the edge from voxel p along the o-th offset.
     """
     voxels, grid = mask.size, np.arange(mask.size, dtype=np.uint32).reshape(mask.shape)
     weights, ids = [], []
@@ -88,21 +88,21 @@ def segment_grid(
 ) -> NDArray[np.int32]:
     """Joins components A, B along edges in the order of w if w <= min(Int(A) + k / |A|, Int(B) + k / |B|).
 
-    Int(C) is the largest weight that C was joined by, 0 for a single voxel. Then, in the same order, every edge joins
-    its two components if one is smaller than `min_size`; one with no neighbour in the mask stays small. Edges of equal
-    weight come in the order of their ids (see `edge_weights`), so the result is one and the same on every machine.
+    Int(C) is the largest weight by which C was joined, 0 for a single voxel. Then, in the same order, every edge joins
+    its two components if one is smaller than `min_size`; a component without neighbours in the mask stays small. Edges
+    of equal weight come in the order of their ids (see `edge_weights`), so the result is the same on every machine.
 
     Args:
-        image, mask, spacing, connectivity: As `edge_weights` takes them.
+        image, mask, spacing, connectivity: As in `edge_weights`.
         scale: k, in the unit of w; larger k, larger segments.
-        min_size: In voxels.
-        backend: "extension", "numpy", or None for the faster one there is.
+        min_size: Smallest size of a component, in voxels.
+        backend: "extension", "numpy", or None for the fastest available one.
 
     Returns:
-        Labels, 0 outside the mask and 1, 2, .. inside, in the order in which a scan meets them.
+        Labels, 0 outside the mask and 1, 2, .. inside, in the order of their first voxels.
 
     Raises:
-        ValueError: for a backend that is unknown or not there, or a volume too large for 32-bit indices.
+        ValueError: for an unknown or unavailable backend, and for a volume too large for 32-bit indices.
     """
     if backend not in (None, *BACKENDS):
         raise ValueError(f"`backend`={backend!r} is unknown; known: {', '.join(BACKENDS)}")
@@ -124,7 +124,7 @@ def segment_grid(
 
 
 def _number(root: NDArray[np.int32], mask: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Consecutive labels by each component's first voxel: which voxel was its root does not show."""
+    """Consecutive labels in the order of the components' first voxels, whichever voxel is a component's root."""
     inside = root[mask]
     first = np.full(root.size, inside.size, np.int32)
     first[inside[::-1]] = np.arange(inside.size - 1, -1, -1, dtype=np.int32)
@@ -155,7 +155,7 @@ def _segment_extension(
     scale: float,
     min_size: int,
 ) -> NDArray[np.int32]:
-    """A voxel of each voxel's component; weights and ids are overwritten."""
+    """A representative voxel of each voxel's component; weights and ids are overwritten."""
     root = np.empty(voxels, np.int32)
     graph = _Graph(voxels=voxels, edges=len(weights), min_size=min_size, scale=scale)
     graph.steps, graph.weights, graph.ids, graph.root = (x.ctypes.data for x in (steps, weights, ids, root))

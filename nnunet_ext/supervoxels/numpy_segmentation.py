@@ -1,14 +1,15 @@
 """The NumPy form of `nnunet_ext.supervoxels.graph_segmentation`'s kernel, for machines without the C extension.
 
-Which edge joins what depends on all edges before it, so a minimum spanning tree is not enough: an edge of the tree may
-be refused, and a heavier one beside it accepted later. What can be known of many edges at once is that they do nothing.
+Whether an edge joins two components depends on all edges before it, so a minimum spanning tree is not enough: an edge
+of the tree may be refused, and a heavier parallel edge accepted later. But edges that do nothing can be found many at
+a time.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 _BATCH = 1 << 18
-"""Edges that are looked at together; their number does not change the result."""
+"""Number of edges in a batch, which does not affect the result."""
 
 Nodes = NDArray[np.int32]
 
@@ -21,20 +22,20 @@ def segment_numpy(
     scale: float,
     min_size: int,
 ) -> Nodes:
-    """A voxel of each voxel's component.
+    """A representative voxel of each voxel's component.
 
-    A batch of edges is cut down at once to those that can still join components, and only these are gone through one
-    by one. Dropped are edges within a component; edges of a component whose limit Int + k / size lies below all weights
-    to come, as it never grows again; and all but the first edge between the same two components, as that one either
-    joins them, or fails and so shows that one of them has come to its end.
+    A batch of edges is first reduced to those that can still join components, and only these are visited one by one.
+    Three kinds are dropped: edges within a component; edges of a component that will never grow again, because its
+    limit Int + k / size is below all remaining weights; and all but the first edge between the same two components,
+    because the first one either joins them or shows that one of them is complete.
 
     Args:
-        voxels: Their number.
-        weights: By ascending id.
+        voxels: Number of voxels.
+        weights: Weights of the edges, by ascending id.
         ids: o * voxels + p of the edge between the voxels p and p + steps[o].
-        steps: As above.
-        scale: k.
-        min_size: In voxels.
+        steps: Difference of the voxel indices for each offset o.
+        scale: k of `segment_grid`.
+        min_size: Smallest size of a component, in voxels.
 
     Shape:
         weights and ids (E,); result (voxels,).
@@ -69,7 +70,7 @@ def _first_of_pair(a: Nodes, b: Nodes, usable: NDArray[np.bool_]) -> NDArray[np.
 
 
 class _Forest:
-    """Components as trees; size and limit are those of a root."""
+    """Components as trees; size and limit are stored for the roots."""
 
     def __init__(self, voxels: int, scale: float) -> None:
         self.scale = scale
@@ -85,12 +86,12 @@ class _Forest:
         return found
 
     def ends(self, ids: NDArray[np.uint32], steps: NDArray[np.int64]) -> tuple[Nodes, Nodes]:
-        """Components of the edges' ends."""
+        """Components of the edges' two ends."""
         offset, p = np.divmod(ids.astype(np.int64), self.root.size)
         return self.roots(p), self.roots(p + steps[offset])
 
     def join_by_limit(self, a: Nodes, b: Nodes, weights: NDArray[np.float32]) -> None:
-        # Lists of Python numbers, renumbered from 0, are several times faster to go through than arrays.
+        # Loops over lists of Python numbers, renumbered from 0, are several times faster than over arrays.
         nodes, first, second = _renumber(a, b)
         root, size, limit = list(range(len(nodes))), self.size[nodes].tolist(), self.limit[nodes].tolist()
         for p, q, weight in zip(first, second, weights.tolist(), strict=True):

@@ -23,7 +23,7 @@ def make_supervoxels(
     masked: bool,
     threads: int = 1,
 ) -> None:
-    """Makes the supervoxels that `cached_supervoxels` does not find in the folder.
+    """Makes all supervoxels that are not in the folder yet; see `cached_supervoxels`.
 
     Args:
         dataset: nnU-Net's dataset of preprocessed cases.

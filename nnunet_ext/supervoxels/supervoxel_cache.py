@@ -13,7 +13,7 @@ from nnunet_ext.supervoxels.supervoxels import SupervoxelParameters, check_image
 from nnunet_ext.utils.files import replacing
 
 VERSION = 1
-"""Of the algorithm: raised when its labels change, so that files made before are made anew."""
+"""Version of the algorithm, raised when its labels change, so that older files are remade."""
 
 SUFFIX = ".supervoxels"
 
@@ -25,24 +25,24 @@ def cached_supervoxels(
     case: str,
     parameters: SupervoxelParameters | None = None,
 ) -> NDArray[np.int32]:
-    """`supervoxels`, read from FOLDER/CASE.supervoxels if they are there, else made and written there.
+    """`supervoxels`, read from FOLDER/CASE.supervoxels if that exists, else made and written there.
 
     The file (NumPy's compressed .npz format) holds the labels, the parameters, and a hash of image, spacing, parameters
-    and `VERSION`. It is made anew where the hash differs or the file cannot be read. It appears complete or not at all:
-    a run that is killed leaves at most a file CASE.supervoxels.*.partial, which nothing reads.
+    and `VERSION`. It is remade if the hash differs or the file cannot be read. It appears complete or not at all: a
+    killed run leaves at most a file CASE.supervoxels.*.partial, which nothing reads.
 
     Args:
-        image: As `supervoxels` takes it.
-        spacing: Of the axes D, H and W, in mm.
-        folder: Made if it is not there.
+        image: Image, as in `supervoxels`.
+        spacing: Spacing of the axes D, H and W, in mm.
+        folder: Folder of the files; created if it is missing.
         case: The case's identifier.
-        parameters: None: the defaults.
+        parameters: Settings; None: the defaults.
 
     Shape:
         image (D, H, W) or (M, D, H, W); result (D, H, W).
 
     Raises:
-        ValueError: as `supervoxels`, and for a case that is no file name.
+        ValueError: as `supervoxels`, and if `case` cannot be a file name.
         OSError: if the file cannot be written.
     """
     if case in ("", "..") or Path(case).name != case:
@@ -59,7 +59,7 @@ def cached_supervoxels(
 
 
 def read_supervoxels(folder: str | Path, case: str) -> NDArray[np.int32]:
-    """Labels (D, H, W) that `cached_supervoxels` has written, without a look at what they were made from.
+    """Labels (D, H, W) that `cached_supervoxels` has written, without a check of their origin.
 
     Raises:
         FileNotFoundError: if there are none.
@@ -70,12 +70,12 @@ def read_supervoxels(folder: str | Path, case: str) -> NDArray[np.int32]:
         raise FileNotFoundError(f"no supervoxels of the case {case!r}: {path}")
     content = _load(path)
     if content is None:
-        raise ValueError(f"{path} is damaged; delete it, and it will be made anew")
+        raise ValueError(f"{path} is damaged; delete it, and it will be remade")
     return content[1]
 
 
 def content_key(image: NDArray[np.generic], spacing: Sequence[float], parameters: SupervoxelParameters) -> str:
-    """SHA-256 of what the labels depend on, in hexadecimal digits."""
+    """SHA-256 of everything that the labels depend on, in hexadecimal digits."""
     header = {
         "version": VERSION,
         "dtype": image.dtype.str,
@@ -89,17 +89,17 @@ def content_key(image: NDArray[np.generic], spacing: Sequence[float], parameters
 
 
 def _read(path: Path, key: str, shape: tuple[int, ...]) -> NDArray[np.int32] | None:
-    """The labels, or None if the file is not there, damaged, or of something else."""
+    """The labels, or None if the file is missing, damaged, or made from other data."""
     content = _load(path)
     return content[1] if content is not None and content[0] == key and content[1].shape == shape else None
 
 
 def _load(path: Path) -> tuple[str, NDArray[np.int32]] | None:
-    """Key and labels of a file; None if it is not there or damaged."""
+    """Key and labels of a file; None if it is missing or damaged."""
     try:
         with path.open("rb") as file, np.load(file) as content:
             return str(content["key"]), content["labels"].astype(np.int32)
-    # What NumPy raises depends on which bytes are wrong.
+    # The type of NumPy's error depends on which bytes are wrong.
     except Exception:
         return None
 

@@ -19,8 +19,8 @@ from scipy import ndimage
 from nnunet_ext.supervoxels.graph_segmentation import grid_offsets, segment_grid
 
 VOXELS_PER_MIN_SIZE = 786
-"""Voxels of a volume per voxel of the minimum size: of 256 x 256 x 60 (abdominal) 5000, of 256 x 256 x 12 (cardiac)
-1000, as the authors have it."""
+"""Voxels of a volume per voxel of the minimum size, which is then the authors': 5000 for 256 x 256 x 60 voxels
+(abdominal) and 1000 for 256 x 256 x 12 (cardiac)."""
 
 SMALLEST_MIN_SIZE = 50
 """Lower bound of the default minimum size, in voxels."""
@@ -34,7 +34,7 @@ class SupervoxelParameters:
         min_size: Minimum number of voxels of a segment; None: `default_min_size` of the volume.
         scale: Felzenszwalb and Huttenlocher's k, for intensities 0..255; a larger k gives larger segments. The authors'
             value is so small that it joins only equal neighbours; the minimum size does the rest.
-        threshold: Intensity, of 255, up to which voxels are background; below 0 there is no background.
+        threshold: Intensity (0..255) up to which voxels are background; below 0 there is no background.
         connectivity: Number of neighbours, 6, 18 or 26.
     """
 
@@ -69,17 +69,17 @@ def supervoxels(
 ) -> NDArray[np.int32]:
     """Labels the foreground's segments 1, 2, ..; 0 is background.
 
-    Each modality is scaled to 0..255; `foreground` is segmented by `segment_grid`, where the formulas stand.
-    Deterministic, and the same by every backend.
+    Each modality is scaled to 0..255; `foreground` is segmented by `segment_grid`, which gives the formulas.
+    The result is deterministic, and the same for every backend.
 
     Args:
         image: Intensities; with several modalities the difference of two voxels is the Euclidean norm.
-        spacing: Of the axes D, H and W, in mm.
-        min_size: In voxels; None: `default_min_size`. Foreground that is cut off from the rest may be smaller.
-        scale: See `SupervoxelParameters`, as for threshold and connectivity.
-        threshold: Of 255.
-        connectivity: 6, 18 or 26.
-        backend: "extension" (C), "numpy", or None for the faster one there is.
+        spacing: Spacing of the axes D, H and W, in mm.
+        min_size: Minimum size in voxels; None: `default_min_size`. Isolated foreground may be smaller.
+        scale: See `SupervoxelParameters`, also for threshold and connectivity.
+        threshold: Intensity from 0 to 255.
+        connectivity: Number of neighbours, 6, 18 or 26.
+        backend: "extension" (C), "numpy", or None for the fastest available one.
 
     Shape:
         image (D, H, W) or (M, D, H, W), the slices along D; result (D, H, W).
@@ -100,7 +100,7 @@ def check_image(image: ArrayLike, spacing: Sequence[float]) -> NDArray[np.generi
     """The image as an array (M, D, H, W).
 
     Raises:
-        ValueError: as `supervoxels` says.
+        ValueError: as in `supervoxels`.
     """
     values = np.asarray(image)
     if values.ndim not in (3, 4) or values.size == 0:
@@ -121,8 +121,8 @@ def foreground(image: NDArray[np.float32], threshold: float, connectivity: int =
 
     Args:
         image: Intensities, 0..255.
-        threshold: Of 255.
-        connectivity: Of the segmentation; with 6 neighbours pixels that touch in a corner are not connected.
+        threshold: Intensity from 0 to 255.
+        connectivity: Connectivity of the segmentation; with 6, pixels that touch at a corner are not connected.
 
     Shape:
         image (M, D, H, W); result (D, H, W).
@@ -134,7 +134,7 @@ def foreground(image: NDArray[np.float32], threshold: float, connectivity: int =
 
 
 def _scale(image: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Each modality to 0..255; 0 where it is constant."""
+    """Scales each modality to 0..255; 0 where it is constant."""
     scaled = np.zeros(image.shape, np.float32)
     for to, values in zip(scaled, image, strict=True):
         wide = values.astype(np.float64)
@@ -149,7 +149,7 @@ def _fill_largest(part: NDArray[np.bool_], connectivity: int) -> NDArray[np.bool
     if count == 0:
         return part
     largest = labels == 1 + np.bincount(labels.ravel())[1:].argmax()
-    # What is not part of it and cannot be reached from the border is a hole.
+    # Pixels outside of it that cannot be reached from the border are holes.
     rest, _ = ndimage.label(~largest)
     border = np.concatenate((rest[0], rest[-1], rest[:, 0], rest[:, -1]))
     return ~np.isin(rest, border[border > 0])

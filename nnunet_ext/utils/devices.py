@@ -1,10 +1,10 @@
-"""What torch can compute on here."""
+"""Devices that torch can use on this machine."""
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def choose_device(wanted: str) -> str:
-    """The device of a name; `auto` is the best there is.
+    """The device with a name; `auto` is the best available one.
 
     Raises:
         ValueError: if torch finds no such device.
@@ -15,5 +15,5 @@ def choose_device(wanted: str) -> str:
     if wanted == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if available[name])
     if not available[wanted]:
-        raise ValueError(f"--device {wanted}: torch {torch.__version__} finds none here; use auto or cpu")
+        raise ValueError(f"--device {wanted}: torch {torch.__version__} finds no such device; use auto or cpu")
     return wanted

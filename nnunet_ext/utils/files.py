@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, whatever ends the process that writes them."""
+"""Files that appear complete or not at all, even if the writing process is killed."""
 
 import contextlib
 import gzip
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 _LEFT_OVER_SECONDS = 3600
-"""Age in seconds from which on a partial file is no longer being written."""
+"""Age in seconds above which a partial file is no longer being written."""
 
 
 @contextlib.contextmanager
@@ -57,18 +57,18 @@ def named_errors(path: str | Path) -> Iterator[None]:
         if cause is None or cause.errno is None:
             raise
         if isinstance(error, OSError) and error.filename and not str(error.filename).startswith(str(path)):
-            raise  # of another file
+            raise  # about another file
         raise OSError(cause.errno, cause.strerror, str(path)) from error
 
 
 def remove(path: Path) -> None:
-    """Removes a file if it is there and can be removed."""
+    """Removes a file if it exists and can be removed."""
     with contextlib.suppress(OSError):
         path.unlink()
 
 
 def remove_left_overs(folder: Path) -> None:
-    """Removes partial files that killed processes left of `replacing` with `shared`; files in use are younger."""
+    """Removes partial files of `replacing` with `shared` that killed processes left; files in use are younger."""
     for partial in folder.glob("*.partial"):
         with contextlib.suppress(OSError):
             if time.time() - partial.stat().st_mtime > _LEFT_OVER_SECONDS:
@@ -91,7 +91,7 @@ def check_writable(folder: str | Path) -> None:
 def check_whole(path: str | Path) -> None:
     """Raises ValueError, naming the file, for a .gz that was cut off or damaged.
 
-    SimpleITK reads half a .nii.gz without an error and takes zeros for the rest.
+    SimpleITK reads half a .nii.gz without an error and fills the rest with zeros.
     """
     path = Path(path)
     if path.suffix.lower() != ".gz":

@@ -7,11 +7,11 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int | None:
-    """Returns the available memory in bytes, or None where the system does not tell it.
+    """Returns the available memory in bytes, or None where the system does not report it.
 
     Args:
         meminfo: Linux's account of the machine's memory.
-        cgroup: Folder with the limit of the container (memory.max) and what it uses (memory.current).
+        cgroup: Folder with the limit (memory.max) and the use (memory.current) of the container.
     """
     found = [amount for amount in (_of_machine(meminfo), _of_container(cgroup)) if amount is not None]
     return min(found) if found else None

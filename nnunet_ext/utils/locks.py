@@ -35,13 +35,13 @@ class Holder:
     """The process that holds a lock.
 
     Attributes:
-        what: What it does, for people.
-        machine: Host name, and on Linux the boot and the process namespace, in which its numbers mean something.
+        what: Description of its work, for people.
+        machine: Host name, and on Linux the boot and the process namespace to which its process numbers belong.
         processes: Numbers and start times of the process and of the command that it started.
-        job: Its number in Slurm; an array's task is ARRAY_TASK. None outside of a job.
+        job: Number of its Slurm job, ARRAY_TASK for an array's task; None outside of a job.
         user: Name of the user.
-        since: Local time.
-        token: Unique.
+        since: Local time at which the lock was taken.
+        token: Unique name of this lock.
     """
 
     what: str
@@ -68,9 +68,9 @@ def read_holder(path: Path) -> Holder | None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a lock is there and its holder is alive.
+    """Whether a lock exists and its holder is alive.
 
-    On the holder's machine its processes tell. Elsewhere its heartbeat does, except that a job that Slurm restarted
+    On the holder's machine this is decided by its processes, elsewhere by its heartbeat; a job that Slurm restarted
     knows that its own earlier start has ended.
     """
     try:
@@ -90,8 +90,8 @@ class Lock:
     """A lock that this process holds, until `release` or the end of the process.
 
     Args:
-        path: Its file, in a folder that all who take part share. It is created exclusively.
-        what: What is locked, for people.
+        path: File of the lock, in a folder that all its users share. It is created exclusively.
+        what: Description of what is locked, for people.
 
     Raises:
         LockHeld: if a live process holds it.
@@ -118,7 +118,7 @@ class Lock:
         self._thread.start()
 
     def add_process(self, number: int) -> None:
-        """Names a command that works under the lock: if this process is killed, it may go on."""
+        """Adds a command that works under the lock: it may outlive this process if that is killed."""
         with self._writing:
             if self._is_ours():
                 own = (_this_process(), (number, _start_time(number)))
@@ -144,7 +144,7 @@ class Lock:
         return True
 
     def _take_over(self) -> bool:
-        """Replaces a dead holder; one process at a time looks, so that none removes the lock of a live one."""
+        """Replaces a dead holder; one process at a time checks, so that none removes the lock of a live one."""
         if is_held(self.path):  # perhaps another user's, in a folder where this one may not write
             return False
         with _guard(self.path):
@@ -180,14 +180,14 @@ def acquire(locks: Mapping[Path, str]) -> dict[Path, Lock]:
     """Acquires all of several locks, or none.
 
     Args:
-        locks: Files and what each of them locks.
+        locks: Files, and a description of what each of them locks.
 
     Raises:
-        LockHeld: for the first that a live process holds.
+        LockHeld: for the first one that a live process holds.
     """
     taken: dict[Path, Lock] = {}
     try:
-        for path in sorted(locks):  # everybody in the same order
+        for path in sorted(locks):  # all processes use the same order
             taken[path] = Lock(path, locks[path])
     except BaseException:
         release(taken.values())
@@ -234,7 +234,7 @@ def _is_alive(number: int, start: str) -> bool:
 
 
 def _start_time(number: int) -> str:
-    """When a process began, which tells it from a later one of the same number; empty where the kernel does not say."""
+    """Start of a process, which tells it from a later one with the same number; empty where the kernel does not say."""
     try:
         return Path(f"/proc/{number}/stat").read_text().rsplit(")", 1)[1].split()[19]
     except (OSError, IndexError):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def some_of(items: Sequence[str], limit: int = 5) -> str:
-    """The first few items of a list, and how many more there are.
+    """The first few items of a list, and the number of further ones.
 
     Args:
         items: Texts, in the order in which they are to be shown.

@@ -1,4 +1,4 @@
-"""Signal handlers that leave alone what this process was told to ignore when it was started."""
+"""Signal handlers that respect the signals that this process ignored from its start."""
 
 import contextlib
 import signal
@@ -13,12 +13,12 @@ Handler = Callable[..., Any]
 def handling(handlers: Mapping[int, Handler]) -> Iterator[None]:
     """Handles signals within a block, except those that are ignored already.
 
-    `nohup` starts a command with SIGHUP ignored, and a shell script one in the background with SIGINT ignored: a
-    handler of our own would undo what they are for. Outside the main thread, where Python takes no handlers, nothing
+    `nohup` starts a command with SIGHUP ignored, and a shell script starts background commands with SIGINT ignored; a
+    handler of our own would defeat their purpose. Outside the main thread, where Python installs no handlers, nothing
     is handled.
 
     Args:
-        handlers: Numbers of signals and what is called with the number and the frame.
+        handlers: Numbers of signals, and functions that are called with the number and the frame.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -36,8 +36,8 @@ def handling(handlers: Mapping[int, Handler]) -> Iterator[None]:
 def interruptible_children() -> Iterator[None]:
     """Lets commands started within the block hear SIGINT although this process was started with it ignored.
 
-    They inherit what is ignored, but not a handler: it becomes the default when they are executed. Without this, a
-    command of a job in the background could only be killed, and would leave its workers behind.
+    Commands inherit ignored signals but not handlers, which become the default when they are executed. Without this, a
+    command of a background job could only be killed, and would leave its workers behind.
     """
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGINT) != signal.SIG_IGN:

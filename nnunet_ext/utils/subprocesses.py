@@ -1,4 +1,4 @@
-"""Console commands as child processes: found, started, ended with all that they started."""
+"""Console commands as child processes: finds, starts and ends them with all that they started."""
 
 import contextlib
 import os
@@ -12,13 +12,13 @@ from typing import IO, Any
 
 from nnunet_ext.utils.signals import interruptible_children
 
-RESUMABLE_EXIT = 75  # ended on request, to be gone on with (EX_TEMPFAIL of sysexits.h)
+RESUMABLE_EXIT = 75  # ended on request and can be resumed (EX_TEMPFAIL of sysexits.h)
 TAIL_LINES = 15
 _STOP_SECONDS = 20
 
 
 def console_script(name: str, search_path: str | None = None) -> str:
-    """Path of a console script: of this Python's environment, else of PATH.
+    """Path of a console script, in this Python's environment or else on PATH.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -63,7 +63,7 @@ def ask_to_stop(process: subprocess.Popen) -> None:
 
 
 def stop_command(process: subprocess.Popen, own_group: bool = False, seconds: float = _STOP_SECONDS) -> None:
-    """Interrupts a command; kills it if it does not listen, and with `own_group` what is left of its group."""
+    """Interrupts a command; kills it if it does not react, and with `own_group` the rest of its group."""
     ask_to_stop(process)
     try:
         process.wait(seconds)
@@ -78,7 +78,7 @@ def signal_group(process: subprocess.Popen, number: int | None) -> None:
     """Sends a signal to all processes of a command started with `own_group`; nothing on Windows."""
     if os.name == "nt" or number is None:
         return
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody is left; macOS answers so for zombies
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # no process is left; macOS raises these for zombies
         os.killpg(process.pid, number)
 
 
@@ -88,7 +88,7 @@ def tail(log: Path, lines: int = TAIL_LINES) -> str:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process of this number is at work on this machine; on Windows always False."""
+    """Whether a process with this number is running on this machine; on Windows always False."""
     if os.name == "nt" or pid <= 0:  # a signal of 0 would end a process on Windows
         return False
     try:
@@ -97,7 +97,7 @@ def is_running(pid: int) -> bool:
         return False
     except PermissionError:
         pass
-    try:  # where the kernel tells: one that has ended and is only waiting to be collected does not count
+    try:  # where the kernel tells: a zombie, which has ended but was not collected, does not count
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return True

@@ -1,7 +1,7 @@
-"""The one home of the private parts of PyTorch that the package uses.
+"""All uses of private parts of PyTorch in this package.
 
-Nothing here is promised by PyTorch from one release to the next. Whatever changes is mended here, and
-`tests/utils/test_torch_private.py` runs all of it under the installed release.
+PyTorch may change them in any release. Such changes are handled here alone, and `tests/utils/test_torch_private.py`
+runs all of it under the installed release.
 """
 
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ _GRAPH_TASK = 1
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether something listens to calls of the module, or renews its weights before them."""
+    """Whether hooks observe calls of the module or recompute its weights before them."""
     own = (
         module._forward_pre_hooks,
         module._forward_hooks,
@@ -57,7 +57,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def in_function_transform() -> bool:
-    """Whether a transform of torch.func (grad, vmap, jvp) is active; under torch.compile the operators see to that."""
+    """Whether a transform of torch.func (grad, vmap, jvp) is active; under torch.compile the operators handle them."""
     return not torch.compiler.is_compiling() and bool(torch._C._are_functorch_transforms_active())
 
 
@@ -85,9 +85,9 @@ def input_metadata(node: Any) -> Any:
 
 @contextmanager
 def autocast_without_gpu() -> Iterator[None]:
-    """Within: autocast to CUDA's types works, and checkpoints recompute, on a machine without a GPU."""
+    """Context in which autocast to CUDA's types and the recomputation of checkpoints work without a GPU."""
     with (
-        # Autocast is switched off where there is no GPU, and checkpoints tell backward passes apart by the engine's.
+        # Without a GPU, PyTorch disables autocast; checkpoints identify backward passes by the engine's number.
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
         mock.patch("torch._C._current_graph_task_id", return_value=_GRAPH_TASK),
     ):

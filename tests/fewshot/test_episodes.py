@@ -177,5 +177,5 @@ def test_reading_needs_a_whole_file(tmp_path):
     assert np.array_equal(read_supervoxels(tmp_path, "a"), labels)
     file = tmp_path / f"a{SUFFIX}"
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"is damaged; delete it, and it will be made anew"):
+    with pytest.raises(ValueError, match=r"is damaged; delete it, and it will be remade"):
         read_supervoxels(tmp_path, "a")

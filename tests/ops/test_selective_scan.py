@@ -294,7 +294,7 @@ def test_no_memory_is_an_error(monkeypatch):
 
     inputs = scan_inputs(d=4, length=5)
     tensors = [v[:, None] if k in ("B", "C") else v for k, v in inputs.items()]
-    with pytest.raises(MemoryError, match="selective_scan_forward found no memory"):
+    with pytest.raises(MemoryError, match="selective_scan_forward: not enough memory"):
         cpu_scan.forward(native.NativeLibrary("avx2", Full), *tensors, True, False, False)
 
 

@@ -139,7 +139,7 @@ class _SliceNetwork(nn.Module):
             run = partial(checkpointed, self) if self.checkpoint_slices else _directly
         else:
             step, run = _chunk(stack, self.decoder.channels), _directly
-        # Unless the backbone takes statistics over all slices.
+        # Only if the backbone does not take statistics over all slices.
         split = not any(isinstance(m, BatchNorm) and m.training for m in self.backbone.modules())
         parts = [run(self._features, part) for part in stack.split(step, 1)] if split else [self._features(stack)]
         maps = [torch.cat(level, 1) if len(level) > 1 else level[0] for level in zip(*parts, strict=True)]

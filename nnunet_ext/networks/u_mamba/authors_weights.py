@@ -1,4 +1,4 @@
-"""U-Mamba from the authors' weights."""
+"""Import of the authors' U-Mamba weights."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from nnunet_ext.networks.u_mamba.residual_block import ResidualBlock
 
 _FIRST_KERNEL = "encoder.stages.{}.0.conv1.weight"
 _EQUAL = (("decoder.encoder.", "encoder."), (".all_modules.0.", ".conv."), (".all_modules.1.", ".norm."))
-"""Parts of the authors' names of tensors that they hold a second time, and those of the first."""
+"""Parts of the authors' names under which tensors are stored a second time, and the parts of their first names."""
 
 
 def umamba_bot_from_authors(
@@ -23,15 +23,15 @@ def umamba_bot_from_authors(
     patch_size: int | Sequence[int] | None = None,
     strides: PerStage = 2,
 ) -> UMamba:
-    """UMambaBot with the authors' weights; other sizes are read off the tensors.
+    """UMambaBot with the authors' weights; other sizes are inferred from the tensors.
 
     Args:
         state_dict: The authors' parameter names and values.
         patch_size: P in voxels; None: twice the product of the strides. The weights do not depend on it.
-        strides: Strides into the stages as in the plan, per stage and axis, which no tensor shows.
+        strides: Strides into the stages as in the plan, per stage and axis, which cannot be inferred.
 
     Raises:
-        ValueError: for missing or left-over keys, tensors of the wrong shape, or strides that cannot be assumed.
+        ValueError: for missing or unexpected keys, tensors of the wrong shape, or strides that have no default.
     """
     return _from_authors("UMambaBot", "Bot", state_dict, patch_size, strides)
 
@@ -41,10 +41,10 @@ def umamba_enc_from_authors(
     patch_size: int | Sequence[int] | None = None,
     strides: PerStage = 2,
 ) -> UMamba:
-    """UMambaEnc with the authors' weights; arguments and errors as `umamba_bot_from_authors`.
+    """UMambaEnc with the authors' weights; arguments and errors are those of `umamba_bot_from_authors`.
 
-    The patch decides in which stages channels are the tokens. None: the cube that such a stage shows by its number of
-    voxels; an error if none does.
+    The patch decides in which stages channels are the tokens. None: a cube, inferred from the number of voxels of such
+    a stage; an error if there is no such stage.
     """
     return _from_authors("UMambaEnc", "Enc", state_dict, patch_size, strides)
 
@@ -97,7 +97,7 @@ def _from_authors(
 
 
 def authors_names(network: UMamba) -> dict[str, str]:
-    """Our parameter name -> the authors', who list the decoder's stages from the lowest up."""
+    """Maps our parameter names to the authors', who list the decoder's stages from the lowest up."""
     lowest = len(network.decoder.stages) - 1
     names: dict[str, str] = {}
     for level in range(lowest + 1):
@@ -137,7 +137,7 @@ def _both(ours: str, theirs: str) -> dict[str, str]:
 
 
 def _without_copies(name: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor once: the authors' modules hold some under two or four names.
+    """Keeps each tensor once: the authors' modules store some under two or four names.
 
     Raises:
         ValueError: if two names of one tensor have different values.

@@ -10,18 +10,18 @@ from nnunet_ext.blocks.channelwise import ChannelNorm, to_tokens, to_volume
 from nnunet_ext.blocks.mamba import Mamba
 
 _FLOAT16_LIMIT = 1024.0
-"""Largest magnitude that is handed to float16 convolutions."""
+"""Largest magnitude that is passed to float16 convolutions."""
 
 
 class MambaLayer(nn.Module):
     """mamba(norm(tokens)), back on the map; without a residual connection.
 
-    Tokens are the voxels in memory order (last axis fastest) with d = C, or, in the order of the channels, the
-    channels with d = number of voxels. Both are computed in float32 at least, whatever autocast says.
+    Tokens are the voxels in memory order (last axis fastest) with d = C, or the channels, in their order, with d =
+    number of voxels. Norm and Mamba are computed in at least float32, even under autocast.
 
-    Without a norm behind it, Mamba's result grows with a high power of its input and can exceed what the
-    float16 convolutions that follow can hold, up to NaN. Under float16 autocast, and only there, it is therefore
-    limited to +-1024, which is far above the values of a network that trains well.
+    No norm follows Mamba, whose result grows with a high power of its input and can exceed the range of the following
+    float16 convolutions, up to NaN. Under float16 autocast, and only there, it is therefore limited to +-1024, which is
+    far above the values of a network that trains well.
 
     Args:
         channels: C.

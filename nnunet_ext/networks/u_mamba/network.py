@@ -2,10 +2,10 @@
 
 Source: Ma, Li, Wang, "U-Mamba: Enhancing Long-range Dependency for Biomedical Image Segmentation" (arXiv 2401.04722).
 
-The encoder has residual blocks behind a stem, the decoder nearest-neighbour upsampling. Values and gradients are
-those of the authors' code. Two things are computed in another order: the decoder's 1x1 convolution comes before the
-upsampling, with which it commutes, and so works on fewer voxels; voxels of channels-last maps are tokens as they lie in
-memory. The published form is a fork of an earlier nnU-Net that needs mamba-ssm's CUDA build; here Mamba runs on
+The encoder has a stem and residual blocks, the decoder nearest-neighbour upsampling. Values and gradients are those of
+the authors' code, but two things are computed differently: the decoder's 1x1 convolution precedes the upsampling, with
+which it commutes, and so works on fewer voxels; and the voxels of channels-last maps are tokens without a copy. The
+published form is a fork of an earlier nnU-Net that needs mamba-ssm's CUDA build; here Mamba runs on
 `nnunet_ext.ops.selective_scan`, on every device.
 """
 
@@ -37,7 +37,7 @@ class UMambaVariant:
     """A variant of U-Mamba.
 
     Attributes:
-        layers: Stages that end with a Mamba layer: all (in 2D every second one, the lowest included), the lowest alone,
+        layers: Stages that end with a Mamba layer: all (in 2D every second one, including the lowest), only the lowest,
             or none.
         channel_tokens: Whether channels are the tokens of a stage that has at most as many voxels as channels.
     """
@@ -57,7 +57,7 @@ VARIANTS = {
     "Bot": UMambaVariant("lowest"),
     "no_mamba": UMambaVariant("none"),
 }
-"""The paper's two variants, and Bot with its Mamba layer left out."""
+"""The paper's two variants, and Bot without its Mamba layer."""
 
 
 class UMamba(nn.Module):
@@ -66,7 +66,7 @@ class UMamba(nn.Module):
     Stage s of the encoder: a residual block with stride strides[s], n_s - 1 further blocks, and in some stages a Mamba
     layer, whose output is both the skip and the next stage's input. A stem of n_0 blocks stands before stage 0. The
     decoder upsamples to the skip's size by nearest neighbours, reduces to the skip's width by a 1x1 convolution,
-    concatenates both (upsampled first) and goes on with a residual block and m - 1 further ones, in the kernel of the
+    concatenates both (upsampled first) and applies a residual block and m - 1 further ones, with the kernel of the
     skip's stage. In 2D the decoder's last stage, at full resolution, takes no skip, as in the authors' code.
 
     n_s is `n_conv_per_stage`, but 1 for s >= ceil(S / 2); m is `n_conv_per_stage_decoder`, but 1 for decoder stages
@@ -98,7 +98,7 @@ class UMamba(nn.Module):
     """
 
     plan_arguments = ("n_conv_per_stage", "n_conv_per_stage_decoder")
-    """Arguments beyond the topology that a plan for nnU-Net's U-Net has too."""
+    """Arguments besides the topology that a plan for nnU-Net's U-Net also provides."""
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class UMamba(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """`mamba_layers` has an entry only for the stages that end with a layer, under the stage's index."""
+    """`mamba_layers` has entries only for the stages that end with such a layer, under their indices."""
 
     def __init__(
         self,
@@ -236,7 +236,7 @@ def _stage(
     blocks: int,
     stride: Sequence[int] | None = None,
 ) -> nn.Sequential:
-    """A residual block with a projection, and blocks - 1 without."""
+    """A residual block with a projection, and blocks - 1 further ones without."""
     first = ResidualBlock(conv_op, input_channels, features, kernel, stride=stride)
     others = (ResidualBlock(conv_op, features, features, kernel, projection=False) for _ in range(blocks - 1))
     return nn.Sequential(first, *others)
@@ -253,7 +253,7 @@ def _upsampled(x: Tensor, stride: Sequence[int]) -> Tensor:
 
 
 def _initialise(module: nn.Module) -> None:
-    """He's initialisation of the convolutions of maps, with biases of 0; Mamba keeps its own."""
+    """He initialisation of the convolutions, with biases of 0; Mamba keeps its own initialisation."""
     if isinstance(module, (nn.Conv2d, nn.Conv3d)):
         nn.init.kaiming_normal_(module.weight, a=_HE_SLOPE)
         if module.bias is not None:

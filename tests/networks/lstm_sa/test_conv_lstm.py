@@ -63,5 +63,5 @@ def test_strides_of_channels():
     lstm_cell._step(library, "lstm_cell_forward", gates=gates, h=h)
     i, _, o, g = gates.chunk(4, -1)
     torch.testing.assert_close(h, torch.sigmoid(o) * torch.tanh(torch.sigmoid(i) * torch.tanh(g)))
-    with pytest.raises(ValueError, match=r"beside each other, strides are \(6, 1, 3\)"):
+    with pytest.raises(ValueError, match=r"must be adjacent in memory, strides are \(6, 1, 3\)"):
         lstm_cell._step(library, "lstm_cell_forward", gates=gates, h=torch.zeros(2, 2, 3).transpose(1, 2))
