@@ -67,8 +67,8 @@ def run(device: str) -> Iterator[Row]:
             called: Callable[..., Any] = torch.compile(ours) if how == "compiled" else ours
             limit = _STEP_TOLERANCE[precision]
             step = partial(_step, ours, x.to(device), precision, called)
-            words = f"{how}, {str(precision).removeprefix('torch.')}, {device}"
-            yield _row(name, words, limit, lambda step=step, expected=expected: zip(step(), expected, strict=True))
+            setup = f"{how}, {str(precision).removeprefix('torch.')}, {device}"
+            yield _row(name, setup, limit, lambda step=step, expected=expected: zip(step(), expected, strict=True))
 
 
 def _row(name: str, how: str, limit: float, compare: Callable) -> Row:

@@ -145,8 +145,8 @@ def commit() -> str:
     """Commit of the checkout of this file, with ``"+changes"`` for uncommitted changes; otherwise the version."""
     root = Path(__file__).parents[2]
 
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(root), *words]
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:

@@ -11,7 +11,7 @@ from nnunet_ext.utils.torch_private import FakeTensorMode, autocast_without_gpu
 
 
 @contextmanager
-def without_content(device: str) -> Iterator[None]:
+def fake_tensors_on(device: str) -> Iterator[None]:
     """Context in which new tensors are on `device` and take no memory; operators compute sizes, types and strides only.
 
     Networks and autocast behave as on that device: on ``"cuda"`` with CUDA's operators, whether there is a GPU or
@@ -25,8 +25,8 @@ def without_content(device: str) -> Iterator[None]:
         yield
 
 
-def twin_without_content(network: nn.Module) -> nn.Module:
-    """A copy of a network whose parameters and buffers are made within `without_content`; shared ones stay shared."""
+def fake_copy(network: nn.Module) -> nn.Module:
+    """A copy of a network whose parameters and buffers are made within `fake_tensors_on`; shared ones stay shared."""
     tensors: dict[int, Tensor] = {}
     for parameter in network.parameters():
         tensors[id(parameter)] = nn.Parameter(_empty_like(parameter), parameter.requires_grad)

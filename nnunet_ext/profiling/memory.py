@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ext.profiling.backward import run_backward
-from nnunet_ext.profiling.fake_tensors import twin_without_content, without_content
+from nnunet_ext.profiling.fake_tensors import fake_copy, fake_tensors_on
 from nnunet_ext.profiling.live_memory import LiveMemory, storage_bytes
 from nnunet_ext.utils.torch_private import tree_leaves
 
@@ -67,7 +67,7 @@ def trace_step(
     cuDNN.
 
     Args:
-        make: Function that builds the step; called within `without_content`.
+        make: Function that builds the step; called within `fake_tensors_on`.
         device: Device whose operators run: ``"cuda"``, which needs no GPU, or ``"cpu"``.
         autocast: Whether forward pass and loss run under autocast to float16, as nnU-Net trains on CUDA.
         limit: Bytes; the trace ends as soon as the step exceeds them.
@@ -75,7 +75,7 @@ def trace_step(
     Raises:
         LimitExceeded: if the step exceeds `limit`.
     """
-    with without_content(device):
+    with fake_tensors_on(device):
         step = make()
         live = LiveMemory(limit)
         parameters = live.add([*step.network.parameters(), *step.network.buffers()])
@@ -124,7 +124,7 @@ def trace_network(
     """
 
     def make() -> Step:
-        twin = twin_without_content(network)
+        twin = fake_copy(network)
         parameters = list(twin.parameters())
         batch = torch.empty(batch_size, input_channels, *patch_size)
         return Step(twin, (optimiser or _sgd)(parameters), (batch,), lambda x: _mean(twin(x)))

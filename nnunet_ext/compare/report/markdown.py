@@ -34,7 +34,7 @@ def markdown_report(outcome: Outcome) -> str:
 def _table(table: Table) -> list[str]:
     escaped = [[cell.replace("|", r"\|") for cell in row] for row in [table.heads, *table.rows]]
     lines = [f"| {' | '.join(row)} |" for row in escaped]
-    rule = "".join("---|" if column in table.words else "--:|" for column in range(len(table.heads)))
+    rule = "".join("---|" if column in table.text_columns else "--:|" for column in range(len(table.heads)))
     return [lines[0], f"|{rule}", *lines[1:]]
 
 
@@ -42,7 +42,7 @@ def latex_table(table: Table) -> list[str]:
     """A table for LaTeX's booktabs."""
     heads, *rows = ([cell.translate(_LATEX) for cell in row] for row in [table.heads, *table.rows])
     return [
-        rf"\begin{{tabular}}{{{''.join('l' if i in table.words else 'r' for i in range(len(heads)))}}}",
+        rf"\begin{{tabular}}{{{''.join('l' if i in table.text_columns else 'r' for i in range(len(heads)))}}}",
         r"\toprule",
         rf"{' & '.join(heads)} \\",
         r"\midrule",

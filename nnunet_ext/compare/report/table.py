@@ -14,10 +14,10 @@ class Table:
         title: Heading.
         heads: Heads of the columns.
         rows: Text of the cells.
-        words: Columns of words, aligned to the left; the others hold numbers.
+        text_columns: Numbers of the columns of text, aligned to the left; the others hold numbers.
     """
 
     title: str
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
-    words: Sequence[int] = (0,)
+    text_columns: Sequence[int] = (0,)

@@ -26,7 +26,7 @@ def result_table(outcome: Outcome) -> Table:
         rows.append([name, found.verdict or DASH, dice, nnunet, *judged, *others])
     dice, *others = (f"{metric.title}, {unit(metric, outcome)}" for metric in METRICS.values())
     heads = ["", "verdict", dice, "nnU-Net's foreground_mean", "difference", "95% interval", "p (Holm)", *others]
-    return Table("All methods", heads, rows, words=(0, 1))
+    return Table("All methods", heads, rows, text_columns=(0, 1))
 
 
 def label_table(outcome: Outcome) -> Table:
@@ -44,7 +44,7 @@ def label_table(outcome: Outcome) -> Table:
                 ]
             )
     heads = ["", "label", "verdict", baseline, "own", "difference", "95% interval", "p (Holm)", "pairs"]
-    return Table("Dice of each label", heads, rows, words=(0, 1, 2))
+    return Table("Dice of each label", heads, rows, text_columns=(0, 1, 2))
 
 
 def metric_table(outcome: Outcome) -> Table:
@@ -68,7 +68,7 @@ def metric_table(outcome: Outcome) -> Table:
                 ]
             )
     heads = ["", "metric", outcome.study.baseline, "own", "difference", "95% interval", "p (Holm)", "pairs"]
-    return Table("Other metrics", heads, rows, words=(0, 1))
+    return Table("Other metrics", heads, rows, text_columns=(0, 1))
 
 
 def false_positive_table(outcome: Outcome) -> Table:
@@ -82,7 +82,7 @@ def false_positive_table(outcome: Outcome) -> Table:
         numbers = [f"{found.baseline:.0%}", f"{found.own:.0%}", interval, p_text(found.p_holm)]
         rows.append([name, label, *numbers, str(found.estimate.cases)])
     heads = ["", "label", outcome.study.baseline, "own", "95% interval, points", "p (Holm)", "cases without it"]
-    return Table("False-positive rates", heads, rows, words=(0, 1))
+    return Table("False-positive rates", heads, rows, text_columns=(0, 1))
 
 
 def lesion_table(outcome: Outcome) -> Table:

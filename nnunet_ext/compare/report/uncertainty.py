@@ -27,7 +27,7 @@ def variance_table(outcome: Outcome) -> Table:
             percent = [_share(part[index], sum(part)) for part in (components, shares)]
             rows.append([name, source, str(count), deviation, *percent])
     heads = ["", "source", "number", "standard deviation, points", "of the variance", "of the mean's uncertainty"]
-    return Table("Sources of uncertainty", heads, rows, words=(0, 1))
+    return Table("Sources of uncertainty", heads, rows, text_columns=(0, 1))
 
 
 def size_table(outcome: Outcome) -> Table:

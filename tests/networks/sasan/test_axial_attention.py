@@ -63,7 +63,7 @@ def test_mix_equals_its_reference_with_every_gradient(outer, length, inner, head
 
 
 @pytest.mark.usefixtures("variant")
-def test_products_are_counted_without_content():
+def test_products_are_counted_fake_tensors_on():
     """Two of the scores, one of each projection, with a factor of two for additions, over all nine attentions."""
     with FakeTensorMode():
         asem, z = ASEM(nn.Conv3d, 3, (4, 4, 4)), torch.empty(1, 3, 4, 4, 4)
