@@ -229,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--configuration", default="3d_fullres")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--untimed", action="store_true", help="leave out seconds: other work runs beside it")
+    parser.add_argument("--untimed", action="store_true", help="leave out seconds: the machine had other work")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files")
     parser.add_argument("--collect", action="store_true", help="only collect the rows of finished trainers")
     arguments = parser.parse_args(argv)

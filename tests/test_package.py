@@ -122,7 +122,7 @@ def test_wheel_and_sdist_hold_what_they_should(built):
         "nnunet_ext/py.typed",
     } <= names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"nnunet_ext"}
-    # Of any Python 3: the compiled kernels link to no library of Python's.
+    # For any Python 3: the compiled kernels link to no library of Python's.
     compiled = any(name.endswith(".so") for name in names)
     assert ("-py3-none-any.whl" in wheel.name) != compiled
     assert "-py3-none-" in wheel.name

@@ -1,4 +1,4 @@
-"""Promises to users of version 0.1.0: import paths, plans and checkpoints of that version go on working.
+"""Promises to users of version 0.1.0: import paths, plans and checkpoints of that version still work.
 
 `tests/data/version_0_1_0` holds models that version 0.1.0 trained for two iterations: each folder is nnU-Net's, with
 the plans that its `nnunet_ext plan` (SASAN, EM-Net) or nnU-Net wrote. `logits.npy` is the network's output in that

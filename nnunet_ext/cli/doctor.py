@@ -60,9 +60,7 @@ def _print_installation(checks: "Sequence[Check]") -> None:
         if check.remedy:
             print(f"        {'':<{width}}  -> {check.remedy}")
     missing = sum(check.state == "missing" for check in checks)
-    print(f"
-{missing} needed thing(s) missing." if missing else "
-Everything needed is installed.")
+    print(f"\n{missing} needed thing(s) missing." if missing else "\nEverything needed is installed.")
 
 
 def _print_check(rows: "Iterator[Row]") -> int:

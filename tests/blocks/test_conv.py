@@ -39,7 +39,7 @@ def test_single_samples_too_have_the_values_and_gradients_of_the_convolution(
 
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_hooks_see_the_convolution(kernel):
-    """Those that make weights anew, as of spectral or weight norm, and those of a user's own."""
+    """Hooks that recompute weights, as those of spectral or weight norm, and a user's own hooks."""
     conv = nn.Conv3d(2, 3, kernel, padding=kernel // 2)
     x = torch.randn(1, 2, 4, 4, 4)
     call = conv_1x1 if kernel == 1 else convolve

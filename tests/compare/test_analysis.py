@@ -25,7 +25,7 @@ NAN = float("nan")
 def study_of(values, absent=()):
     """Methods by name with Dice by cases and labels; the first is the baseline.
 
-    `absent` holds the cases and labels of which the truth has nothing; NaN is an empty prediction there.
+    `absent` holds pairs of case and label that the truth does not have; NaN is an empty prediction there.
     """
     count = len(next(iter(values.values())))
     cases = {f"c{i}": Case(f"c{i}", str(i % 5), Path(), Path(), None) for i in range(count)}

@@ -1,4 +1,4 @@
-"""What is compared, and what is refused."""
+"""Which results are compared, and which are refused."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""`nnunet_ext compare` with a full or read-only disk, and with files of which a kill left half."""
+"""`nnunet_ext compare` with a full or read-only disk, and with files that a kill cut off."""
 
 import os
 import re

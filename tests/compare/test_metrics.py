@@ -60,7 +60,7 @@ def test_a_region_is_the_union_of_its_labels():
 
 
 def test_ignored_voxels_count_in_nothing():
-    """What is predicted where the truth says ignore changes no score."""
+    """Predictions on voxels with the ignore label change no score."""
     truth = [(1, (1, 1, 1), (4, 4, 4)), (3, (0, 0, 8), (8, 12, 4))]
     clean = [(1, (1, 1, 1), (4, 4, 4))]
     for prediction in (clean, [*clean, (1, (1, 1, 9), (4, 4, 3))]):

@@ -130,7 +130,7 @@ def test_the_reports_in_a_browser(example, open_page, name, width, scheme):
 
 
 def test_run_again_it_trains_nothing(example):
-    """Without scans to predict, it makes the report anew and leaves the trainings as they are."""
+    """Without scans to predict, it remakes the report and leaves the trainings unchanged."""
     root, _ = example
     finished = sorted((root / "nnUNet_results" / DATASET).glob("*/fold_*/checkpoint_final.pth"))
     written = [file.stat().st_mtime_ns for file in finished]

@@ -157,7 +157,7 @@ def compare_two(report, output):
 
 
 def test_missing_labels_are_counted_and_told(results, report, tmp_path):
-    """A case of which SASANTrainer found nothing of one label: Dice 0, the worst HD95, and a caveat."""
+    """A case in which SASANTrainer missed one label entirely: Dice 0, the worst HD95, and a caveat."""
     case = results.splits[0]["val"][0]
     file = results.model("SASANTrainer") / "fold_0" / "validation" / f"{case}.nii.gz"
     image = sitk.ReadImage(str(file))
@@ -224,7 +224,7 @@ def test_logs_of_a_resumed_training(tmp_path):
 
 
 def test_logs_of_a_training_that_was_given_up(tmp_path):
-    """What was trained anew, and shorter, is the training; of the one before nothing is left."""
+    """A new, shorter training replaces the earlier one, of which nothing is shown."""
     lines = "2026-01-01 10:00:00.000000: Epoch {}\n2026-01-01 10:00:01.000000: train_loss {}\n"
     first = "".join(lines.format(epoch, 9) for epoch in range(5))
     (tmp_path / "training_log_2026_1_1_10_00_00.txt").write_text(first)

@@ -110,7 +110,7 @@ def test_bootstrap_of_one_fold_is_scipys():
 
 @pytest.mark.parametrize(("cases", "folds"), [(6, 1), (10, 5), (20, 5)])
 def test_the_interval_covers_the_truth(cases, folds):
-    """Of few cases too: 95% less three standard errors."""
+    """The coverage, also with few cases: at least 95% less three standard errors."""
     generator = np.random.default_rng(0)
     names = [str(i % folds) for i in range(cases)]
     runs, hits = 600, 0

@@ -63,7 +63,7 @@ def test_it_is_pending_once_the_signal_came():
 
 
 def test_what_the_training_starts_does_not_die_of_it():
-    """The signal goes to a whole group of processes, of which some know nothing of it."""
+    """The signal goes to a whole group of processes, some of which do not handle it."""
     request = CheckpointRequest()
     code = "import os, signal; os.kill(os.getpid(), signal.SIGUSR1); print('alive')"
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout == b"alive\n"

@@ -1,4 +1,4 @@
-"""Whole runs on this machine through nnU-Net's commands: killed in the middle, resumed, to a report."""
+"""Whole runs on this machine through nnU-Net's commands: killed, resumed, and completed to a report."""
 
 import json
 import os
@@ -81,7 +81,7 @@ def test_killed_in_the_middle_and_resumed_to_the_report(space):
 
 @pytest.mark.long
 def test_ctrl_c_and_a_request_leave_what_can_be_gone_on_with(space):
-    """SIGUSR1 makes a trainer of ours end after its epoch with a checkpoint, from which it goes on exactly there."""
+    """SIGUSR1 makes a trainer of ours end after its epoch with a checkpoint, from which it resumes exactly."""
     space.environment["NNUNET_EXT_EPOCHS"] = "1000"
     options = {"trainers": ["SASANTrainer"], "folds": ["0"]}
     fold = space.results / "SASANTrainer__nnUNetPlans__2d_small" / "fold_0"
@@ -193,7 +193,7 @@ def test_a_run_waits_for_another_one(space):
 
 @pytest.mark.long
 def test_a_prediction_and_a_preprocessing_resume(space):
-    """Killed in the middle; what is done stays, and what was cut off is made again."""
+    """A killed run keeps its finished steps and repeats those that were cut off."""
     data = space.preprocessed / "nnUNetPlans_2d"
     shutil.rmtree(data)
     graph = space.graph(trainers=["SASANTrainer"], folds=(0,))

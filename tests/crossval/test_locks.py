@@ -147,7 +147,7 @@ DEAD = {
 
 
 def test_a_killed_holder_is_recognised_once_its_command_has_ended(path):
-    """A training goes on when the run that started it is killed."""
+    """A training continues when the run that started it is killed."""
     process = subprocess.Popen([sys.executable, "-c", HOLDS, str(path)], stdout=subprocess.PIPE, text=True)
     child = int(process.stdout.readline())
     process.kill()
@@ -182,7 +182,7 @@ def test_a_holder_elsewhere_lives_as_long_as_its_heartbeat(path):
 
 
 def test_a_job_that_was_restarted_takes_over_from_itself(path, monkeypatch):
-    """Its node was killed: nobody has removed the lock, and the heartbeat is recent."""
+    """Its node was killed: the lock was not removed, and the heartbeat is recent."""
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
     assert job_number() == "12_1"
@@ -230,7 +230,7 @@ def test_all_locks_or_none(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="needs root to become another user")
 def test_another_user_is_told_whose_it_is(path):
-    """Who may neither signal the holder nor write beside the lock."""
+    """A user who may neither signal the holder nor write into the lock's folder."""
     lock = Lock(path, "train_0")
     for folder in path.parents[:6]:
         if folder.stat().st_mode & 0o077 == 0:

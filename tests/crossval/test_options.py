@@ -78,7 +78,7 @@ def test_a_split_that_divides_a_group_is_refused(space):
 
 @pytest.fixture
 def cascade(space):
-    """A plan with a cascade, on the data that are there."""
+    """A plan with a cascade, on existing data."""
     file = space.preprocessed / "nnUNetPlans.json"
     plans = json.loads(file.read_text())
     configurations = plans["configurations"]

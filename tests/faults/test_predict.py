@@ -291,7 +291,7 @@ def test_it_has_every_option_of_nnunets_command(monkeypatch):
 
 @pytest.mark.slow
 def test_bad_scans_do_not_stop_the_good_ones(nnunet, model, scans):
-    """A volume smaller than the patch and a constant one are predicted; what cannot be is said, and the code is 1."""
+    """A volume smaller than the patch and a constant one are predicted; failures are reported, with exit code 1."""
     output = scans.parent / "-masks"
     done = nnunet.attempt("nnunet_ext", "predict", "-i", str(scans), "-o", str(output), *OPTIONS)
     assert done.returncode == 1, done.stdout[-3000:]

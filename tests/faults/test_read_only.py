@@ -29,7 +29,7 @@ def test_a_training_into_a_read_only_folder_ends_at_once(make_in, read_only, nnu
     folder = read_only()
     with pytest.raises(OSError, match=f"Read-only file system: '{folder}/"):
         make_in(folder)
-    # It was writable when the fold was begun: nnU-Net would go on without a log, up to the first checkpoint.
+    # It was writable when the fold began: nnU-Net would train without a log up to the first checkpoint.
     make_in(tmp_path / "results")
     begun = read_only(tmp_path / "results", "begun")
     fold = begun / nnunet.dataset / "SASANTrainer__nnUNetPlans__3d_fullres_tiny" / "fold_0"

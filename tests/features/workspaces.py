@@ -29,9 +29,9 @@ class Kind:
     """A kind of dataset.
 
     Attributes:
-        number: Of the dataset; its name follows.
+        number: Number of the dataset, from which its name follows.
         change: Makes it of the shipped scans, which lie in the raw folder already.
-        configurations: Of nnU-Net's plan; a tiny one is made beside each.
+        configurations: Configurations of nnU-Net's plan; a tiny one is added for each.
     """
 
     number: int

@@ -135,7 +135,7 @@ def test_by_position_nothing_is_found_where_the_support_shows_nothing(make_model
 
 
 def test_what_surrounds_the_label_competes_with_it(make_model, scans, tmp_path):
-    """The background's logit is 0 or the largest of the sectors', the labels' stay as they are."""
+    """The background's logit is 0 or the largest of the sectors'; those of the labels do not change."""
     model = FewShotModel(make_model())
     (network,) = model.networks
     scan = scan_of(scans["image"], model.endings)

@@ -1,4 +1,4 @@
-"""What surrounds a label competes with it."""
+"""The surroundings of a label compete with it."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_sectors_are_disjoint_and_cover_what_is_near(sectors):
 
 
 def test_a_sector_is_a_direction():
-    """Of four the first is left and above, the others follow clockwise."""
+    """The first of four sectors is on the upper left, the others follow clockwise."""
     found = surroundings(square(), np.zeros((40, 44), bool), 4)
     rows, columns = np.indices((40, 44)) - np.array([19.5, 21.5])[:, None, None]
     for sector, below, right in zip(found, (False, False, True, True), (False, True, True, False), strict=True):

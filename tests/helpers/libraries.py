@@ -6,7 +6,7 @@ from nnunet_ext.ops.native import NativeLibrary, load_native, usable_instruction
 
 
 def library_for(instructions: str) -> NativeLibrary:
-    """The C extension as it is built for an instruction set; skips where it or the processor lacks it."""
+    """The C extension built for an instruction set; skips if the extension or the processor lacks it."""
     if instructions not in usable_instruction_sets():
         pytest.skip(f"this processor has no {instructions}")
     library = load_native(instructions)

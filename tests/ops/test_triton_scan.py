@@ -87,7 +87,7 @@ def laid_out(x, layout):
 
 
 def evaluate(inputs, grad_y, grad_last, softplus, reverse):
-    """What Triton makes of float32 inputs: y, last state and every gradient by name."""
+    """Triton's results for float32 inputs: y, last state and every gradient by name."""
     from nnunet_ext.ops import triton_scan
 
     b, d, length = inputs["u"].shape

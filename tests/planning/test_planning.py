@@ -23,7 +23,7 @@ INTENSITIES = dict.fromkeys(("max", "mean", "median", "min", "percentile_00_5", 
 
 
 class Dataset:
-    """A raw dataset and the fingerprint of scans of any size, which are not there in that size."""
+    """A raw dataset with the fingerprint of scans of any size; the actual files are smaller."""
 
     name = "Dataset321_Planned"
     cases = 40

@@ -1,4 +1,4 @@
-"""What `nnunet_ext plan` checks before it plans."""
+"""Checks of `nnunet_ext plan` before it plans."""
 
 import json
 import re

@@ -233,7 +233,7 @@ def test_the_network_stays_as_it_is():
 
 
 def test_packages_with_kernels_of_their_own_stay_out_of_a_trace(monkeypatch):
-    """mamba_ssm and causal_conv1d read memory, which is not there."""
+    """mamba_ssm and causal_conv1d read memory, which fake tensors do not have."""
     network = EMNet(**SMALL)
     plain = trace_network(network, 1, SMALL["patch_size"], 2)
     monkeypatch.setattr("nnunet_ext.ops.mamba_ssm_scan.why_unusable", lambda: None)

@@ -60,7 +60,7 @@ def test_train_validate_predict_and_continue(nnunet, tmp_path):
     assert len(summary["metric_per_case"]) == 2
     predict(nnunet, "SASANTrainer", "3d_fullres_one_tile", tmp_path)
 
-    # --c goes on from the checkpoint, with the loss weights that it holds.
+    # --c resumes from the checkpoint, with the loss weights that it holds.
     file = model / "checkpoint_final.pth"
     checkpoint = torch.load(file, weights_only=False)
     checkpoint["nnunet_ext"]["loss"]["raw_weights"] = torch.tensor([1.5, 1.25, 1.125])

@@ -96,7 +96,7 @@ dist.destroy_process_group()
 
 
 ALONE = {f"encoder.stages.5.{number}.mixed.axial.shift" for number in range(2)}
-"""Of MT-UNet: its lowest maps are one window here, and a distance between windows has no part in anything."""
+"""Parameters of MT-UNet without effect here: its lowest maps are one window, so no distance between windows counts."""
 
 
 def test_ranks_step_every_network_alike(run_ranks):

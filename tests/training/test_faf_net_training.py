@@ -113,7 +113,7 @@ def test_pixels_of_the_ignore_label_are_drawn_as_unlabelled(tmp_path):
 
 
 def test_unlabelled_pixels_of_the_support_count_nowhere(make_trainer, nnunet, larger):
-    """What the labels would be there changes neither the losses nor the prototypes; that they are unlabelled does."""
+    """Labels below the ignore label change neither losses nor prototypes; marking voxels as ignored does."""
     dataset = nnunet.dataset_json
     dataset = dataset | {"labels": dataset["labels"] | {"ignore": 3}}
     trainer = make_trainer("FAFNetTrainer", "2d_tiny", larger, dataset)

@@ -151,7 +151,7 @@ def test_checkpoint_round_trip_with_the_loss_weights(make_trainer, tmp_path):
     for (name, a), b in zip(trainer.network.state_dict().items(), restored.network.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     same = batch(trainer)
-    # Training goes on identically: optimiser, loss weights and network are all back.
+    # Training continues identically: optimiser, loss weights and network are all restored.
     restored.loss.train()
     trainer.loss.train()
     for t in (trainer, restored):
@@ -289,7 +289,7 @@ def test_em_net_is_optimised_by_adamw_with_the_authors_schedule(make_trainer, mo
 
 
 def test_em_net_decays_the_weights_of_linear_maps_only(make_trainer):
-    """Without a gradient everything else stays as it is."""
+    """Without a gradient nothing else changes."""
     trainer = make_trainer("EMNetTrainer")
     before = {k: p.detach().clone() for k, p in trainer.network.named_parameters()}
     for p in trainer.network.parameters():

@@ -1,4 +1,4 @@
-"""What is private in PyTorch, under the installed release; nothing else in the package imports it."""
+"""The private parts of PyTorch under the installed release; no other module of the package imports any."""
 
 import re
 

@@ -57,7 +57,7 @@ def direct_aff(aff, maps, features):
         filters.append(resized(flat.view(*r3.shape[:2], gh, gw // 2 + 1), (h, w // 2 + 1)))
     spectrum = torch.fft.fft2(maps)[..., : w // 2 + 1]
     filtered = spectrum.abs() * filters[0] * torch.exp(1j * spectrum.angle() * filters[1])
-    # The inverse, written out: along the first axis as it is, along the last with the conjugate half.
+    # The inverse, written out: complex along the first axis, with the conjugate half along the last.
     columns = torch.fft.ifft(filtered, dim=-2)
     rest = columns[..., 1 : (w + 1) // 2].flip(-1).conj()
     return torch.fft.ifft(torch.cat((columns[..., :1].real + 0j, middle(columns[..., 1:], w), rest), -1), dim=-1).real

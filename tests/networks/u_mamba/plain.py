@@ -39,7 +39,7 @@ def residual(block, x):
 
 
 def convolved(conv, x, stride=1):
-    """Through a full convolution, of which strides keep some voxels."""
+    """A strided convolution as a full one, some of whose voxels the strides keep."""
     padding = [k // 2 for k in conv.kernel_size]
     y = (F.conv2d if x.ndim == 4 else F.conv3d)(x, conv.weight, conv.bias, padding=padding)
     steps = [stride] * (x.ndim - 2) if isinstance(stride, int) else stride
