@@ -4,95 +4,49 @@ python -m benchmarks.em_net [--threads 2] [--repeats 7] [--clock wall]
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from functools import partial
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from benchmarks.measure import (
-    add_timing_options,
-    begin,
-    interleaved_seconds,
-    median_ratio,
-    peak_gigabytes,
-    time_columns,
-    write_rows,
-)
+from benchmarks.measure import BACKWARD, FLOAT32, Row, form_columns, run, timed_call, timing_parser
+from nnunet_ext.blocks import mamba
 from nnunet_ext.networks import NETWORKS, EMNet
-from nnunet_ext.ops import describe_backend
+from nnunet_ext.ops import describe_backend, selective_scan
 
 _PATCH = (64, 64, 64)
 _SETTING = "64^3, batch 1, 1 channel, 9 classes, features 48..384"
 
 
-@contextmanager
-def scan_as(form: str) -> Iterator[None]:
-    """Context in which EM-Net's scan uses the backend of that name or, for "multiplication", u * delta."""
-    from nnunet_ext.blocks import mamba
-
-    if form == "multiplication":
-        with patch.object(mamba, "selective_scan", lambda u, delta, *_, **__: u * delta):
-            yield
-    else:
-        with patch.object(mamba, "selective_scan", partial(mamba.selective_scan, backend=form)):
-            yield
-
-
-def _network_and_image() -> tuple[EMNet, Tensor]:
-    torch.manual_seed(0)
-    return EMNet(**(NETWORKS["em_net"].paper | {"patch_size": _PATCH})), torch.randn(1, 1, *_PATCH)
-
-
 def prepare(form: str, backward: bool) -> Callable[[], object]:
-    """A forward pass, with or without a backward pass, of the paper's network on a smaller patch."""
-    network, image = _network_and_image()
+    """A call of the paper's network on a smaller patch, with a backend's scan or, for "multiplication", u * delta."""
+    torch.manual_seed(0)
+    network = EMNet(**(NETWORKS["em_net"].paper | {"patch_size": _PATCH}))
+    image = torch.randn(1, 1, *_PATCH)
 
-    def forward() -> Tensor:
-        with scan_as(form), torch.no_grad():
-            return network(image)
+    def scan(u: Tensor, delta: Tensor, *others: Tensor, **options: object) -> Tensor:
+        return u * delta if form == "multiplication" else selective_scan(u, delta, *others, **options, backend=form)
 
-    def step() -> None:
-        with scan_as(form):
-            network(image).square().mean().backward()
+    call = timed_call(lambda: network(image), backward)
 
-    return step if backward else forward
+    def with_the_scan() -> object:
+        with patch.object(mamba, "selective_scan", scan):
+            return call()
+
+    return with_the_scan
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_timing_options(parser, repeats=7)
-    arguments = parser.parse_args(argv)
-    where = begin(arguments)
-    forms = {"cpu": describe_backend("cpu"), "torch": "segments in plain PyTorch", "multiplication": "u * delta"}
-    modes = {"forward": False, "forward + backward": True}
-    memory = {
-        (what, form): peak_gigabytes(partial(prepare, form, backward))[0]
-        for what, backward in modes.items()
-        for form in forms
-    }
-    rows = []
-    for what, backward in modes.items():
-        calls = {form: prepare(form, backward) for form in forms}
-        times = interleaved_seconds(calls, arguments.repeats, clock=arguments.clock)
-        rows += [
-            {
-                "what": what,
-                "scan": form,
-                "scan_runs_on": described,
-                "setting": _SETTING,
-                "precision": "float32",
-                "seed": 0,
-                **time_columns(times[form]),
-                "of_multiplication": f"{median_ratio(times[form], times['multiplication']):.2f}",
-                "added_GB": f"{memory[what, form]:.2f}",
-            }
-            for form, described in forms.items()
-        ]
-    write_rows("em_net_cpu", rows, where)
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
+    runs_on = {"cpu": describe_backend("cpu"), "torch": "segments in plain PyTorch", "multiplication": "u * delta"}
+    for what, backward in BACKWARD.items():
+        forms = {form: partial(prepare, form, backward) for form in runs_on}
+        measured = form_columns(forms, arguments, ratio="of_multiplication", base="multiplication", faster=False)
+        for form, columns in measured.items():
+            described = {"scan": form, "scan_runs_on": runs_on[form], "setting": _SETTING}
+            yield {"what": what, **described, **FLOAT32, **columns}
 
 
 if __name__ == "__main__":
-    main()
+    run("em_net_cpu", rows, timing_parser(__doc__, repeats=7))

@@ -7,20 +7,21 @@ A small network's calls are short compared with other load on the machine, so ea
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import (
-    add_timing_options,
-    begin,
+    FLOAT32,
+    Row,
     check_equal,
     interleaved_seconds,
     median_ratio,
     plain_row,
+    run,
     time_columns,
-    write_rows,
+    timing_parser,
 )
 from benchmarks.plain.faf_net import plain_encoder, plain_episode, plain_forward
 from nnunet_ext.networks import FAFNet
@@ -122,40 +123,35 @@ def _comparable(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (torch.softmax(result, 1),) if isinstance(result, Tensor) else result
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_timing_options(parser, repeats=5)
+def plain_rows_of_all(arguments: argparse.Namespace) -> Iterator[Row]:
+    """The rows of `plain_rows` for every encoder."""
+    for encoder in ENCODERS:
+        yield from plain_rows(encoder, arguments.size, arguments.slices, arguments.repeats, arguments.clock)
+
+
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
+    """Stored prototypes against encoding the support for every slice."""
+    for encoder in ENCODERS:
+        functions = _prepare(encoder, arguments.size, arguments.slices)
+        turn = sum(seconds for (seconds,) in interleaved_seconds(functions, 1, clock=arguments.clock).values())
+        repeats = max(arguments.repeats, round(arguments.seconds / turn))
+        times = interleaved_seconds(functions, repeats, clock=arguments.clock)
+        for method in _METHODS:
+            yield {
+                "encoder": encoder,
+                "support": method,
+                "setting": f"{arguments.size}^2, {arguments.slices} slices, 1 class, 1 support slice",
+                **FLOAT32,
+                **time_columns([seconds / arguments.slices for seconds in times[method]], "ms_per_slice", "ms", 2),
+                "times_faster": f"{median_ratio(times[_METHODS[0]], times[method]):.2f}",
+            }
+
+
+if __name__ == "__main__":
+    parser = timing_parser(__doc__, repeats=5)
     parser.add_argument("--seconds", type=float, default=30, help="minimum time for every encoder")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--slices", type=int, default=8)
     parser.add_argument("--plain", action="store_true", help="compare with the naive reference implementation")
-    arguments = parser.parse_args(argv)
-    where, clock = begin(arguments), arguments.clock
-    if arguments.plain:
-        compared = (plain_rows(e, arguments.size, arguments.slices, arguments.repeats, clock) for e in ENCODERS)
-        write_rows("faf_net_plain_cpu", [row for of_encoder in compared for row in of_encoder], where)
-        return
-    rows = []
-    for encoder in ENCODERS:
-        functions = _prepare(encoder, arguments.size, arguments.slices)
-        turn = sum(seconds for (seconds,) in interleaved_seconds(functions, 1, clock=clock).values())
-        repeats = max(arguments.repeats, round(arguments.seconds / turn))
-        times = interleaved_seconds(functions, repeats, clock=clock)
-        for method in _METHODS:
-            per_slice = [seconds / arguments.slices for seconds in times[method]]
-            rows.append(
-                {
-                    "encoder": encoder,
-                    "support": method,
-                    "setting": f"{arguments.size}^2, {arguments.slices} slices, 1 class, 1 support slice",
-                    "precision": "float32",
-                    "seed": 0,
-                    **time_columns(per_slice, "ms_per_slice", "ms", 2),
-                    "times_faster": f"{median_ratio(times[_METHODS[0]], times[method]):.2f}",
-                }
-            )
-    write_rows("faf_net_cpu", rows, where)
-
-
-if __name__ == "__main__":
-    main()
+    plain = parser.parse_args().plain
+    run("faf_net_plain_cpu" if plain else "faf_net_cpu", plain_rows_of_all if plain else rows, parser)

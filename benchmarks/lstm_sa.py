@@ -6,26 +6,18 @@ python -m benchmarks.lstm_sa [--threads 2] [--repeats 5] [--clock wall]
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from torch import nn
 
-from benchmarks.measure import (
-    add_timing_options,
-    begin,
-    interleaved_seconds,
-    median_ratio,
-    peak_gigabytes,
-    time_columns,
-    write_rows,
-)
+from benchmarks.measure import FLOAT32, Row, form_columns, run, timing_parser
 from nnunet_ext.networks import LSTMSA
 
 _PATCH, _BATCH, _WIDTHS = (40, 56, 40), 2, (32, 64, 128, 256)
 _SETTING = "40x56x40, batch 2, features 32 64 128 256"
-_CHUNKS = {0: "not checkpointed", 8: "checkpointed by 8 slices", 2: "checkpointed by 2 slices"}
+_FORMS = {"not checkpointed": 0, "checkpointed by 8 slices": 8, "checkpointed by 2 slices": 2}
 
 
 def prepare(checkpoint_slices: int) -> Callable[[], object]:
@@ -44,28 +36,12 @@ def prepare(checkpoint_slices: int) -> Callable[[], object]:
     return step
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_timing_options(parser, repeats=5)
-    arguments = parser.parse_args(argv)
-    where = begin(arguments)
-    memory = {chunk: peak_gigabytes(partial(prepare, chunk))[0] for chunk in _CHUNKS}
-    calls = {chunk: prepare(chunk) for chunk in _CHUNKS}
-    times = interleaved_seconds(calls, arguments.repeats, clock=arguments.clock)
-    rows = [
-        {
-            "what": f"forward + backward, {described}",
-            "setting": _SETTING,
-            "precision": "float32",
-            "seed": 0,
-            **time_columns(times[chunk]),
-            "of_not_checkpointed": f"{median_ratio(times[chunk], times[0]):.2f}",
-            "added_GB": f"{memory[chunk]:.2f}",
-        }
-        for chunk, described in _CHUNKS.items()
-    ]
-    write_rows("lstm_sa_cpu", rows, where)
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
+    forms = {form: partial(prepare, slices) for form, slices in _FORMS.items()}
+    measured = form_columns(forms, arguments, ratio="of_not_checkpointed", base="not checkpointed", faster=False)
+    for form, columns in measured.items():
+        yield {"what": f"forward + backward, {form}", "setting": _SETTING, **FLOAT32, **columns}
 
 
 if __name__ == "__main__":
-    main()
+    run("lstm_sa_cpu", rows, timing_parser(__doc__, repeats=5))

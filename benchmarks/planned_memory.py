@@ -9,68 +9,27 @@ autocast, which the second form measures. Writes planned_memory_cpu.csv or plann
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import environment, write_rows
-from nnunet_ext.networks import LSTMSA, SALSTM, SASAN, EMNet
+from nnunet_ext.bench.setting import Setting
 from nnunet_ext.profiling.memory import trace_network
 
-_WIDTHS = (32, 64, 128, 256, 320)
 _BATCH = 2
 _SIZES = {"cpu": (32, 32, 32), "cuda": (128, 128, 128)}
+NETWORKS = {"nnU-Net": "PlainConvUNet", "SASAN": "SASAN", "EM-Net": "EM-Net", "SALSTM": "SALSTM", "LSTMSA": "LSTMSA"}
+"""Names in the results, and those of `nnunet_ext bench`."""
 
 
-def settings(patch: tuple[int, ...]) -> dict[str, Any]:
-    """Setting of every network: nnU-Net's stages and widths, one modality, three classes, deep supervision."""
-    return {
-        "input_channels": 1,
-        "num_classes": 3,
-        "patch_size": patch,
-        "n_stages": len(_WIDTHS),
-        "features_per_stage": _WIDTHS,
-        "conv_op": nn.Conv3d,
-        "kernel_sizes": 3,
-        "strides": 2,
-        "deep_supervision": True,
-    }
-
-
-def unet(patch: tuple[int, ...]) -> nn.Module:
-    """nnU-Net's own network."""
-    from dynamic_network_architectures.architectures.unet import PlainConvUNet
-
-    arguments = {key: value for key, value in settings(patch).items() if key != "patch_size"}
-    return PlainConvUNet(
-        **arguments | {"strides": (1, *(2,) * (len(_WIDTHS) - 1))},
-        n_conv_per_stage=2,
-        n_conv_per_stage_decoder=2,
-        conv_bias=True,
-        norm_op=nn.InstanceNorm3d,
-        norm_op_kwargs={"affine": True},
-        nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True},
-    )
-
-
-def em_net(patch: tuple[int, ...]) -> nn.Module:
-    """EM-Net with the paper's widths; its stages are derived as from nnU-Net's plans."""
-    topology = ("patch_size", "n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides")
-    adapted = EMNet.adapt_topology(**{key: settings(patch)[key] for key in topology})
-    return EMNet(**settings(patch) | adapted)
-
-
-NETWORKS: dict[str, Callable[[tuple[int, ...]], nn.Module]] = {
-    "nnU-Net": unet,
-    "SASAN": lambda patch: SASAN(**settings(patch)),
-    "EM-Net": em_net,
-    "SALSTM": lambda patch: SALSTM(**settings(patch)),
-    "LSTMSA": lambda patch: LSTMSA(**settings(patch)),
-}
+def build(name: str, patch: tuple[int, ...]) -> nn.Module:
+    """A network with nnU-Net's stages and widths, one modality, three classes and deep supervision."""
+    strides, kernels = ((1,) * 3, *((2,) * 3,) * 4), ((3,) * 3,) * 5
+    setting = Setting(patch, strides, kernels, _BATCH, input_channels=1, num_classes=3, widths=(32, 64, 128, 256, 320))
+    return setting.build(NETWORKS[name])
 
 
 def loss_of(network: nn.Module, image: Tensor) -> Tensor:
@@ -126,8 +85,7 @@ def measure_cuda(network: nn.Module, patch: tuple[int, ...]) -> dict[str, int]:
 
 def traced_row(name: str, device: str, patch: tuple[int, ...]) -> dict[str, object]:
     """Columns with traced against measured memory."""
-    torch.manual_seed(0)
-    network = NETWORKS[name](patch)
+    network = build(name, patch)
     traced = trace_network(network, 1, patch, _BATCH, device=device, autocast=device == "cuda")
     measured = (measure_cuda if device == "cuda" else measure_cpu)(network, patch)
     ((what, value),) = measured.items()
@@ -148,7 +106,7 @@ def traced_row(name: str, device: str, patch: tuple[int, ...]) -> dict[str, obje
 def traced_at_planning_size(name: str) -> dict[str, str]:
     """Columns with the step that planning traces on any machine: a step on CUDA under autocast."""
     patch = _SIZES["cuda"]
-    network = NETWORKS[name](patch)
+    network = build(name, patch)
     started = time.perf_counter()
     traced = trace_network(network, 1, patch, _BATCH)
     seconds = time.perf_counter() - started

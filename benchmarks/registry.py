@@ -189,13 +189,6 @@ _MEASUREMENTS = (
         "forward and backward pass of a training step, with and without checkpointed slices",
     ),
     Measurement(
-        "gaussian_attention",
-        ("gaussian_attention_cpu",),
-        f"benchmarks.gaussian_attention {_TIMING}",
-        "MT-UNet's Gaussian axial attention",
-        "all positions at once against a loop over positions",
-    ),
-    Measurement(
         "faf_net",
         ("faf_net_cpu",),
         f"benchmarks.faf_net --seconds 30 {_TIMING}",

@@ -4,13 +4,23 @@ python -m benchmarks.sasan [--threads 2] [--repeats 5] [--clock wall]
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from benchmarks.measure import add_timing_options, begin, check_equal, peak_gigabytes, plain_row, write_rows
-from benchmarks.plain.sasan import leaf_masks, plain_forward, plain_masks
+from benchmarks.measure import (
+    BACKWARD,
+    Row,
+    check_equal,
+    peak_gigabytes,
+    plain_row,
+    run,
+    timed_call,
+    timing_parser,
+)
+from benchmarks.plain.sasan import leaf_masks, plain_forward
 from nnunet_ext.losses import SelfUpdatingLoss
 from nnunet_ext.losses.region_terms import region_terms_reference
 from nnunet_ext.networks import NETWORKS, SASAN
@@ -19,42 +29,15 @@ _SETTING = "96^3, batch 1, 5 classes, features 32..512"
 _LOSS_SHAPE = (2, 5, 96, 96, 96)
 
 
-def _network_and_image() -> tuple[SASAN, Tensor]:
+def prepare(form: str, backward: bool) -> Callable[[], object]:
+    """A call of the paper's network or, for "plain", of its naive reference."""
     torch.manual_seed(0)
     paper = NETWORKS["sasan"].paper
-    return SASAN(**paper), torch.randn(1, paper["input_channels"], *paper["patch_size"])
-
-
-def _backward(out: Tensor) -> None:
-    out.square().mean().backward()
-
-
-def prepare_ours() -> Callable[[], object]:
-    network, image = _network_and_image()
-    return lambda: _backward(network(image))
-
-
-def prepare_plain() -> Callable[[], object]:
-    network, image = _network_and_image()
+    network, image = SASAN(**paper), torch.randn(1, paper["input_channels"], *paper["patch_size"])
+    if form == "ours":
+        return timed_call(lambda: network(image), backward)
     masks = leaf_masks(network)
-    return lambda: _backward(plain_forward(network, image, masks))
-
-
-def prepare_ours_forward() -> Callable[[], object]:
-    network, image = _network_and_image()
-    return torch.no_grad()(lambda: network(image))
-
-
-def prepare_plain_forward() -> Callable[[], object]:
-    network, image = _network_and_image()
-    masks = leaf_masks(network)
-    return torch.no_grad()(lambda: plain_forward(network, image, masks))
-
-
-def _check_equal(network: SASAN, image: Tensor) -> None:
-    with torch.no_grad():
-        ours, plain = network(image), plain_forward(network, image, plain_masks(network))
-    check_equal("SASAN", ours, plain, 1e-4)
+    return timed_call(lambda: plain_forward(network, image, masks), backward)
 
 
 def _memory_columns(memory: dict[str, tuple[float, float]] | None) -> dict[str, str]:
@@ -68,48 +51,33 @@ def _memory_columns(memory: dict[str, tuple[float, float]] | None) -> dict[str, 
     return columns
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_timing_options(parser, repeats=5)
-    arguments = parser.parse_args(argv)
-    where = begin(arguments)
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     timing = {"repeats": arguments.repeats, "clock": arguments.clock}
-
-    memory = {
-        what: {"ours": peak_gigabytes(ours), "plain": peak_gigabytes(plain)}
-        for what, ours, plain in (
-            ("forward", prepare_ours_forward, prepare_plain_forward),
-            ("forward + backward", prepare_ours, prepare_plain),
-        )
-    }
-    network, image = _network_and_image()
-    _check_equal(network, image)
-    rows = []
-    for what, ours, plain in (
-        ("forward", prepare_ours_forward(), prepare_plain_forward()),
-        ("forward + backward", prepare_ours(), prepare_plain()),
-    ):
-        rows.append(plain_row(what, _SETTING, ours, plain, **timing) | _memory_columns(memory[what]))
+    for what, backward in BACKWARD.items():
+        forms = {form: partial(prepare, form, backward) for form in ("ours", "plain")}
+        memory = {form: peak_gigabytes(prepared) for form, prepared in forms.items()}
+        calls = {form: prepared() for form, prepared in forms.items()}
+        if not backward:
+            check_equal("SASAN", *(call() for call in calls.values()), 1e-4)
+        yield plain_row(what, _SETTING, **calls, **timing) | _memory_columns(memory)
 
     logits = torch.randn(_LOSS_SHAPE, requires_grad=True)
     target = torch.randint(0, _LOSS_SHAPE[1], (_LOSS_SHAPE[0], 1, *_LOSS_SHAPE[2:]))
     loss = SelfUpdatingLoss()
     weights = loss.weights
 
-    def ours_loss() -> None:
-        logits.grad = None
-        loss(logits, target).backward()
+    def plain_loss() -> Tensor:
+        return (torch.stack(tuple(region_terms_reference(logits, target))) * weights).sum()
 
-    def plain_loss() -> None:
+    def step(loss_of: Callable[[], Tensor]) -> None:
         logits.grad = None
-        terms = region_terms_reference(logits, target)
-        (torch.stack(tuple(terms)) * weights).sum().backward()
+        loss_of().backward()
 
+    calls = {"ours": partial(step, lambda: loss(logits, target)), "plain": partial(step, plain_loss)}
     timing["repeats"] *= 4
-    loss_row = plain_row("SM loss, forward + backward", str(_LOSS_SHAPE), ours_loss, plain_loss, **timing, warm_up=3)
-    rows.append(loss_row | _memory_columns(None))
-    write_rows("sasan_cpu", rows, where)
+    what = "SM loss, forward + backward"
+    yield plain_row(what, str(_LOSS_SHAPE), **calls, **timing, warm_up=3) | _memory_columns(None)
 
 
 if __name__ == "__main__":
-    main()
+    run("sasan_cpu", rows, timing_parser(__doc__, repeats=5))

@@ -9,7 +9,7 @@ Lengths other than EM-Net's in the paper's setting are written to selective_scan
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -17,14 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measure import (
-    add_timing_options,
-    begin,
+    BACKWARD,
+    FLOAT32,
+    Row,
     check_equal,
     interleaved_seconds,
     median_ratio,
     peak_gigabytes,
+    run,
     time_columns,
-    write_rows,
+    timing_parser,
 )
 from nnunet_ext.ops import selective_scan, selective_scan_reference
 from nnunet_ext.ops.native import native_library
@@ -58,23 +60,13 @@ def mambapy_scan(
     return y.transpose(1, 2) * F.silu(z)
 
 
-def extension_scan(*tensors: Tensor) -> Tensor:
-    """Our scan with the C extension."""
-    return selective_scan(*tensors, delta_softplus=True, backend="cpu")
-
-
-def loop_scan(*tensors: Tensor) -> Tensor:
-    """The recurrence as a loop over positions in PyTorch."""
-    return selective_scan_reference(*tensors, delta_softplus=True)
-
-
-def segment_scan(*tensors: Tensor) -> Tensor:
-    """Our scan without the C extension, in plain PyTorch."""
-    return selective_scan(*tensors, delta_softplus=True, backend="torch")
-
-
-_SCANS = {"mambapy": mambapy_scan, "loop": loop_scan, "extension": extension_scan, "segments": segment_scan}
-"""Scans to measure; the first is the yardstick."""
+_SCANS: dict[str, Callable[..., Tensor]] = {
+    "mambapy": mambapy_scan,
+    "loop": partial(selective_scan_reference, delta_softplus=True),
+    "extension": partial(selective_scan, delta_softplus=True, backend="cpu"),
+    "segments": partial(selective_scan, delta_softplus=True, backend="torch"),
+}
+"""Scans to measure; the others are compared with the first."""
 
 
 def _prepare(method: str, backward: bool, shape: tuple[int, ...]) -> Callable[[], object]:
@@ -106,51 +98,36 @@ def _check_equal(methods: Sequence[str]) -> None:
         check_equal(method, other, expected, 1e-4)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--length", type=int, default=_LENGTH)
-    parser.add_argument("--methods", nargs="+", choices=list(_SCANS), default=list(_SCANS), help="must include mambapy")
-    add_timing_options(parser, repeats=5)
-    arguments = parser.parse_args(argv)
-    where = begin(arguments)
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     library = native_library()
     if library is None:
         sys.exit("the C extension was not built: install a C compiler and reinstall nnunet_ext")
-    if "mambapy" not in arguments.methods:
-        parser.error("--methods must include mambapy, with which the others are compared")
     shape = (*_B_D_N, arguments.length)
     size_u = 4 * shape[0] * shape[1] * shape[3] / 1e9
-    modes = {"forward": False, "forward + backward": True}
-    memory = {
-        (what, method): peak_gigabytes(partial(prepare_warm, method, backward, arguments.length))[0]
-        for what, backward in modes.items()
-        for method in arguments.methods
-    }
     _check_equal(arguments.methods)
-    rows = []
-    for what, backward in modes.items():
-        times = interleaved_seconds(
-            {method: _prepare(method, backward, shape) for method in arguments.methods},
-            arguments.repeats,
-            clock=arguments.clock,
-        )
+    for what, backward in BACKWARD.items():
+        prepared = {method: partial(prepare_warm, method, backward, arguments.length) for method in arguments.methods}
+        memory = {method: peak_gigabytes(prepare)[0] for method, prepare in prepared.items()}
+        calls = {method: _prepare(method, backward, shape) for method in arguments.methods}
+        times = interleaved_seconds(calls, arguments.repeats, clock=arguments.clock)
         for method in arguments.methods:
-            rows.append(
-                {
-                    "what": what,
-                    "method": method,
-                    "kernel": library.instruction_set if method == "extension" else "PyTorch",
-                    "b_d_n_l": " ".join(map(str, shape)),
-                    "precision": "float32",
-                    "seed": 0,
-                    **time_columns(times[method], "milliseconds", "ms", 2),
-                    "times_faster_than_mambapy": f"{median_ratio(times['mambapy'], times[method]):.1f}",
-                    "extra_memory_in_sizes_of_u": f"{memory[what, method] / size_u:.1f}",
-                }
-            )
-    name = "selective_scan_cpu" if arguments.length == _LENGTH else f"selective_scan_{arguments.length}_cpu"
-    write_rows(name, rows, where)
+            yield {
+                "what": what,
+                "method": method,
+                "kernel": library.instruction_set if method == "extension" else "PyTorch",
+                "b_d_n_l": " ".join(map(str, shape)),
+                **FLOAT32,
+                **time_columns(times[method], "milliseconds", "ms", 2),
+                "times_faster_than_mambapy": f"{median_ratio(times['mambapy'], times[method]):.1f}",
+                "extra_memory_in_sizes_of_u": f"{memory[method] / size_u:.1f}",
+            }
 
 
 if __name__ == "__main__":
-    main()
+    parser = timing_parser(__doc__, repeats=5)
+    parser.add_argument("--length", type=int, default=_LENGTH)
+    parser.add_argument("--methods", nargs="+", choices=list(_SCANS), default=list(_SCANS), help="must include mambapy")
+    options = parser.parse_args()
+    if "mambapy" not in options.methods:
+        parser.error("--methods must include mambapy, with which the others are compared")
+    run("selective_scan_cpu" if options.length == _LENGTH else f"selective_scan_{options.length}_cpu", rows, parser)

@@ -5,21 +5,14 @@ python -m benchmarks.supervoxels [--repeats 3] [--clock wall]
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from benchmarks.measure import (
-    add_timing_options,
-    begin,
-    interleaved_seconds,
-    peak_gigabytes,
-    time_columns,
-    write_rows,
-)
+from benchmarks.measure import FLOAT32, Row, interleaved_seconds, peak_gigabytes, run, time_columns, timing_parser
 from nnunet_ext.ops.native import native_library
 from nnunet_ext.supervoxels import supervoxels
 from nnunet_ext.supervoxels.graph_segmentation import BACKENDS
@@ -43,15 +36,10 @@ def prepare(backend: str, connectivity: int) -> Callable[[], NDArray[np.int32]]:
     return partial(call, smooth_noise(_SHAPE))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_timing_options(parser, repeats=3, threads=1)
-    arguments = parser.parse_args(argv)
-    where = begin(arguments)
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     library = native_library()
     if library is None:
         sys.exit("the C extension was not built: install a C compiler and reinstall nnunet_ext")
-    rows = []
     for connectivity in _CONNECTIVITIES:
         memory = {backend: peak_gigabytes(partial(prepare, backend, connectivity)) for backend in BACKENDS}
         calls = {backend: prepare(backend, connectivity) for backend in BACKENDS}
@@ -60,22 +48,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise RuntimeError("the labels differ: nothing to compare")
         times = interleaved_seconds(calls, arguments.repeats, warm_up=0, clock=arguments.clock)
         for backend in BACKENDS:
-            rows.append(
-                {
-                    "backend": backend,
-                    "kernel": library.instruction_set if backend == "extension" else "NumPy",
-                    "connectivity": connectivity,
-                    "d_h_w": " ".join(map(str, _SHAPE)),
-                    "precision": "float32",
-                    "seed": 0,
-                    "segments": labels[backend].max(),
-                    **time_columns(times[backend]),
-                    "extra_gb": f"{memory[backend][0]:.2f}",
-                    "process_gb": f"{memory[backend][1]:.2f}",
-                }
-            )
-    write_rows("supervoxels_cpu", rows, where)
+            yield {
+                "backend": backend,
+                "kernel": library.instruction_set if backend == "extension" else "NumPy",
+                "connectivity": connectivity,
+                "d_h_w": " ".join(map(str, _SHAPE)),
+                **FLOAT32,
+                "segments": labels[backend].max(),
+                **time_columns(times[backend]),
+                "extra_gb": f"{memory[backend][0]:.2f}",
+                "process_gb": f"{memory[backend][1]:.2f}",
+            }
 
 
 if __name__ == "__main__":
-    main()
+    run("supervoxels_cpu", rows, timing_parser(__doc__, repeats=3, threads=1))

@@ -98,18 +98,12 @@ def transcriptions(rows: Rows) -> str:
 
 def operators(rows: Rows) -> str:
     header = ["network", "patch", "batch", "step, s", "convolutions and products alone, s", "ratio"]
-    header.append("ratio to products and scans")
-    return markdown_table(
-        header,
-        [
-            [
-                *(row["network"], row["patch"], row["batch"]),
-                *(f"{float(row[key]):.2f}" for key in ("step_seconds", "products_seconds", "step_of_products")),
-                row["step_of_products_and_scans"],
-            ]
-            for row in rows
-        ],
-    )
+    seconds = ("step_seconds", "products_seconds", "step_of_products")
+    lines = [
+        [*_cells(row, "network", "patch", "batch"), *_rounded(row, 2, *seconds), row["step_of_products_and_scans"]]
+        for row in rows
+    ]
+    return markdown_table([*header, "ratio to products and scans"], lines)
 
 
 def scaling(rows: Rows) -> str:
@@ -132,17 +126,12 @@ def tiles(rows: Rows) -> str:
     header = ["network", *(f"{number} tile{'' if number == '1' else 's'}, s" for number in numbers)]
     header += ["each additional tile, s (fit)", "fixed cost, s (fit)"]
     by_number = {(row["network"], row["tiles"]): row for row in rows}
-    return markdown_table(
-        header,
-        [
-            [
-                name,
-                *(_spread(by_number[name, number]) for number in numbers),
-                *(_no_minus_zero(by_number[name, numbers[0]][key]) for key in ("seconds_per_tile", "seconds_at_none")),
-            ]
-            for name in _in_order(row["network"] for row in rows)
-        ],
-    )
+    lines = []
+    for name in _in_order(row["network"] for row in rows):
+        mine = [by_number[name, number] for number in numbers]
+        fit = (_no_minus_zero(mine[0][key]) for key in ("seconds_per_tile", "seconds_at_none"))
+        lines.append([name, *map(_spread, mine), *fit])
+    return markdown_table(header, lines)
 
 
 _SCANS = {"mambapy": "mambapy", "loop": "loop over time", "extension": "C extension", "segments": "plain PyTorch"}
@@ -174,17 +163,11 @@ def sasan(rows: Rows) -> str:
 
 def plain(rows: Rows) -> str:
     """Our implementation against a naive reference, from rows that `plain_row` made."""
-    header = ["", "setting", "naive, s", "ours, s", ""]
-    return markdown_table(
-        header,
-        [
-            [
-                *(row["what"], row["setting"], f"{float(row['plain_s']):.2f}"),
-                *(f"{float(row['ours_s']):.2f}", faster(row["times_faster"])),
-            ]
-            for row in rows
-        ],
-    )
+    lines = [
+        [*_cells(row, "what", "setting"), *_rounded(row, 2, "plain_s", "ours_s"), faster(row["times_faster"])]
+        for row in rows
+    ]
+    return markdown_table(["", "setting", "naive, s", "ours, s", ""], lines)
 
 
 _BACKENDS = {"cpu": "C extension", "torch": "plain PyTorch", "multiplication": "multiplication"}
@@ -192,98 +175,59 @@ _BACKENDS = {"cpu": "C extension", "torch": "plain PyTorch", "multiplication": "
 
 def em_net(rows: Rows) -> str:
     header = ["", "scan", "seconds", "relative to the multiplication", "peak memory"]
-    return markdown_table(
-        header,
-        [
-            [
-                *(row["what"], _BACKENDS[row["scan"]]),
-                *(f"{float(row[key]):.2f}" for key in ("seconds", "of_multiplication")),
-                _gigabytes(row["added_GB"]),
-            ]
-            for row in rows
-        ],
-    )
+    lines = []
+    for row in rows:
+        numbers = _rounded(row, 2, "seconds", "of_multiplication")
+        lines.append([row["what"], _BACKENDS[row["scan"]], *numbers, _gigabytes(row["added_GB"])])
+    return markdown_table(header, lines)
 
 
 def u_mamba(rows: Rows) -> str:
     header = ["network", "patch", "", "scan", "seconds", "against mambapy", "memory"]
-    return markdown_table(
-        header,
-        [
-            [
-                *(row["network"], row["patch"], row["what"], row["scan"], _spread(row)),
-                "" if row["scan"] == "mambapy" else faster(row["times_faster_than_mambapy"]),
-                _gigabytes(row["added_GB"]),
-            ]
-            for row in rows
-        ],
-    )
+    lines = []
+    for row in rows:
+        ratio = "" if row["scan"] == "mambapy" else faster(row["times_faster_than_mambapy"])
+        named = _cells(row, "network", "patch", "what", "scan")
+        lines.append([*named, _spread(row), ratio, _gigabytes(row["added_GB"])])
+    return markdown_table(header, lines)
 
 
 def lstm_sa(rows: Rows) -> str:
     header = ["", "setting", "seconds", "relative to the first row", "peak memory"]
-    columns = ("what", "setting")
-    return markdown_table(
-        header,
-        [
-            [*(row[key] for key in columns), _spread(row), row["of_not_checkpointed"], _gigabytes(row["added_GB"])]
-            for row in rows
-        ],
-    )
-
-
-def gaussian_attention(rows: Rows) -> str:
-    loops = {(row["positions"], row["what"]): row for row in rows if row["method"] == "loop"}
-    lines = []
-    for row in rows:
-        if row["method"] == "vectorised":
-            loop = float(loops[row["positions"], row["what"]]["milliseconds"])
-            ours = f"{float(row['milliseconds']):.2f}"
-            lines.append([row["positions"], row["what"], f"{loop:.1f}", ours, faster(row["times_faster_than_loop"])])
-    return markdown_table(["positions", "", "loop, ms", "vectorised, ms", ""], lines)
+    lines = [
+        [row["what"], row["setting"], _spread(row), row["of_not_checkpointed"], _gigabytes(row["added_GB"])]
+        for row in rows
+    ]
+    return markdown_table(header, lines)
 
 
 def faf_net(rows: Rows) -> str:
-    return markdown_table(
-        ["encoder", "support", "setting", "ms per slice", "times faster"],
-        [
-            [
-                *(row[key] for key in ("encoder", "support", "setting")),
-                *(f"{float(row['ms_per_slice']):.1f}", row["times_faster"]),
-            ]
-            for row in rows
-        ],
-    )
+    lines = [
+        [*_cells(row, "encoder", "support", "setting"), *_rounded(row, 1, "ms_per_slice"), row["times_faster"]]
+        for row in rows
+    ]
+    return markdown_table(["encoder", "support", "setting", "ms per slice", "times faster"], lines)
 
 
 def supervoxels(rows: Rows) -> str:
-    return markdown_table(
-        ["connectivity", "backend", "volume", "segments", "seconds", "extra memory"],
-        [
-            [
-                *(row[key] for key in ("connectivity", "backend", "d_h_w", "segments")),
-                *(f"{float(row['seconds']):.2f}", _gigabytes(row["extra_gb"])),
-            ]
-            for row in rows
-        ],
-    )
+    named = ("connectivity", "backend", "d_h_w", "segments")
+    lines = [[*_cells(row, *named), *_rounded(row, 2, "seconds"), _gigabytes(row["extra_gb"])] for row in rows]
+    return markdown_table(["connectivity", "backend", "volume", "segments", "seconds", "extra memory"], lines)
 
 
 def planned_memory(rows: Rows) -> str:
     header = ["network", "patch", "saved, traced", "measured", "ratio"]
     header += ["patch of the planned step", "total, traced", "saved", "transient", "tracing time, s"]
-    return markdown_table(
-        header,
+    lines = [
         [
-            [
-                *(row["network"], row["patch"], f"{row['traced_MB']} MB", f"{row['measured_MB']} MB"),
-                *(row["traced_to_measured"], row["planned_patch"]),
-                *(_gigabytes(row[f"{part}_GB"]) for part in ("planned", "saved", "transient")),
-                row["trace_s"],
-            ]
-            for row in rows
-        ],
-    )
+            *(row["network"], row["patch"], f"{row['traced_MB']} MB", f"{row['measured_MB']} MB"),
+            *(row["traced_to_measured"], row["planned_patch"]),
+            *(_gigabytes(row[f"{part}_GB"]) for part in ("planned", "saved", "transient")),
+            row["trace_s"],
+        ]
+        for row in rows
+    ]
+    return markdown_table(header, lines)
 
 
 def few_shot(rows: Rows) -> str:
@@ -369,7 +313,6 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "faf_net_plain_cpu": plain,
     "u_mamba_cpu": u_mamba,
     "lstm_sa_cpu": lstm_sa,
-    "gaussian_attention_cpu": gaussian_attention,
     "faf_net_cpu": faf_net,
     "supervoxels_cpu": supervoxels,
     "planned_memory_cpu": planned_memory,
@@ -382,6 +325,14 @@ TABLES: dict[str, Callable[[Rows], str]] = {
 def _in_order(values):
     """Distinct values in order of first appearance."""
     return list(dict.fromkeys(values))
+
+
+def _cells(row: Row, *keys: str) -> list[str]:
+    return [row[key] for key in keys]
+
+
+def _rounded(row: Row, digits: int, *keys: str) -> list[str]:
+    return [f"{float(row[key]):.{digits}f}" for key in keys]
 
 
 def _spread(row: Row) -> str:
