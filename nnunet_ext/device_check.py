@@ -60,7 +60,14 @@ def run(device: str) -> Iterator[Row]:
             network, x = _network(name)
             expected = _step(copy.deepcopy(network).double(), x.double(), None)
         except Exception as failure:
-            yield Row(name, "reference on the CPU", None, 0.0, 0.0, f"{type(failure).__name__}: {failure}")
+            yield Row(
+                name,
+                "reference on the CPU",
+                error=None,
+                limit=0.0,
+                seconds=0.0,
+                reason=f"{type(failure).__name__}: {failure}",
+            )
             continue
         for how in ("eager", "compiled"):
             ours = copy.deepcopy(network).to(device)
@@ -81,7 +88,7 @@ def _row(name: str, how: str, limit: float, compare: Callable) -> Row:
         reason = "" if error <= limit else "it differs from the reference"
     except Exception as failure:  # of any kind: the table shows it
         reason = f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
-    return Row(name, how, error, limit, time.perf_counter() - start, reason)
+    return Row(name, how, error=error, limit=limit, seconds=time.perf_counter() - start, reason=reason)
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
@@ -97,13 +104,20 @@ def _kernels() -> Iterator[Row]:
     if library is None:
         reason = refusal()
         if reason is not None:
-            yield Row("C extension", "cpu", None, 0.0, 0.0, reason)
+            yield Row("C extension", "cpu", error=None, limit=0.0, seconds=0.0, reason=reason)
         return
     for kernel, compare in checks().items():
         start = time.perf_counter()
         verdict = check(partial(compare, library))
         seconds = time.perf_counter() - start
-        yield Row(kernel, f"C kernel, {library.instruction_set}", verdict.error, TOLERANCE, seconds, verdict.reason)
+        yield Row(
+            kernel,
+            f"C kernel, {library.instruction_set}",
+            error=verdict.error,
+            limit=TOLERANCE,
+            seconds=seconds,
+            reason=verdict.reason,
+        )
 
 
 def _operators(device: str) -> Iterator[Row]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,13 @@ class CheckedScans:
     def _prepare(self, predictor: Any, jobs: list[tuple[Scan, str | None, str]]) -> Iterator[dict[str, Any]]:
         import torch.multiprocessing
 
-        model = (predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json)
+        work = partial(
+            _checked_and_preprocessed,
+            reader=self._reader,
+            channels=self._channels,
+            task=self._task,
+            model=(predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json),
+        )
         # Spawned, as nnU-Net's own workers: a forked process could not use CUDA.
         context = torch.multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(self._processes, len(jobs)), mp_context=context) as pool:
@@ -124,8 +131,7 @@ class CheckedScans:
 
             def start(number: int) -> None:
                 for scan, mask, target in jobs[number : number + 1]:
-                    settings = (self._reader, self._channels, self._task, *model)
-                    running.append(pool.submit(_checked_and_preprocessed, scan, mask, target, *settings))
+                    running.append(pool.submit(work, scan, mask, target))
 
             try:
                 for number in range(self._processes):
@@ -168,10 +174,11 @@ def _checked_and_preprocessed(
     scan: Scan,
     previous: str | None,
     target: str,
+    *,
     reader: Callable[[], Any],
     channels: int,
     task: PredictionTask,
-    *model: Any,
+    model: tuple[Any, Any, Any],
 ) -> dict[str, Any] | Failure:
     """Runs in a worker: returns the predictor's input, made as by nnU-Net's own workers, or the failure."""
     import torch

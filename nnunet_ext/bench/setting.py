@@ -101,12 +101,12 @@ class Setting:
             )
         return cls(
             tuple(chosen.patch_size),
-            tuple(map(tuple, arguments["strides"])),
-            tuple(map(tuple, arguments["kernel_sizes"])),
-            chosen.batch_size,
-            channels,
-            classes,
-            tuple(arguments["features_per_stage"]),
+            strides=tuple(map(tuple, arguments["strides"])),
+            kernel_sizes=tuple(map(tuple, arguments["kernel_sizes"])),
+            batch_size=chosen.batch_size,
+            input_channels=channels,
+            num_classes=classes,
+            widths=tuple(arguments["features_per_stage"]),
         )
 
     @property

@@ -37,6 +37,7 @@ class ConvNormAct(nn.Module):
         input_channels: int,
         output_channels: int,
         kernel_size: Sequence[int],
+        *,
         eps: float = 1e-5,
         slope: float = 0.1,
         bias: bool = True,

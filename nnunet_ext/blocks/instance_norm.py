@@ -23,7 +23,7 @@ def instance_norm_leaky_relu_reference(
 
 
 def instance_norm_leaky_relu(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, slope: float, overwrite: bool = False
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, slope: float, *, overwrite: bool = False
 ) -> Tensor:
     """LeakyReLU(weight * (x - mean) / sqrt(var + eps) + bias), mean and variance over space per sample and channel.
 
@@ -88,7 +88,7 @@ class InstanceNormLeakyReLU(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
-        return instance_norm_leaky_relu(x, self.weight, self.bias, self.eps, self.slope, overwrite)
+        return instance_norm_leaky_relu(x, self.weight, self.bias, self.eps, self.slope, overwrite=overwrite)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, eps={self.eps}, slope={self.slope}, affine={self.weight is not None}"

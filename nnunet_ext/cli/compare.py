@@ -124,8 +124,8 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.configuration,
             arguments.trainers,
             arguments.plans,
-            arguments.folds,
-            arguments.baseline,
+            folds=arguments.folds,
+            baseline=arguments.baseline,
             repeats=arguments.repeats,
             repeats_of=repeats_of,
         )

@@ -22,9 +22,9 @@ def collect_cross_validation(
     configuration: str,
     trainers: Sequence[str],
     plans: Sequence[str] = ("nnUNetPlans",),
+    *,
     folds: Sequence[str] | None = None,
     baseline: str | None = None,
-    *,
     repeats: int = 1,
     repeats_of: Mapping[str, Sequence[Path]] | None = None,
 ) -> Study:
@@ -64,7 +64,14 @@ def collect_cross_validation(
     check_same_labels(dataset_json, read_dataset_json(preprocessed / "dataset.json"), str(preprocessed), models[0].name)
     labels = label_set(dataset_json, example)
     splits, notes = _splits(preprocessed)
-    more_runs = _repeats(pairs, names, configuration, results, repeats, repeats_of or {})
+    more_runs = _repeats(
+        pairs=pairs,
+        names=names,
+        configuration=configuration,
+        results=results,
+        repeats=repeats,
+        repeats_of=repeats_of or {},
+    )
     for model in (model for runs in more_runs.values() for _, _, model in runs):
         check_same_labels(dataset_json, read_dataset_json(model / "dataset.json"), model.name, models[0].name)
     methods = []
@@ -76,7 +83,15 @@ def collect_cross_validation(
                 command = _TRAIN.format(
                     dataset=results.name, configuration=configuration, fold=fold, trainer=own_trainer, plans=own_plan
                 )
-                more = _fold_cases(folder / f"fold_{fold}", fold, labels, truths, raw, splits, command)
+                more = _fold_cases(
+                    folder=folder / f"fold_{fold}",
+                    fold=fold,
+                    labels=labels,
+                    truths=truths,
+                    raw=raw,
+                    splits=splits,
+                    command=command,
+                )
                 if twice := cases.keys() & more.keys():
                     raise ValueError(
                         f"{name} validated {some_of(sorted(twice))} in several folds: choose folds that share none"
@@ -133,6 +148,7 @@ def _model(results: Path, trainer: str, plan: str, configuration: str) -> Path:
 
 
 def _repeats(
+    *,
     pairs: Sequence[tuple[str, str]],
     names: Sequence[str],
     configuration: str,
@@ -180,6 +196,7 @@ def _splits(preprocessed: Path) -> tuple[list[dict[str, list[str]]] | None, list
 
 
 def _fold_cases(
+    *,
     folder: Path,
     fold: str,
     labels: LabelSet,

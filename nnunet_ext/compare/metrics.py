@@ -139,7 +139,9 @@ def case_scores(
         # Everything but the box around the label is background in both maps.
         window = _union([found[v - 1] for found in boxes for v in values if 0 < v <= len(found)], truth.ndim)
         masks = [_mask(each[window], values) for each in (truth, prediction)]
-        scores[name] = asdict(_label_scores(masks[0], masks[1], spacing, voxel, tolerances[name], worst))
+        scores[name] = asdict(
+            _label_scores(masks[0], masks[1], spacing=spacing, voxel=voxel, tolerance=tolerances[name], worst=worst)
+        )
         if name in lesions:
             scores[name] |= count_lesions(masks[0], masks[1], voxel).columns()
     return scores
@@ -167,6 +169,7 @@ def _mask(values: NDArray[np.integer], label: tuple[int, ...]) -> NDArray[np.boo
 def _label_scores(
     truth: NDArray[np.bool_],
     prediction: NDArray[np.bool_],
+    *,
     spacing: Sequence[float],
     voxel: float,
     tolerance: float,

@@ -19,6 +19,7 @@ class CommandFailed(RuntimeError):
 def run_command(
     title: str,
     command: Sequence[str],
+    *,
     environment: Mapping[str, str],
     log: Path,
     total: int,

@@ -88,11 +88,11 @@ def _read(model: Path, trainer: str, labels: dict[int, str]) -> Result:
     seconds = np.subtract(logging["epoch_end_timestamps"], logging["epoch_start_timestamps"])
     return Result(
         trainer,
-        {name: summary["mean"][str(label)]["Dice"] for label, name in labels.items()},
-        summary["foreground_mean"]["Dice"],
-        len(summary["metric_per_case"]),
-        float(np.median(seconds)),
-        logging,
+        dice={name: summary["mean"][str(label)]["Dice"] for label, name in labels.items()},
+        mean=summary["foreground_mean"]["Dice"],
+        cases=len(summary["metric_per_case"]),
+        epoch_seconds=float(np.median(seconds)),
+        logging=logging,
     )
 
 

@@ -57,6 +57,7 @@ class SupportBank:
     def __init__(
         self,
         dataset: Any,
+        *,
         classes: Sequence[Labels],
         names: Sequence[str],
         size: Sequence[int],

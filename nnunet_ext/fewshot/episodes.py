@@ -64,6 +64,7 @@ class SupervoxelEpisodes:
         dataset: Any,
         folder: str | Path,
         size: Sequence[int],
+        *,
         episodes: int = 1,
         one_hot: Sequence[int] = (),
         classes: int = 1,

@@ -37,6 +37,7 @@ class Topology:
         patch_size: int | Sequence[int],
         n_stages: int,
         features_per_stage: int | Sequence[int],
+        *,
         kernel_sizes: PerStage,
         strides: PerStage,
         *,

@@ -81,6 +81,7 @@ def segment_grid(
     image: NDArray[np.float32],
     mask: NDArray[np.bool_],
     spacing: Sequence[float],
+    *,
     scale: float,
     min_size: int,
     connectivity: int = 6,
@@ -117,9 +118,9 @@ def segment_grid(
     _, height, width = mask.shape
     steps = np.array([(dz * height + dy) * width + dx for dz, dy, dx in offsets], np.int64)
     if library is None:
-        root = segment_numpy(mask.size, weights, ids, steps, scale, min_size)
+        root = segment_numpy(mask.size, weights, ids, steps=steps, scale=scale, min_size=min_size)
     else:
-        root = _segment_extension(library, mask.size, weights, ids, steps, scale, min_size)
+        root = _segment_extension(library, mask.size, weights, ids=ids, steps=steps, scale=scale, min_size=min_size)
     return _number(root.reshape(mask.shape), mask)
 
 
@@ -150,6 +151,7 @@ def _segment_extension(
     library: NativeLibrary,
     voxels: int,
     weights: NDArray[np.float32],
+    *,
     ids: NDArray[np.uint32],
     steps: NDArray[np.int64],
     scale: float,
@@ -170,7 +172,7 @@ def _compare(library: NativeLibrary) -> Pairs:
     mask = np.ones(shape, bool)
     weights, ids = edge_weights(image, mask, (2.0, 1.0, 1.0), 6)
     steps = np.array([(dz * shape[1] + dy) * shape[2] + dx for dz, dy, dx in grid_offsets(6)], np.int64)
-    found = _segment_extension(library, mask.size, weights.copy(), ids.copy(), steps, 50.0, 2)
-    expected = segment_numpy(mask.size, weights, ids, steps, 50.0, 2)
+    found = _segment_extension(library, mask.size, weights.copy(), ids=ids.copy(), steps=steps, scale=50.0, min_size=2)
+    expected = segment_numpy(mask.size, weights, ids, steps=steps, scale=50.0, min_size=2)
     labels = (_number(root.reshape(shape), mask) for root in (found, expected))
     yield tuple(torch.from_numpy(x) for x in labels)  # type: ignore[misc]

@@ -18,6 +18,7 @@ def segment_numpy(
     voxels: int,
     weights: NDArray[np.float32],
     ids: NDArray[np.uint32],
+    *,
     steps: NDArray[np.int64],
     scale: float,
     min_size: int,

@@ -18,6 +18,7 @@ def make_supervoxels(
     dataset: Any,
     cases: Sequence[str],
     folder: str | Path,
+    *,
     spacing: Callable[[dict], Sequence[float]],
     parameters: SupervoxelParameters,
     masked: bool,
@@ -40,18 +41,19 @@ def make_supervoxels(
         OSError: if a file cannot be written.
     """
     remove_left_overs(Path(folder))
-    make = partial(_make, dataset, folder, spacing, parameters, masked)
+    make = partial(_make, dataset=dataset, folder=folder, spacing=spacing, parameters=parameters, masked=masked)
     with ThreadPoolExecutor(threads) as pool:
         list(tqdm(pool.map(make, cases), "Supervoxels", total=len(cases), disable=None))
 
 
 def _make(
+    case: str,
+    *,
     dataset: Any,
     folder: str | Path,
     spacing: Callable[[dict], Sequence[float]],
     parameters: SupervoxelParameters,
     masked: bool,
-    case: str,
 ) -> None:
     data, segmentation, _, properties = dataset.load_case(case)
     image = np.asarray(data)

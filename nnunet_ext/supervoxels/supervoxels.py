@@ -61,6 +61,7 @@ def default_min_size(shape: Sequence[int]) -> int:
 def supervoxels(
     image: ArrayLike,
     spacing: Sequence[float],
+    *,
     min_size: int | None = None,
     scale: float = SupervoxelParameters.scale,
     threshold: float = SupervoxelParameters.threshold,
@@ -93,7 +94,15 @@ def supervoxels(
     scaled = _scale(values)
     mask = foreground(scaled, parameters.threshold, parameters.connectivity)
     size = default_min_size(mask.shape) if parameters.min_size is None else parameters.min_size
-    return segment_grid(scaled, mask, spacing, parameters.scale, size, parameters.connectivity, backend)
+    return segment_grid(
+        scaled,
+        mask,
+        spacing,
+        scale=parameters.scale,
+        min_size=size,
+        connectivity=parameters.connectivity,
+        backend=backend,
+    )
 
 
 def check_image(image: ArrayLike, spacing: Sequence[float]) -> NDArray[np.generic]:

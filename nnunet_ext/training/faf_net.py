@@ -120,11 +120,11 @@ class FAFNetBaseTrainer(PluginTrainer):
         names = list(self.dataset_json["labels"])
         return SupportBank(
             training_cases,
-            class_labels(self.label_manager),
-            [name for name in names if name not in ("background", "ignore")],
-            self.configuration_manager.patch_size[-2:],
-            self.one_hot_labels,
-            self.label_manager.ignore_label,
+            classes=class_labels(self.label_manager),
+            names=[name for name in names if name not in ("background", "ignore")],
+            size=self.configuration_manager.patch_size[-2:],
+            one_hot=self.one_hot_labels,
+            ignore=self.label_manager.ignore_label,
         )
 
     @property

@@ -44,9 +44,9 @@ class FAFNetSupervoxelTrainer(FAFNetBaseTrainer):
             cases,
             self.supervoxel_folder,
             self.configuration_manager.patch_size[-2:],
-            self.episodes,
-            self.one_hot_labels,
-            self.classes,
+            episodes=self.episodes,
+            one_hot=self.one_hot_labels,
+            classes=self.classes,
         )
         workers = get_allowed_n_proc_DA()
         if workers == 0:
@@ -86,8 +86,8 @@ class FAFNetSupervoxelTrainer(FAFNetBaseTrainer):
             training,
             cases[self.local_rank :: ranks],
             self.supervoxel_folder,
-            self._spacing,
-            self.supervoxel_parameters,
+            spacing=self._spacing,
+            parameters=self.supervoxel_parameters,
             masked=any(self.configuration_manager.use_mask_for_norm),
             threads=max(1, get_allowed_n_proc_DA()),
         )

@@ -102,12 +102,12 @@ class Lock:
         self.lost = False
         self._holder = Holder(
             what,
-            _machine(),
-            (_this_process(),),
-            job_number(),
-            _user(),
-            time.strftime("%Y-%m-%d %H:%M:%S"),
-            uuid.uuid4().hex,
+            machine=_machine(),
+            processes=(_this_process(),),
+            job=job_number(),
+            user=_user(),
+            since=time.strftime("%Y-%m-%d %H:%M:%S"),
+            token=uuid.uuid4().hex,
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         if not self._create() and not self._take_over():

@@ -39,12 +39,21 @@ def check_summary(folder: Path, trainers):
 def test_a_failing_command_shows_the_end_of_its_log(tmp_path):
     log = tmp_path / "log.txt"
     with pytest.raises(CommandFailed, match=r"(?s)nnUNetv2_train 1 failed with exit code .*the end of .*required"):
-        run_command("Train", ["nnUNetv2_train", "1"], dict(os.environ), log, total=1, count_done=lambda: 0)
+        run_command(
+            "Train", ["nnUNetv2_train", "1"], environment=dict(os.environ), log=log, total=1, count_done=lambda: 0
+        )
 
 
 def test_an_unknown_command_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="the command nnUNetv9_train is not installed"):
-        run_command("Train", ["nnUNetv9_train"], dict(os.environ), tmp_path / "log.txt", 1, lambda: 0)
+        run_command(
+            "Train",
+            ["nnUNetv9_train"],
+            environment=dict(os.environ),
+            log=tmp_path / "log.txt",
+            total=1,
+            count_done=lambda: 0,
+        )
 
 
 def test_stopping_the_demo_stops_its_command(tmp_path):
@@ -56,7 +65,15 @@ def test_stopping_the_demo_stops_its_command(tmp_path):
 
     command = ["python", "-c", "import time; time.sleep(300)"]
     with pytest.raises(KeyboardInterrupt):
-        run_command("Sleep", command, dict(os.environ), tmp_path / "log.txt", 1, interrupt, pid_file)
+        run_command(
+            "Sleep",
+            command,
+            environment=dict(os.environ),
+            log=tmp_path / "log.txt",
+            total=1,
+            count_done=interrupt,
+            pid_file=pid_file,
+        )
     with pytest.raises(ProcessLookupError):
         os.kill(seen[0], 0)
     assert not pid_file.exists()

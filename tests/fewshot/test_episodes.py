@@ -45,10 +45,15 @@ def blocks(slices=6):
 def episodes(tmp_path):
     def make(dataset, size=(32, 24), count=3, classes=1, **parameters):
         make_supervoxels(
-            dataset, dataset.identifiers, tmp_path, lambda p: p["spacing"], SupervoxelParameters(**parameters), False
+            dataset,
+            dataset.identifiers,
+            tmp_path,
+            spacing=lambda p: p["spacing"],
+            parameters=SupervoxelParameters(**parameters),
+            masked=False,
         )
         np.random.seed(0)
-        return SupervoxelEpisodes(dataset, tmp_path, size, count, classes=classes)
+        return SupervoxelEpisodes(dataset, tmp_path, size, episodes=count, classes=classes)
 
     return make
 
@@ -163,7 +168,15 @@ def test_masked_normalisation_leaves_the_empty_part_background(tmp_path):
     found = {}
     for masked in (False, True):
         parameters = SupervoxelParameters(min_size=20)
-        make_supervoxels(Masked(a=image), ["a"], tmp_path, lambda p: p["spacing"], parameters, masked, threads=2)
+        make_supervoxels(
+            Masked(a=image),
+            ["a"],
+            tmp_path,
+            spacing=lambda p: p["spacing"],
+            parameters=parameters,
+            masked=masked,
+            threads=2,
+        )
         found[masked] = read_supervoxels(tmp_path, "a")
     assert (found[False][:, :4] > 0).all()
     assert (found[True][segmentation[0] < 0] == 0).all()

@@ -97,8 +97,9 @@ def test_equals_the_papers_algorithm(backend, connectivity, spacing, k, min_size
     for levels in (None, 4):
         image = random_image(rng, (4, 5, 6), modalities, levels)
         mask = rng.random(image.shape[1:]) < 0.9
-        arguments = (image, mask, spacing, k, min_size, connectivity)
-        np.testing.assert_array_equal(segment_grid(*arguments, backend), direct(*arguments))
+        options = {"min_size": min_size, "connectivity": connectivity}
+        found = segment_grid(image, mask, spacing, scale=k, **options, backend=backend)
+        np.testing.assert_array_equal(found, direct(image, mask, spacing, k, **options))
 
 
 @settings(max_examples=60, deadline=None)
@@ -115,10 +116,11 @@ def test_equals_the_papers_algorithm(backend, connectivity, spacing, k, min_size
 def test_any_volume_equals_the_papers_algorithm(seed, shape, modalities, levels, spacing, k, min_size, connectivity):
     rng = np.random.default_rng(seed)
     mask = rng.random(shape) < rng.choice([0.5, 0.9, 1])
-    arguments = (random_image(rng, shape, modalities, levels), mask, spacing, k, min_size, connectivity)
-    expected = direct(*arguments)
+    image, options = random_image(rng, shape, modalities, levels), {"min_size": min_size, "connectivity": connectivity}
+    expected = direct(image, mask, spacing, k, **options)
     for backend in usable_backends():
-        np.testing.assert_array_equal(segment_grid(*arguments, backend), expected)
+        found = segment_grid(image, mask, spacing, scale=k, **options, backend=backend)
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.skipif(native.native_library() is None, reason="the C extension was not built")
@@ -126,7 +128,9 @@ def test_any_volume_equals_the_papers_algorithm(seed, shape, modalities, levels,
 def test_backends_agree_on_many_batches(k):
     rng = np.random.default_rng(0)
     image = (random_image(rng, (24, 96, 96)) + np.linspace(0, 200, 96, dtype=np.float32)).round()
-    extension, plain = (supervoxels(image, (2, 1, 1), 40, k, -1, 18, backend=b) for b in BACKENDS)
+    extension, plain = (
+        supervoxels(image, (2, 1, 1), min_size=40, scale=k, threshold=-1, connectivity=18, backend=b) for b in BACKENDS
+    )
     assert extension.max() > 1
     np.testing.assert_array_equal(extension, plain)
 
@@ -262,7 +266,7 @@ def test_wrong_inputs_are_named(change, message):
 def test_volume_beyond_the_indices_is_refused():
     mask = np.broadcast_to(np.bool_(True), (2**11, 2**10, 2**10))
     with pytest.raises(ValueError, match=r"has 2147483648 voxels; the most at `connectivity`=6 is 1431655764"):
-        segment_grid(np.zeros((1, 1, 1, 1), np.float32), mask, SPACING, 1, 1)
+        segment_grid(np.zeros((1, 1, 1, 1), np.float32), mask, SPACING, scale=1, min_size=1)
 
 
 @pytest.fixture

@@ -23,7 +23,9 @@ EM_NET_VARIANTS = {
 def test_em_net_trainers_build_their_variant(make_trainer, name):
     network = make_trainer(name).network
     variant, layout = EM_NET_VARIANTS[name]
-    planned = EMNet.adapt_topology((16, 24, 16), 4, 8, torch.nn.Conv3d, 3, 2)
+    planned = EMNet.adapt_topology(
+        patch_size=(16, 24, 16), n_stages=4, features_per_stage=8, conv_op=torch.nn.Conv3d, kernel_sizes=3, strides=2
+    )
     expected = EMNet(1, 3, **planned, variant=variant, efl_layout=layout, deep_supervision=True)
     assert {k: v.shape for k, v in network.state_dict().items()} == {
         k: v.shape for k, v in expected.state_dict().items()
@@ -126,7 +128,14 @@ def test_em_net_takes_the_poolings_of_any_plan(strides, expected):
     def per_axis(values):
         return [(v,) * 3 if isinstance(v, int) else v for v in values]
 
-    planned = EMNet.adapt_topology((64, 128, 128), len(strides) + 1, 32, torch.nn.Conv3d, 3, [1, *strides])
+    planned = EMNet.adapt_topology(
+        patch_size=(64, 128, 128),
+        n_stages=len(strides) + 1,
+        features_per_stage=32,
+        conv_op=torch.nn.Conv3d,
+        kernel_sizes=3,
+        strides=[1, *strides],
+    )
     assert planned["strides"] == per_axis(expected)
     assert planned["features_per_stage"] == (48, 48, 96, 192, 384)[: len(expected)]
     assert planned["n_stages"] == len(expected)
@@ -134,4 +143,6 @@ def test_em_net_takes_the_poolings_of_any_plan(strides, expected):
 
 def test_em_net_needs_two_poolings():
     with pytest.raises(ValueError, match=r"needs at least 2 poolings, the plan has 1: `strides`="):
-        EMNet.adapt_topology((32, 32), 2, 32, torch.nn.Conv2d, 3, 2)
+        EMNet.adapt_topology(
+            patch_size=(32, 32), n_stages=2, features_per_stage=32, conv_op=torch.nn.Conv2d, kernel_sizes=3, strides=2
+        )

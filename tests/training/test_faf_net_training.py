@@ -47,7 +47,7 @@ def test_the_bank_draws_slices_that_show_the_class(tmp_path):
             "b": segmentation((2, 1, 4, 3), (2, 4, 5, 2)),  # small: 9, 9, 9 and 4 voxels; the upper half is 9
         },
     )
-    bank = SupportBank(cases, [(1,), (2,)], ["one", "two"], (8, 12))
+    bank = SupportBank(cases, classes=[(1,), (2,)], names=["one", "two"], size=(8, 12))
     for seed in range(5):
         drawn = bank.draw(4, np.random.default_rng(seed))
         assert drawn.images.shape == (5, 1, 8, 12)
@@ -65,7 +65,7 @@ def test_the_bank_draws_slices_that_show_the_class(tmp_path):
 
 def test_different_cases_come_before_further_slices_of_one(tmp_path):
     cases = Cases(tmp_path, {name: segmentation((1, 0, 6, 5)) for name in "abcd"})
-    bank = SupportBank(cases, [(1,)], ["one"], (8, 8))
+    bank = SupportBank(cases, classes=[(1,)], names=["one"], size=(8, 8))
     generator = np.random.default_rng(0)
     for shots in (3, 4, 9):
         chosen = bank._choose(0, shots, bank.cases, generator)
@@ -75,7 +75,7 @@ def test_different_cases_come_before_further_slices_of_one(tmp_path):
 
 def test_regions_are_drawn_as_one_class(tmp_path):
     cases = Cases(tmp_path, {"a": segmentation((1, 0, 3, 4), (2, 3, 6, 4))})
-    bank = SupportBank(cases, [(1, 2), (2,)], ["whole", "two"], (8, 8))
+    bank = SupportBank(cases, classes=[(1, 2), (2,)], names=["whole", "two"], size=(8, 8))
     drawn = bank.draw(6, np.random.default_rng(0))
     assert drawn.counts == (6, 3)
     assert (drawn.masks[:, 1] <= drawn.masks[:, 0]).all()
@@ -105,7 +105,7 @@ def test_labels_of_the_previous_stage_are_channels():
 def test_pixels_of_the_ignore_label_are_drawn_as_unlabelled(tmp_path):
     labels = segmentation((1, 0, 3, 4))
     labels[:, :, 10:] = 3
-    bank = SupportBank(Cases(tmp_path, {"a": labels}), [(1,)], ["one"], (20, 20), ignore=3)
+    bank = SupportBank(Cases(tmp_path, {"a": labels}), classes=[(1,)], names=["one"], size=(20, 20), ignore=3)
     drawn = bank.draw(2, np.random.default_rng(0))
     assert drawn.labelled[:, :, :10].all()
     assert not drawn.labelled[:, :, 10:].any()
@@ -143,7 +143,7 @@ def test_unlabelled_pixels_of_the_support_count_nowhere(make_trainer, nnunet, la
 def test_a_class_that_no_case_has_is_named(tmp_path):
     cases = Cases(tmp_path, {"a": segmentation((1, 0, 3, 4))})
     with pytest.raises(ValueError, match=r"no training case of this fold has the class 'two' \(2,\)"):
-        SupportBank(cases, [(1,), (2,)], ["one", "two"], (8, 8))
+        SupportBank(cases, classes=[(1,), (2,)], names=["one", "two"], size=(8, 8))
 
 
 def batch(trainer, regions=False):

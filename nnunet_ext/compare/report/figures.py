@@ -49,7 +49,7 @@ def _difference_axes(axes: Axes, outcome: Outcome) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _interval(axes: Axes, y: float, low: float, mean: float, high: float, shade: str) -> None:
+def _interval(axes: Axes, y: float, *, low: float, mean: float, high: float, shade: str) -> None:
     if np.isfinite(low):
         axes.plot([low, high], [y, y], color=shade, linewidth=3, solid_capstyle="butt")
     axes.plot([mean], [y], marker="D", markersize=7, color=shade)
@@ -71,7 +71,7 @@ def differences(outcome: Outcome) -> Plot:
             dots.set_urls([_tip(c, p) for c, p, kept in zip(cases, points, there, strict=True) if kept])
             found = outcome.analysis.primary(name).estimate
             low, mean, high = (value * _DICE.scale for value in (found.low, found.mean, found.high))
-            _interval(axes, row + 0.22, low, mean, high, INK)
+            _interval(axes, row + 0.22, low=low, mean=mean, high=high, shade=INK)
         axes.set_yticks(range(len(rows)), rows)
         axes.set_ylim(len(rows) - 0.5, -0.6)
 
@@ -101,7 +101,7 @@ def label_differences(outcome: Outcome) -> list[Plot]:
             for row, label in enumerate(labels):
                 found = outcome.analysis.comparisons[name, PRIMARY, label].estimate
                 low, mean, high = (value * _DICE.scale for value in (found.low, found.mean, found.high))
-                _interval(axes, row + shift, low, mean, high, shade)
+                _interval(axes, row + shift, low=low, mean=mean, high=high, shade=shade)
             axes.plot([], [], color=shade, linewidth=3, marker="D", label=name)
         axes.set_yticks(range(len(labels)), labels)
         axes.set_ylim(len(labels) - 0.5, -0.5)

@@ -113,6 +113,7 @@ class EMNet(nn.Module):
         patch_size: int | Sequence[int],
         n_stages: int,
         features_per_stage: int | Sequence[int],
+        *,
         conv_op: type[nn.Module],
         kernel_sizes: PerStage,
         strides: PerStage,
@@ -128,7 +129,9 @@ class EMNet(nn.Module):
         if variant not in VARIANTS:
             raise ValueError(f"unknown `variant` {variant!r}; known: {', '.join(VARIANTS)}")
         check_layout(efl_layout)
-        topology = Topology.create(conv_op, patch_size, n_stages, features_per_stage, kernel_sizes, strides)
+        topology = Topology.create(
+            conv_op, patch_size, n_stages, features_per_stage, kernel_sizes=kernel_sizes, strides=strides
+        )
         if max(topology.sizes[-1]) == 1:
             raise ValueError(
                 f"`patch_size`={topology.patch_size} leaves one voxel at the lowest stage, where batch norm has no "
@@ -143,7 +146,13 @@ class EMNet(nn.Module):
         self.variant, self.efl_layout = variant, efl_layout
         self.encoder = _Encoder(input_channels, conv_op, topology, VARIANTS[variant], efl_layout)
         self.decoder = _Decoder(
-            input_channels, num_classes, conv_op, topology, VARIANTS[variant], outputs, deep_supervision
+            input_channels,
+            num_classes=num_classes,
+            conv_op=conv_op,
+            topology=topology,
+            variant=VARIANTS[variant],
+            outputs=outputs,
+            deep_supervision=deep_supervision,
         )
 
     @with_empty_batches
@@ -155,6 +164,7 @@ class EMNet(nn.Module):
     @classmethod
     def adapt_topology(
         cls,
+        *,
         patch_size: int | Sequence[int],
         n_stages: int,
         features_per_stage: int | Sequence[int],
@@ -170,7 +180,9 @@ class EMNet(nn.Module):
         Raises:
             ValueError: for fewer than two poolings, and for the same reasons as `Topology.create`.
         """
-        plan = Topology.create(conv_op, patch_size, n_stages, features_per_stage, kernel_sizes, strides)
+        plan = Topology.create(
+            conv_op, patch_size, n_stages, features_per_stage, kernel_sizes=kernel_sizes, strides=strides
+        )
         ones, *poolings = plan.strides
         if len(poolings) < 2:
             raise ValueError(
@@ -232,6 +244,7 @@ class _Decoder(nn.Module):
     def __init__(
         self,
         input_channels: int,
+        *,
         num_classes: int,
         conv_op: type[nn.Module],
         topology: Topology,

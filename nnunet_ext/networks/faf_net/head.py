@@ -81,6 +81,7 @@ class FAFHead(nn.Module):
         channels: int,
         heads: int,
         grid: Sequence[int],
+        *,
         regions: bool = False,
         threshold_from: str = "query",
         slices_per_chunk: int = 8,
@@ -137,6 +138,7 @@ class FAFHead(nn.Module):
 
     def episode(
         self,
+        *,
         support_features: Tensor,
         support_tau: Tensor,
         support_masks: Tensor,

@@ -78,6 +78,7 @@ class FAFNet(nn.Module):
         patch_size: int | Sequence[int],
         n_stages: int,
         features_per_stage: int | Sequence[int],
+        *,
         conv_op: type[nn.Module],
         kernel_sizes: PerStage,
         strides: PerStage,
@@ -102,7 +103,9 @@ class FAFNet(nn.Module):
         ):
             if value is not None and value < 1:
                 raise ValueError(f"`{name}`={value} must be at least 1")
-        topology = Topology.create(conv_op, patch_size, n_stages, features_per_stage, kernel_sizes, strides)
+        topology = Topology.create(
+            conv_op, patch_size, n_stages, features_per_stage, kernel_sizes=kernel_sizes, strides=strides
+        )
         self.spatial_dims = spatial_dims(conv_op)
         self.input_channels, self.num_classes = input_channels, num_classes
         self.patch_size = topology.patch_size
@@ -303,13 +306,13 @@ class FAFNet(nn.Module):
             [t.unflatten(0, (e, -1)) for t in pair] for pair in parts
         )
         return self.decoder.episode(
-            support_features,
-            support_tau,
-            support_masks,
-            query_features,
-            query_tau,
-            query_images.shape[-2:],
-            query_masks,
+            support_features=support_features,
+            support_tau=support_tau,
+            support_masks=support_masks,
+            query_features=query_features,
+            query_tau=query_tau,
+            query_size=query_images.shape[-2:],
+            query_masks=query_masks,
         )
 
     def segment_features(

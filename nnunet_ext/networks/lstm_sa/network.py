@@ -59,6 +59,7 @@ class _SliceNetwork(nn.Module):
         patch_size: int | Sequence[int] | None,
         n_stages: int = 2,
         features_per_stage: int | Sequence[int] = 64,
+        *,
         conv_op: type[nn.Module] = nn.Conv2d,
         kernel_sizes: PerStage = 3,
         strides: PerStage = 2,
@@ -73,7 +74,9 @@ class _SliceNetwork(nn.Module):
         self.slices = spatial_dims(conv_op) == 3
         topology = None
         if patch_size is not None:
-            topology = _in_plane(conv_op, patch_size, n_stages, features_per_stage, kernel_sizes, strides)
+            topology = _in_plane(
+                conv_op, patch_size, n_stages, features_per_stage, kernel_sizes=kernel_sizes, strides=strides
+            )
         self.patch_size = None if topology is None else topology.patch_size
         self.backbone, widths = _backbone(backbone, input_channels, features_per_stage, topology)
         if attention_size is None and self.patch_size is not None:
@@ -114,6 +117,7 @@ class _SliceNetwork(nn.Module):
     @classmethod
     def adapt_topology(
         cls,
+        *,
         patch_size: int | Sequence[int],
         n_stages: int,
         features_per_stage: int | Sequence[int],
@@ -122,7 +126,9 @@ class _SliceNetwork(nn.Module):
         strides: PerStage,
     ) -> dict[str, Any]:
         """The in-plane part of a plan: kernels and strides are 1 along the axis of the slices."""
-        topology = _in_plane(conv_op, patch_size, n_stages, features_per_stage, kernel_sizes, strides)
+        topology = _in_plane(
+            conv_op, patch_size, n_stages, features_per_stage, kernel_sizes=kernel_sizes, strides=strides
+        )
         return {
             "patch_size": topology.patch_size,
             "n_stages": n_stages,
@@ -300,6 +306,7 @@ def _in_plane(
     patch_size: int | Sequence[int],
     n_stages: int,
     features_per_stage: int | Sequence[int],
+    *,
     kernel_sizes: PerStage,
     strides: PerStage,
 ) -> Topology:
@@ -308,7 +315,9 @@ def _in_plane(
         kernels = [kernel_sizes] * n_stages if isinstance(kernel_sizes, int) else kernel_sizes
         steps = [1] + [strides] * (n_stages - 1) if isinstance(strides, int) else strides
         kernel_sizes, strides = ([_flat(value) for value in values] for values in (kernels, steps))
-    return Topology.create(conv_op, patch_size, n_stages, features_per_stage, kernel_sizes, strides)
+    return Topology.create(
+        conv_op, patch_size, n_stages, features_per_stage, kernel_sizes=kernel_sizes, strides=strides
+    )
 
 
 def _flat(value: int | Sequence[int]) -> tuple[int, ...]:

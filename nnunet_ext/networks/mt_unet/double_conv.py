@@ -51,6 +51,7 @@ class ConvBatchNorm(nn.Module):
         input_channels: int,
         output_channels: int,
         kernel_size: int,
+        *,
         stride: int = 1,
         bias: bool = False,
         relu: bool = True,

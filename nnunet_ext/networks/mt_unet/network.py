@@ -76,6 +76,7 @@ class MTUNet(nn.Module):
         patch_size: int | Sequence[int],
         n_stages: int = LEVELS,
         features_per_stage: int | Sequence[int] = _WIDTHS,
+        *,
         conv_op: type[nn.Module] = nn.Conv2d,
         kernel_sizes: PerStage = _KERNEL,
         strides: PerStage = _STRIDES,
@@ -94,7 +95,9 @@ class MTUNet(nn.Module):
             raise ValueError(f"`n_stages`={n_stages} must be {LEVELS}: three levels of the stem and three of attention")
         if window < 1:
             raise ValueError(f"`window`={window} must be at least 1 token")
-        topology = Topology.create(conv_op, patch_size, n_stages, features_per_stage, kernel_sizes, strides)
+        topology = Topology.create(
+            conv_op, patch_size, n_stages, features_per_stage, kernel_sizes=kernel_sizes, strides=strides
+        )
         if any(k != _KERNEL for kernel in topology.kernel_sizes for k in kernel):
             raise ValueError(f"`kernel_sizes`={topology.kernel_sizes} must be {_KERNEL} throughout: MT-UNet fixes them")
         if topology.strides != tuple((s, s) for s in _STRIDES):

@@ -60,6 +60,7 @@ class SASAN(nn.Module):
         patch_size: int | Sequence[int],
         n_stages: int,
         features_per_stage: int | Sequence[int],
+        *,
         conv_op: type[nn.Module],
         kernel_sizes: PerStage,
         strides: PerStage,
@@ -69,7 +70,9 @@ class SASAN(nn.Module):
     ) -> None:
         super().__init__()
         check_widths(input_channels, num_classes)
-        topology = Topology.create(conv_op, patch_size, n_stages, features_per_stage, kernel_sizes, strides)
+        topology = Topology.create(
+            conv_op, patch_size, n_stages, features_per_stage, kernel_sizes=kernel_sizes, strides=strides
+        )
         if max(topology.sizes[-1]) == 1:
             raise ValueError(
                 f"`patch_size`={topology.patch_size} leaves one voxel at the lowest level, where instance norm has "
@@ -78,7 +81,14 @@ class SASAN(nn.Module):
         self.input_channels = input_channels
         self.patch_size = topology.patch_size
         self.encoder = _Encoder(input_channels, conv_op, topology)
-        self.decoder = _Decoder(num_classes, conv_op, topology, decoder_features, heads, deep_supervision)
+        self.decoder = _Decoder(
+            num_classes,
+            conv_op=conv_op,
+            topology=topology,
+            top_features=decoder_features,
+            heads=heads,
+            deep_supervision=deep_supervision,
+        )
 
     @with_empty_batches
     @at_any_precision
@@ -115,6 +125,7 @@ class _Decoder(nn.Module):
     def __init__(
         self,
         num_classes: int,
+        *,
         conv_op: type[nn.Module],
         topology: Topology,
         top_features: int | None,

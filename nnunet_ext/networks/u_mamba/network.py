@@ -107,6 +107,7 @@ class UMamba(nn.Module):
         patch_size: int | Sequence[int],
         n_stages: int,
         features_per_stage: int | Sequence[int],
+        *,
         conv_op: type[nn.Module],
         kernel_sizes: PerStage,
         strides: PerStage,
@@ -119,7 +120,9 @@ class UMamba(nn.Module):
         check_widths(input_channels, num_classes)
         if variant not in VARIANTS:
             raise ValueError(f"unknown `variant` {variant!r}; known: {', '.join(VARIANTS)}")
-        topology = Topology.create(conv_op, patch_size, n_stages, features_per_stage, kernel_sizes, strides)
+        topology = Topology.create(
+            conv_op, patch_size, n_stages, features_per_stage, kernel_sizes=kernel_sizes, strides=strides
+        )
         if max(topology.sizes[-1]) == 1:
             raise ValueError(
                 f"`patch_size`={topology.patch_size} leaves one voxel at the lowest stage, where instance norm has no "
@@ -167,12 +170,16 @@ class _Encoder(nn.Module):
     ) -> None:
         super().__init__()
         width = topology.features[0]
-        self.stem = _stage(conv_op, input_channels, width, topology.kernel_sizes[0], blocks[0])
+        self.stem = _stage(
+            conv_op, input_channels=input_channels, features=width, kernel=topology.kernel_sizes[0], blocks=blocks[0]
+        )
         self.stages, self.mamba_layers = nn.ModuleList(), nn.ModuleDict()
         with_layer = variant.stages(len(topology.features), len(topology.patch_size))
         for s, (features, size) in enumerate(zip(topology.features, topology.sizes, strict=True)):
             kernel, stride = topology.kernel_sizes[s], topology.strides[s]
-            self.stages.append(_stage(conv_op, width, features, kernel, blocks[s], stride))
+            self.stages.append(
+                _stage(conv_op, input_channels=width, features=features, kernel=kernel, blocks=blocks[s], stride=stride)
+            )
             if s in with_layer:
                 channel_tokens = variant.channel_tokens and prod(size) <= features
                 self.mamba_layers[str(s)] = MambaLayer(features, size, channel_tokens)
@@ -208,7 +215,11 @@ class _Decoder(nn.Module):
             self.projections.append(conv_op(below, features, kernel_size=1))
             width = 2 * features if self._takes_skip(level) else features
             number = blocks[len(blocks) - 1 - level]
-            self.stages.append(_stage(conv_op, width, features, topology.kernel_sizes[level], number))
+            self.stages.append(
+                _stage(
+                    conv_op, input_channels=width, features=features, kernel=topology.kernel_sizes[level], blocks=number
+                )
+            )
             if level == 0 or deep_supervision:
                 self.seg_layers.append(conv_op(features, num_classes, kernel_size=1))
         self.register_load_state_dict_pre_hook(drop_unused_heads)
@@ -230,6 +241,7 @@ class _Decoder(nn.Module):
 
 def _stage(
     conv_op: type[nn.Module],
+    *,
     input_channels: int,
     features: int,
     kernel: Sequence[int],

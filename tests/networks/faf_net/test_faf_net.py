@@ -31,7 +31,14 @@ def test_agrees_with_the_authors_in_probabilities_and_losses(golden, assert_clos
     mask, expected = file["support_mask"].double(), file["probabilities"].double()
     assert_close(head.segment_features(features[:1], mask, features[1:], tau[1:]), expected, 1e-6)
     f, t = features[:, None, None], tau[:, None, None]
-    episode = head.episode(f[0], t[0], mask[None, None], f[1], t[1], file.meta["image"])
+    episode = head.episode(
+        support_features=f[0],
+        support_tau=t[0],
+        support_masks=mask[None, None],
+        query_features=f[1],
+        query_tau=t[1],
+        query_size=file.meta["image"],
+    )
     assert_close(episode.probabilities[0, 0], expected[0, 1:], 1e-6)
     assert_close(episode.alignment_loss, file["align_loss"].double()[0], 1e-6)
     assert_close(episode.prototype_loss, file["proto_loss"].double()[0], 1e-6)

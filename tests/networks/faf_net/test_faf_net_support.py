@@ -27,7 +27,15 @@ def test_losses_and_their_gradients_are_those_of_the_page(golden, assert_close):
             losses = plain_episode(head, features, tau, mask, query_mask)[:3]
         else:
             f, t = features[:, None, None], tau[:, None, None]
-            episode = head.episode(f[0], t[0], mask[None, None], f[1], t[1], (33, 33), query_mask[None, None])
+            episode = head.episode(
+                support_features=f[0],
+                support_tau=t[0],
+                support_masks=mask[None, None],
+                query_features=f[1],
+                query_tau=t[1],
+                query_size=(33, 33),
+                query_masks=query_mask[None, None],
+            )
             losses = (episode.query_loss, episode.alignment_loss, episode.prototype_loss)
         leaves = [features, tau, *(p for n, p in head.named_parameters() if n != "icm.fc_k.bias")]
         gradients = torch.autograd.grad(losses[0] + 2 * losses[1] + 3 * losses[2], leaves)
