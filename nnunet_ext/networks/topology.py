@@ -40,7 +40,6 @@ class Topology:
         *,
         kernel_sizes: PerStage,
         strides: PerStage,
-        *,
         divisible: bool = True,
     ) -> "Topology":
         """Broadcasts scalars over stages and axes and checks everything.

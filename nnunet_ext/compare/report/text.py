@@ -233,9 +233,9 @@ def _emptiness(outcome: Outcome) -> list[str]:
     texts = []
     for name in (method.name for method in outcome.study.methods):
         missed = sum(e.missed for (who, _), e in outcome.analysis.emptiness.items() if who == name)
-        invented = sum(e.false_positives for (who, _), e in outcome.analysis.emptiness.items() if who == name)
-        if missed or invented:
-            texts.append(f"{name} missed {missed} entirely and has {invented} false positives")
+        false_positives = sum(e.false_positives for (who, _), e in outcome.analysis.emptiness.items() if who == name)
+        if missed or false_positives:
+            texts.append(f"{name} missed {missed} entirely and has {false_positives} false positives")
     if not texts:
         return []
     return [f"Labels missed entirely, or false positive (cases): {'; '.join(texts)}."]

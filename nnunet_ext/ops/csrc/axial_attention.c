@@ -20,7 +20,7 @@ typedef struct {
     float *grad_projected;   /* backward only */
 } attention;
 
-/* One head of one sequence, and the work space, which is a thread's. */
+/* One head of one sequence, and the work space of a thread. */
 typedef struct {
     int64_t length, blocks, step; /* blocks of LANES queries; between tokens of `projected`, in floats */
     float scale;                  /* of the scores, to base 2 */
@@ -31,7 +31,7 @@ typedef struct {
 
 static int64_t blocks_of(const attention *a) { return (a->length + LANES - 1) / LANES; }
 
-/* Of the work space, in vectors: keys or values; scores or slopes, of which the forward pass keeps one block. */
+/* Sizes in the work space, in vectors: keys or values; scores or slopes, of which the forward pass keeps one block. */
 static int64_t rows_size(const attention *a) { return (a->length * a->size + LANES - 1) / LANES; }
 static int64_t scores_size(const attention *a, int backwards) { return (backwards ? blocks_of(a) : 1) * a->length; }
 
@@ -51,13 +51,13 @@ static head divide(const attention *a, vf *memory, int backwards) {
     return h;
 }
 
-/* Rows of (length, size) `step` floats apart, beside each other. */
+/* Copies rows of (length, size), which lie `step` floats apart, to contiguous memory. */
 INLINE void load_rows(const float *from, int64_t step, int64_t length, int size, float *to) {
     for (int64_t t = 0; t < length; t++)
         for (int j = 0; j < size; j++) to[t * size + j] = from[t * step + j];
 }
 
-/* The same with rows as lanes, times a factor; lanes without a row are 0. */
+/* Copies the rows to lanes, times a factor; lanes without a row are 0. */
 INLINE void load_lanes(const float *from, int64_t step, int64_t length, int size, float factor, vf *to) {
     for (int64_t b = 0; b * LANES < length; b++)
         for (int j = 0; j < size; j++) {
@@ -79,7 +79,7 @@ INLINE vf dot(const vf *x, const float *row, int size) {
     return sum;
 }
 
-/* p times the sum that it returns, of a block of queries. */
+/* Computes p times its sum, which is returned, for a block of queries. */
 INLINE vf exponentials(const head *h, int64_t block, int size, vf *p) {
     vf q[MAX_SIZE], top = all(-INFINITY), sum = {0};
     UNROLL for (int j = 0; j < size; j++) q[j] = h->queries[block * size + j];
@@ -183,7 +183,7 @@ INLINE void one_head(const attention *a, head *h, int64_t sequence, int64_t numb
     }
 }
 
-/* Sizes of axes of 24 to 128 voxels are known to the compiler. */
+/* Head sizes of axes of 24 to 128 voxels are constants for the compiler. */
 static void any_head(const attention *a, head *h, int64_t sequence, int64_t number, int backwards) {
 #define SIZE(size) case size: one_head(a, h, sequence, number, size, backwards); break
     switch (a->size) {
@@ -216,6 +216,6 @@ static int run(const attention *a, int backwards) {
     return failed;
 }
 
-/* Both return 0, or 1 without memory for the work space. Backward also makes `mixed` again. */
+/* Both return 0, or 1 without memory for the work space. Backward also recomputes `mixed`. */
 int axial_attention_forward(const attention *a) { return run(a, 0); }
 int axial_attention_backward(const attention *a) { return run(a, 1); }

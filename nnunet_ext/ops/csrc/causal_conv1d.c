@@ -21,7 +21,7 @@ typedef struct {
 
 INLINE int64_t chunks(const convolution *c) { return (c->length + CHUNK - 1) / CHUNK; }
 
-/* p_t of `lanes` channels from `channel` on. */
+/* p_t of `lanes` channels, starting at `channel`. */
 INLINE vf response(const convolution *c, int64_t batch, int64_t channel, int64_t t, int lanes) {
     vf p = c->bias ? load_some(c->bias + channel, lanes) : (vf){0};
     int64_t first = t - c->width + 1;

@@ -21,7 +21,7 @@ typedef struct {
     int32_t *root;          /* (voxels), written: a voxel of the component */
 } graph;
 
-/* Stable, by the bits: for floats that are not negative they sort as the values do. An odd number of passes leaves the
+/* Stable sort by the bits, which for non-negative floats sort as the values do. An odd number of passes leaves the
    result in to. */
 static void sort_edges(int64_t n, uint32_t *keys, uint32_t *ids, uint32_t *to_keys, uint32_t *to_ids) {
     for (int pass = 0; pass < PASSES; pass++) {
@@ -50,7 +50,7 @@ static inline int32_t find(int32_t *root, int32_t p) {
     return p;
 }
 
-/* Returns the larger component's root, the root of both from now on. */
+/* Returns the larger component's root, which is now the root of both. */
 static inline int32_t join(int32_t *root, int32_t *size, int32_t a, int32_t b) {
     if (size[a] < size[b]) {
         int32_t swap = a;

@@ -11,7 +11,7 @@
 
 #define CHUNK_BYTES (128 * 1024)
 
-/* Vectors of a row that are worked on at once: their sums stay in registers. */
+/* Number of vectors of a row that are processed together, with their sums in registers. */
 #define WIDE 4
 
 typedef struct {
@@ -85,7 +85,7 @@ INLINE void moments(const norm *a, const chunk *k, int64_t from, int count, int 
     store_doubles(k->partial + a->channels + from, count, lanes, squares);
 }
 
-/* What a row has in common over all voxels. */
+/* Values of a row that are the same for all voxels. */
 typedef struct {
     vf mean[WIDE], factor[WIDE], shift[WIDE];
 } row;

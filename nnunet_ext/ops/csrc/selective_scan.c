@@ -30,7 +30,7 @@ typedef struct {
     float *grad_A, *grad_D, *grad_bias;     /* (batch, channels, states), (batch, channels), (batch, channels) */
 } scan;
 
-/* What one task works on: one sample, a range of channel blocks of one group. */
+/* The work of one task: one sample, and a range of channel blocks of one group. */
 typedef struct {
     const scan *s;
     int64_t batch, group, first, last; /* blocks of LANES channels within the group */
@@ -92,7 +92,7 @@ static void store_states(const task *k, const tensor *x, int64_t offset, walk w,
     }
 }
 
-/* A of a block of channels, one vector a state, times `factor`. */
+/* A of a block of channels, one vector per state, times `factor`. */
 static void load_rates(const task *k, int64_t block, float factor, vf *out) {
     int64_t c = channel(k, block), states = k->s->states;
     for (int64_t n = 0; n < k->padded; n++) {
@@ -107,7 +107,7 @@ INLINE vf per_channel(const task *k, int64_t block, const float *values) {
     return values ? load_some(values + channel(k, block), lanes(k, block)) : (vf){0};
 }
 
-/* (batch, channels, states) values of a block, one vector a state. */
+/* (batch, channels, states) values of a block, one vector per state. */
 static void load_block(const task *k, int64_t block, const float *values, vf *out) {
     int64_t states = k->s->states;
     const float *p = values ? values + (k->batch * k->s->channels + channel(k, block)) * states : 0;
@@ -286,7 +286,7 @@ static int backward(const task *k, int64_t part) {
                     along_B[t] = over_B;
                     along_A[t] = over_A;
                 }
-                /* A tile's sum first, then the total: long sums in float32 stay exact to 1e-6. */
+                /* First the tile's sum, then the total, so that long sums in float32 stay exact to 1e-6. */
                 UNROLL for (int n = 0; n < STATES; n++) kept[n] = q[n], total_A[n] += tile_A[n];
             }
             if (s->z.data) {

@@ -1,4 +1,4 @@
-/* Strided tensors (batch, group, row, time), and tiles of them: TILE steps of LANES rows, one vector a step. */
+/* Strided tensors (batch, group, row, time), and tiles of them: TILE steps of LANES rows, one vector per step. */
 #pragma once
 
 #include "vector.h"

@@ -86,8 +86,8 @@ INLINE vf exp_vector(vf x) { return exp2_vector(x * LOG2E); }
 
 INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + exp_vector(-x)); }
 
-/* By a rational function, odd over even, of degrees 13 and 6 (3e-7 of the value); beyond 7.9 the result is 1 in single
-   precision. The coefficients are those of Eigen's generic_fast_tanh_float (Eigen/src/Core/MathFunctionsImpl.h). */
+/* tanh by a rational function, odd over even, of degrees 13 and 6 (3e-7 of the value); beyond 7.9 the result is 1 in
+   single precision. The coefficients are those of Eigen's generic_fast_tanh_float (Eigen/src/Core/MathFunctionsImpl.h). */
 INLINE vf tanh_vector(vf x) {
     x = at_most(at_least(x, -7.90531110763549805f), 7.90531110763549805f);
     vf q = x * x;
