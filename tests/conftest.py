@@ -69,7 +69,7 @@ def nnunet(tmp_path_factory):
 
 @pytest.fixture
 def all_scans(tmp_path_factory):
-    """As `nnunet`, with all of the shipped scans."""
+    """Like `nnunet`, but with all shipped scans."""
     return NNUNetWorkspace(tmp_path_factory.mktemp("all_scans"), cases=24)
 
 
@@ -114,7 +114,7 @@ def nnunet_environment(nnunet, monkeypatch):
 
 @pytest.fixture
 def name_network():
-    """Makes a configuration's plan one for a network of ours, as a user or a planner writes it."""
+    """Writes one of our networks into a configuration's plan, as a user or a planner would."""
 
     def change(name: str, configuration: dict) -> None:
         arguments = configuration["architecture"]["arch_kwargs"]
@@ -182,7 +182,7 @@ def widths(nnunet):
 
 @pytest.fixture
 def make_model(make_trainer, widths, tmp_path):
-    """A model's folder as nnUNetv2_train leaves it, of untrained weights."""
+    """A model's folder in the form of nnUNetv2_train's, with untrained weights."""
 
     def make(name="FAFNetFewShotTrainer", configuration="3d_fullres_tiny", folds=(0,), dataset=None, plans=None):
         plans = plans or widths
@@ -221,7 +221,7 @@ def small_disk(tmp_path):
 
 @pytest.fixture
 def read_only(small_disk):
-    """Makes a folder read-only, for root as well, with what is in it."""
+    """Makes a folder and its content read-only, for root as well."""
 
     def make(content: Path | None = None, name: str = "read_only") -> Path:
         folder = small_disk(64, name)

@@ -99,7 +99,7 @@ def test_memory_of_a_call_and_of_a_steps_gradients():
     step()
     assert (
         0.1 <= added_gigabytes(step) < 0.35
-    )  # gradients of 25 million weights, and what clipping and SGD make of them
+    )  # gradients of 25 million weights, and temporary tensors of clipping and SGD
 
 
 def test_few_shot_networks_train_on_episodes():

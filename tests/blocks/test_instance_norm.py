@@ -9,7 +9,7 @@ from tests.helpers.libraries import library_for
 
 @pytest.fixture(autouse=True, params=[*INSTRUCTION_SETS, "PyTorch"])
 def variant(request, monkeypatch):
-    """The C extension as it is built for one instruction set, or none."""
+    """The C extension built for one instruction set, or none."""
     library = None if request.param == "PyTorch" else library_for(request.param)
     monkeypatch.setattr(native, "native_library", lambda: library)
     return request.param
@@ -45,7 +45,7 @@ def test_equals_its_reference_with_every_gradient(shape, channels_last, affine, 
 
 
 def test_gradients_of_an_input_that_needs_none(assert_close):
-    """As of a frozen encoder: the scale and the shift learn."""
+    """As behind a frozen encoder: the input needs no gradient, the scale and the shift do."""
     x, weight, bias = inputs((2, 20, 4, 5, 6), torch.float32, channels_last=True)
     plain = instance_norm_leaky_relu_reference(x.detach(), weight, bias, 1e-5, 0.1)
     fast = instance_norm_leaky_relu(x.detach() * 1, weight, bias, 1e-5, 0.1)

@@ -8,7 +8,7 @@ from nnunet_ext.blocks.real_inverse import real_inverse
 @pytest.mark.parametrize("norm", ["ortho", "backward"])
 @pytest.mark.parametrize(("size", "axes"), [((5, 4, 7), (1, 2, 3)), ((6, 8), (1, 2)), ((9,), (1,)), ((3, 1), (1, 2))])
 def test_it_is_numpys_of_any_spectrum_with_its_gradient(size, axes, norm, assert_close):
-    """Not only of real maps' spectra: here of random numbers."""
+    """Equal to NumPy also for spectra that do not belong to real maps: here random numbers."""
     half = (*size[:-1], size[-1] // 2 + 1)
     spectrum = torch.randn(2, *half, 3, dtype=torch.complex128, requires_grad=True)
     found = real_inverse(spectrum, axes, size[-1], norm)

@@ -1,4 +1,4 @@
-"""A results folder as nnU-Net leaves it, with real labels and predictions that are known changes of them."""
+"""A results folder in nnU-Net's form, with real labels, and predictions that differ from them in a known way."""
 
 import json
 import shutil
@@ -122,7 +122,7 @@ TRAINERS = {"nnUNetTrainer": 0.4, "SASANTrainer": 0.1, "EMNetTrainer": 0.4}
 
 @pytest.fixture(scope="session")
 def made_results(tmp_path_factory):
-    """Three trainers on two folds, not to change: SASANTrainer is better than nnUNetTrainer, EMNetTrainer as good."""
+    """Three trainers on two folds, read only: SASANTrainer is better than nnUNetTrainer, EMNetTrainer equally good."""
     results = Results(tmp_path_factory.mktemp("results"))
     for seed, (trainer, strength) in enumerate(TRAINERS.items()):
         results.train(trainer, strength, seed, seconds=2.0 + seed)
@@ -131,7 +131,7 @@ def made_results(tmp_path_factory):
 
 @pytest.fixture
 def results(made_results, tmp_path, monkeypatch):
-    """A copy of them, to change, as nnU-Net's folders of this process."""
+    """A copy of them that a test may change, as nnU-Net's folders of this process."""
     shutil.copytree(made_results.root, tmp_path / "folders")
     copy = object.__new__(Results)
     copy.__dict__ |= made_results.__dict__
@@ -179,7 +179,7 @@ def browser():
 
 @pytest.fixture
 def open_page(browser):
-    """Opens a report at a width and in a theme, and checks that it asks the network for nothing and logs no error."""
+    """Opens a report at a width and in a theme, and checks that it makes no request and logs no error."""
 
     def open_it(path: Path, width: int = 1280, scheme: str = "light"):
         for log in ("browser", "performance"):

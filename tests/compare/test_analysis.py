@@ -1,4 +1,4 @@
-"""Pairs, drops and families, on scores made by hand."""
+"""Pairs, dropped cases and families of tests, on scores made by hand."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ ABSENT_VALUES = {
 
 
 def test_labels_that_a_case_does_not_have_score_one_or_zero():
-    """BraTS' rule: 1 for nothing, 0 for anything predicted; no case is dropped."""
+    """BraTS' rule: an empty prediction scores 1, any other 0; no case is dropped."""
     result = analysed(ABSENT_VALUES, ABSENT)
     assert result.case_differences["other"] == pytest.approx([0.15, 0.3 - 0.75, 0.5 - 1, 0.05])
     found = result.primary("other")
@@ -91,7 +91,7 @@ def test_what_is_left_out_does_not_depend_on_predictions():
 
 
 def test_a_tumour_in_every_healthy_case_is_worse():
-    """100 cases, half of them healthy; the challenger finds a tumour in all of them and is else as good."""
+    """100 cases, half of them healthy; the challenger finds a tumour in all of them and is otherwise equally good."""
     generator = np.random.default_rng(0)
     scores = generator.uniform(0.8, 0.9, 100)
     absent = {(i, label) for i in range(0, 100, 2) for label in "ab"}
@@ -183,7 +183,7 @@ def test_sides_that_disagree_are_put_into_words():
 
 
 def test_a_label_may_be_called_mean():
-    """Its numbers are its own, and summary.json tells it from the mean of labels."""
+    """A label called mean keeps its own numbers, and summary.json tells it from the mean of labels."""
     generator = np.random.default_rng(0)
     base = generator.uniform(0.7, 0.9, (12, 2))
     study, scores = study_of({"base": base, "other": base + np.array([0.1, 0.0])})

@@ -129,7 +129,7 @@ def test_a_case_in_two_folds(results):
 
 
 def test_trainers_with_different_splits(results):
-    """Without splits_final.json they are compared with each other."""
+    """Without splits_final.json the trainers' cases are compared with each other."""
     (results.preprocessed / "splits_final.json").unlink()
     assert "no splits_final.json" in collect().notes[0]
     model = results.model("SASANTrainer")
@@ -183,7 +183,7 @@ def test_files_changed_after_the_validation(results, tmp_path):
 
 
 def test_a_second_measurement_reads_what_the_first_kept(results, tmp_path, monkeypatch):
-    """Not again for the same files, whatever they are called; again for another tolerance or a damaged file."""
+    """Scores are reused for the same files under any name, and recomputed for another tolerance or a damaged file."""
     from nnunet_ext.compare import evaluate
 
     study, calls = collect(), []

@@ -49,7 +49,7 @@ def test_both_empty_is_nan():
 
 
 def test_a_region_is_the_union_of_its_labels():
-    """The labels change places within the region: nothing is wrong with it, everything with them."""
+    """The labels change places within the region: the region is right, both labels are wrong."""
     one, other = (1, 1, 1), (1, 1, 4)
     truth = [(1, one, (3, 3, 3)), (2, other, (3, 3, 3))]
     prediction = [(2, one, (3, 3, 3)), (1, other, (3, 3, 3))]

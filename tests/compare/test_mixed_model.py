@@ -144,7 +144,7 @@ def test_the_sizes_that_would_decide_do():
 
 
 def test_few_groups_need_more_of_them():
-    """Three groups cannot show anything by signed ranks, however clear the mean."""
+    """Signed ranks of three groups cannot show a difference, however clear the mean."""
     found = estimate(np.linspace(0.9, 1.1, 12), ["0"] * 12, 0.01, groups=[str(i // 4) for i in range(12)], resamples=0)
     assert found.p >= 0.25
     sizes = needed(found, 0.01, 1)

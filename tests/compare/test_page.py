@@ -6,7 +6,7 @@ from selenium.webdriver.common.keys import Keys
 
 SCHEMES = ("light", "dark")
 
-# Contrast as WCAG 2 defines it, of every kind of text with the ground that it really stands on.
+# Contrast as defined by WCAG 2, of every kind of text with its actual background.
 CONTRAST = """
 const parse = (text) => text.match(/[\\d.]+/g).map(Number);
 const luminance = (rgb) => {
@@ -142,7 +142,7 @@ def test_the_first_tab_leads_to_the_answer(open_page, report):
 
 
 def test_plots_and_pictures_have_text_alternatives(open_page, report):
-    """As the browser tells them to a screen reader."""
+    """Roles and names as the browser gives them to a screen reader."""
     browser = open_page(page(report))
     plots = browser.find_elements(By.CSS_SELECTOR, "figure svg[role=img]")
     assert len(plots) == 6

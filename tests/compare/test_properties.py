@@ -1,4 +1,4 @@
-"""Nobody wins by damage: false positives, removed predictions and permuted labels, on masks drawn at random."""
+"""Damage never helps: false positives, removed predictions and permuted labels, on random masks."""
 
 from pathlib import Path
 
@@ -42,12 +42,12 @@ def false_positives(truth, prediction, generator):
 
 
 def removed(truth, prediction, generator):
-    """No prediction of a label that is there."""
+    """Removes the prediction of an existing label."""
     return np.where((prediction == 1) & (truth > 0), 0, prediction)
 
 
 def permuted(truth, prediction, generator):
-    """Right labels exchanged."""
+    """Exchanges correct labels."""
     return np.where((prediction == truth) & (truth > 0), 3 - prediction, prediction)
 
 

@@ -1,4 +1,4 @@
-"""The example from raw data to an ensemble, with nnU-Net's own commands, and what the browser makes of its report."""
+"""The example from raw data to an ensemble, with nnU-Net's own commands, and its report in a browser."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def test_the_report_of_real_trainings(example):
     assert (content["entrants"], content["baseline"], content["cases"]) == (TRAINERS, "StockTrainer", 4)
     assert any(note.startswith("4 cases are few") for note in content["notes"])
     assert "Folds 0, 1 of 5: the other cases of the dataset are not used." in content["notes"]
-    # One iteration and four cases decide nothing.
+    # One iteration and four cases cannot decide anything.
     assert content["verdicts"] == {"SASANTrainer": "inconclusive"}
     for cost in content["costs"].values():
         assert cost["parameters"] > 1e6

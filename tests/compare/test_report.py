@@ -31,7 +31,7 @@ def content(report):
 
 
 def test_the_summary_says_what_is_true(content):
-    """SASANTrainer was made better; EMNetTrainer as good, which twelve cases with this spread cannot show."""
+    """SASANTrainer was made better and EMNetTrainer equally good, which twelve cases with this spread cannot show."""
     assert content["verdicts"] == {"SASANTrainer": "better", "EMNetTrainer": "inconclusive"}
     assert content["headline"] == "SASANTrainer is better than nnUNetTrainer; EMNetTrainer is inconclusive."
     assert next(iter(content["ranks"])) == "SASANTrainer"
@@ -39,7 +39,7 @@ def test_the_summary_says_what_is_true(content):
 
 
 def test_the_numbers_are_those_of_the_cases(report, content):
-    """The difference, and its signed-rank test, computed anew from cases.csv."""
+    """The difference and its signed-rank test, recomputed from cases.csv."""
     cases = pd.read_csv(report / "cases.csv")
     assert len(cases) == 3 * 12 * 2
     means = cases.groupby(["entrant", "case"])["dice"].mean().unstack("entrant")
@@ -89,7 +89,7 @@ def test_keys_and_columns_are_documented(report, content):
 
 
 def test_a_page_without_network(report):
-    """No address but the namespaces of SVG."""
+    """The only addresses are the namespaces of SVG."""
     page = (report / "report.html").read_text()
     assert set(re.findall(r"""https?://[^"' <)]+""", page)) == {
         "http://www.w3.org/2000/svg",
@@ -112,7 +112,7 @@ def test_names_are_escaped(results, tmp_path):
 
 
 def test_a_label_that_no_case_has(results, tmp_path):
-    """It scores 1 everywhere, in every mean, and a caveat says so; with the other rule it takes part in nothing."""
+    """It scores 1 in every mean, and a caveat says so; with the other rule it is left out everywhere."""
     dataset = results.dataset | {"labels": results.dataset["labels"] | {"Tail": 3}}
     scored = compare_folders(results, tmp_path, "other", dataset)
     found = scored.analysis.comparisons["other", "dice", "Tail"]
@@ -211,7 +211,7 @@ def test_a_network_that_cannot_be_built_leaves_the_report(results, report, tmp_p
 
 
 def test_logs_of_a_resumed_training(tmp_path):
-    """The later file wins for an epoch that both have, in the order of their dates and not of their names."""
+    """For an epoch in both files, the later file counts, by date and not by name."""
     lines = "2026-01-01 10:00:00.000000: Epoch {}\n2026-01-01 10:00:01.000000: train_loss {}\n"
     (tmp_path / "training_log_2026_9_30_10_00_00.txt").write_text(lines.format(0, 1) + lines.format(1, 2))
     (tmp_path / "training_log_2026_10_1_10_00_00.txt").write_text(lines.format(1, 5) + lines.format(2, "nan"))

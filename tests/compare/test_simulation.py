@@ -23,7 +23,7 @@ def test_better_or_worse_is_rare(structure):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_the_committed_figures_are_those_of_this_code(structure, shape):
-    """A thousand runs: at most 5% and what sampling adds, and at least 92% covered."""
+    """A thousand runs: at most 5% errors, plus sampling error, and at least 92% coverage."""
     wrong, covered = simulate(structure, shape, 1000)
     check(wrong, 1.0, 1000)
     assert covered >= 0.92

@@ -1,4 +1,4 @@
-"""Against values computed by hand, by enumeration and by scipy; and what comes out where nothing is different."""
+"""Statistics against values computed by hand, by enumeration and by scipy, and without a true difference."""
 
 from itertools import product
 
@@ -89,7 +89,7 @@ def test_estimate_of_fixed_data():
 
 
 def test_bootstrap_is_stratified_and_has_the_spread_of_the_mean():
-    """Variance of the mean: the sum over folds of (n_k / n)^2 s_k^2 / n_k, whatever lies between folds."""
+    """Variance of the mean: the sum over folds of (n_k / n)^2 s_k^2 / n_k, whatever the differences between folds."""
     generator = np.random.default_rng(0)
     values = np.concatenate([generator.normal(mean, 1, size) for mean, size in ((0, 3), (100, 5), (-50, 12))])
     folds = ["a"] * 3 + ["b"] * 5 + ["c"] * 12
@@ -101,7 +101,7 @@ def test_bootstrap_is_stratified_and_has_the_spread_of_the_mean():
 
 
 def test_bootstrap_of_one_fold_is_scipys():
-    """But for the corrections for few cases, which vanish with 500."""
+    """Equal except for the corrections for few cases, which vanish with 500."""
     values = np.random.default_rng(0).normal(1, 2, 500)
     ours = estimate(values, ["0"] * 500, MARGIN, seed=0)
     theirs = stats.bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", rng=1).confidence_interval
@@ -172,7 +172,7 @@ def test_interval_and_test_to_different_sides_decide_nothing():
 
 @pytest.mark.parametrize("shape", ["normal", "skewed", "heavy"])
 def test_without_a_true_difference_better_or_worse_is_rare(shape):
-    """Three trainers as good as the baseline, 200 runs: in at most 5%, and what sampling adds, does any verdict err."""
+    """Three trainers as good as the baseline, 200 runs: any verdict errs in at most 5%, plus sampling error."""
     draw = {
         "normal": lambda size: generator.normal(0, 0.02, size),
         "skewed": lambda size: 0.02 * (generator.exponential(size=size) - 1),

@@ -144,7 +144,7 @@ def test_hd95_agrees_with_monai_where_the_definitions_meet(monai_metrics):
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_distances_are_those_of_a_distance_transform(spacing):
-    """Near and far, dense and sparse masks: what the look-up, the k-d tree and the sparse codes return."""
+    """Near and far, dense and sparse masks: results of the look-up, the k-d tree and the sparse codes."""
     generator = np.random.default_rng(0)
     dense = smooth_masks(generator, (24, 30, 20))
     far = [box((60, 50, 40), (2, 3, 4), (5, 6, 7)), box((60, 50, 40), (50, 30, 20), (3, 2, 9))]

@@ -1,4 +1,4 @@
-"""The graph: its parts, their order and commands, what of it is missing, and what it refuses."""
+"""The graph: its steps, their order and commands, missing steps, and refusals."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from nnunet_ext.crossval.unpack import unpack
 
 
 def finish(space, *trainers, folds=(0, 1)):
-    """Stands in for trainings: files as nnU-Net leaves them."""
+    """Files in the form of nnU-Net's, in place of trainings."""
     import torch
 
     for trainer in trainers:

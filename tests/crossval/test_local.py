@@ -166,7 +166,7 @@ def test_without_nohup_sighup_ends_a_run(space):
 
 
 def test_two_runs_started_together_train_once(space):
-    """One is told by whom the preparation or the training is taken; the other one finishes; then nothing is missing."""
+    """One run is told who holds the preparation or the training; the other finishes; then nothing is missing."""
     (space.preprocessed / "splits_final.json").unlink(missing_ok=True)
     options = {"trainers": ["SASANTrainer"], "folds": ["0"]}
     both = [start(space, name=name, **options) for name in ("first", "second")]
@@ -258,7 +258,7 @@ def test_from_raw_data_alone_all_is_prepared(space):
 
 @pytest.mark.long
 def test_to_the_predictions_of_an_ensemble(space):
-    """The probabilities that an ensemble needs are made for what was trained without."""
+    """The probabilities that an ensemble needs are made for folds that were trained without them."""
     first = space.crossval(trainers=["StockTrainer"], folds=["0"])
     assert first.returncode == 0, first.stdout
     checkpoint = next(space.results.glob("StockTrainer__*/fold_0/checkpoint_final.pth"))
@@ -271,7 +271,7 @@ def test_to_the_predictions_of_an_ensemble(space):
     for name in ("StockTrainer__nnUNetPlans", "SASANTrainer__nnUNetPlans", "ensemble"):
         assert (space.report / "predictions" / name / case).is_file()
 
-    # Made anew, nothing is left of before: not half a mask either.
+    # Remade, nothing is left of the earlier run, not even half a mask.
     (ensemble,) = space.results.glob("ensembles/ensemble___*")
     masks = list(ensemble.rglob("*.nii.gz"))
     whole = masks[0].stat().st_size

@@ -79,7 +79,7 @@ def path(tmp_path):
 
 
 def rewrite(path, **changes):
-    """Makes a lock another holder's."""
+    """Writes another holder into a lock."""
     holder = dataclasses.replace(read_holder(path), **changes)
     path.write_text(json.dumps(holder.__dict__))
 
@@ -91,7 +91,7 @@ def make_old(path, seconds):
 
 @pytest.fixture
 def start_both():
-    """Starts a script twice; the answers of both to a line that they get at once."""
+    """Starts a script twice; returns the answers of both to a line that they get at the same time."""
     processes = []
 
     def start(code):
@@ -126,7 +126,7 @@ def test_of_two_that_start_at_once_one_gets_it_fifty_times(tmp_path, start_both)
 
 
 def test_of_two_that_start_at_once_one_trains_fifty_times(tmp_path, start_both):
-    """Also where the other one comes when the training has just been done."""
+    """Also if the other run arrives just after the training has ended."""
     ask = start_both(RUNS)
     for number in range(50):
         folder = tmp_path / str(number)
@@ -214,7 +214,7 @@ def test_the_heartbeat_goes_on_and_notices_a_take_over(path, monkeypatch):
         time.sleep(0.05)
     assert lock.lost
     lock.release()
-    assert path.exists()  # it is not this one's to remove
+    assert path.exists()  # it belongs to another run
 
 
 def test_all_locks_or_none(tmp_path):

@@ -1,4 +1,4 @@
-"""Signals as shells leave them: what was ignored at the start stays ignored, and commands can still be interrupted."""
+"""Signals that a shell ignored at the start stay ignored, and commands can still be interrupted."""
 
 import signal
 import subprocess

@@ -191,7 +191,7 @@ def processes_of_job(job):
 
 
 def test_a_job_that_gets_nowhere_fails_and_says_so(space, submit, ask, wait):
-    """A minute is too short for a single epoch: it is not requeued for ever."""
+    """A job with a limit of a minute, too short for one epoch, is not requeued for ever."""
     preamble = space.root / "preamble.sh"
     preamble.write_text("export NNUNET_EXT_EPOCHS=2 NNUNET_EXT_ITERATIONS=1000000\n")
     options = ["--time", "1", "--warn-before", "40", "--preamble", str(preamble)]

@@ -103,7 +103,7 @@ def test_cases_are_known_without_the_raw_data(space):
 
 
 def test_unpacking_writes_the_split_that_nnunet_would(space, make_trainer):
-    """nnU-Net's own trainer, in folders without a split, decides the same."""
+    """nnU-Net's own trainer makes the same split in folders without one."""
     splits = space.preprocessed / "splits_final.json"
     splits.unlink(missing_ok=True)
     data = space.preprocessed / "nnUNetPlans_2d"

@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be written, are damaged, or are of something else."""
+"""Checkpoints that cannot be written, are damaged, or belong to another model."""
 
 import copy
 import json
@@ -47,7 +47,7 @@ def test_a_full_disk_costs_no_checkpoint(make_trainer, small_disk, room):
 
 
 def damage(kind, whole, network):
-    """Content of a file that should have been a checkpoint, and what the error says of it."""
+    """Content of a file in a checkpoint's place, and the expected error message."""
     if kind == "cut off":
         return whole[: len(whole) // 2], "cannot be read: it is cut off, or was not written by torch"
     if kind == "cut off early":
@@ -148,7 +148,7 @@ def nnunets_predictor(folder):
 
 
 def test_prediction_with_another_plan_or_other_labels_says_both(make_model, nnunet):
-    """By nnU-Net's predictor, which knows no file's name; by ours with the name of the fold's file."""
+    """Refused by nnU-Net's predictor, which does not know the file's name, and by ours, which names the fold's file."""
     folder = make_model("SASANTrainer", plans=nnunet.plans)
     plans = (folder / "plans.json").read_text()
     (folder / "plans.json").write_text(json.dumps(plans_with(nnunet, patch_size=[16, 32, 16])))

@@ -1,4 +1,4 @@
-"""Trainings that are killed (SIGKILL) at the worst moments and gone on with, by nnU-Net's own command."""
+"""Trainings that are killed (SIGKILL) at the worst moments and resumed, by nnU-Net's own command."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def check_finished(training, printed):
     "written", [".base", pytest.param(".partial", marks=pytest.mark.long)], ids=["nnU-Net's part", "ours"]
 )
 def test_killed_while_a_checkpoint_is_written(training, written):
-    """The second checkpoint_latest: the first must still be whole and be what is gone on from."""
+    """Killed while writing the second checkpoint_latest: the first must be complete, and training resumes from it."""
 
     def moment():
         latest = training.fold / "checkpoint_latest.pth"

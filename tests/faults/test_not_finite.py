@@ -1,4 +1,4 @@
-"""Training on volumes that are not as they should be, and losses that are not finite; in this process, real loaders."""
+"""Training on faulty volumes, and losses that are not finite; in this process, with real loaders."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ def cases(nnunet):
 
 @pytest.fixture
 def change_case(nnunet_environment, tmp_path, monkeypatch):
-    """Changes a preprocessed case in a copy of the data, and says which cases are trained on."""
+    """Changes a preprocessed case in a copy of the data, and returns the training cases."""
     copy = tmp_path / "preprocessed" / nnunet_environment.dataset
     shutil.copytree(nnunet_environment.preprocessed, copy)
     monkeypatch.setenv("nnUNet_preprocessed", str(copy.parent))
@@ -43,7 +43,7 @@ def change_case(nnunet_environment, tmp_path, monkeypatch):
 
 
 def run_steps(trainer, until, at_most=30):
-    """Training and validation steps on what nnU-Net's loaders give, until all of some cases were among it."""
+    """Training and validation steps on batches of nnU-Net's loaders, until all of some cases have occurred."""
     loaders = trainer.get_dataloaders()
     trainer.on_train_epoch_start()
     losses, seen = [], set()
@@ -62,7 +62,7 @@ def run_steps(trainer, until, at_most=30):
 
 
 def with_nan(data, seg):
-    """As nnU-Net's normalisation leaves a volume with one NaN."""
+    """A volume with one NaN after nnU-Net's normalisation."""
     return np.full_like(data, np.nan), seg
 
 
@@ -130,7 +130,7 @@ def tiny(data, seg):
 
 
 def constant(data, seg):
-    """As nnU-Net's normalisation leaves a constant volume."""
+    """A constant volume after nnU-Net's normalisation."""
     return np.zeros_like(data), seg
 
 
@@ -205,7 +205,7 @@ def scaled_epochs(guard, scaler, network, optimizer, losses, iterations):
 
 @pytest.mark.parametrize(("iterations", "epochs"), [(250, 1), (4, 5), (1, MAX_SCALING)])
 def test_a_training_that_diverges_under_a_scaler_ends_with_the_epoch(iterations, epochs):
-    """A scaler skips all steps and tells no one."""
+    """A scaler skips all steps silently."""
     network, lines = torch.nn.Linear(3, 2), []
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     scaler = torch.amp.GradScaler("cpu")

@@ -70,14 +70,14 @@ BAD = {
 
 
 def sorted_out(folder, channels=1, ending=".nii.gz", **task):
-    """Scans that can be predicted, and what keeps the others from it."""
+    """Scans that can be predicted, and the reasons why the others cannot."""
     scans, task = scans_in(folder, [ending])[0], PredictionTask(folder, ending, **task)
     problems = {scan: problem(scan, SimpleITKIO(), channels, task) for scan in scans}
     return [scan for scan in scans if problems[scan] is None], [found for found in problems.values() if found]
 
 
 def test_scans_are_checked_while_others_are_predicted(nnunet, good, tmp_path):
-    """One that breaks when the first is ready is found then: none is read before it is its turn."""
+    """A scan that is damaged once the first is ready is noticed: scans are read only when their turn comes."""
     for path in good:
         shutil.copy(path, tmp_path)
     scans, _ = scans_in(tmp_path, [".nii.gz"])
@@ -327,7 +327,7 @@ def test_it_predicts_as_nnunet_does_and_goes_on_with_half_a_mask(nnunet, model, 
 def test_nnunets_own_prediction_says_nothing_of_half_a_scan_and_ends_at_one_that_it_cannot_read(
     nnunet, model, scans, tmp_path
 ):
-    """Why there is a command of ours."""
+    """The reason for our own command."""
     for case in ("double", "empty", "text"):
         for file in scans.glob(f"{case}_*"):
             file.rename(tmp_path / file.name)

@@ -1,4 +1,4 @@
-"""Folders that cannot be written: said, with their name, before any work is lost."""
+"""Folders that cannot be written are named in an error before any work is lost."""
 
 import copy
 import os

@@ -16,7 +16,7 @@ KEYS = ["support_images", "support_masks", "query_images", "query_masks"]
 
 
 class Secret:
-    """A segmentation that must not be looked at."""
+    """A segmentation that must not be read."""
 
     def __getattribute__(self, name):
         raise AssertionError("the labels were read")

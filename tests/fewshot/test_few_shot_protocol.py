@@ -1,4 +1,4 @@
-"""Which slices tell what to look for, in which files; see test_few_shot_command.py for whole runs."""
+"""The choice of support slices and files; see test_few_shot_command.py for whole runs."""
 
 import numpy as np
 import pytest

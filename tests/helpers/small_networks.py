@@ -1,4 +1,4 @@
-"""Every network, small: what tests of all networks build."""
+"""Small forms of all networks, for tests of every network."""
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ CASES = {
 }
 
 FURTHER = {"faf_net": {"encoder": "plan"}}
-"""Arguments without which a network is too large for these tests."""
+"""Arguments that make a network small enough for these tests."""
 
 MT_UNET = {
     "input_channels": 1,
@@ -50,7 +50,7 @@ def build(name, case, input_channels=1, num_classes=3, deep_supervision=False, n
 
 
 def with_support(network):
-    """Few-shot networks predict what they have been shown."""
+    """Gives few-shot networks the support that they need for prediction."""
     if hasattr(network, "set_support"):
         size = network.patch_size[-2:]
         masks = torch.zeros(2, network.num_classes - 1, *size)

@@ -110,7 +110,7 @@ def test_a_sequence_that_repeats_one_value_in_memory(reverse, assert_close):
     ],
 )
 def test_the_package_gets_what_its_kernels_are_written_for(width, taps, dtype, taken):
-    """As its checks have it, of channels beside each other; nothing here can run them."""
+    """The package's own checks, for adjacent channels; its kernels cannot run here."""
     x = torch.empty(2, 10, width, dtype=dtype).transpose(1, 2)
     assert _package_takes(x, torch.empty(width, taps)) == taken
     assert _package_takes(x.contiguous(), torch.empty(width, taps)) == (taken or width == 12)
@@ -120,7 +120,7 @@ def test_the_package_gets_what_its_kernels_are_written_for(width, taps, dtype, t
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("reverse", [True, False])
 def test_weights_have_gradients_in_their_own_precision(dtype, channels_last, reverse, assert_close):
-    """Whatever the input is in; tolerance of the package causal_conv1d's own tests."""
+    """For inputs of any type, within the tolerance of causal_conv1d's own tests."""
     x = torch.randn(2, 300, 24).transpose(1, 2) if channels_last else torch.randn(2, 24, 300)
     x = x.to(dtype)
     weight, bias = torch.randn(24, 4, requires_grad=True), torch.randn(24, requires_grad=True)

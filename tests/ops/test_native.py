@@ -42,7 +42,7 @@ def test_pythons_structures_are_laid_out_as_the_c_compilers(name, tmp_path):
 @needs_compiler
 @pytest.mark.parametrize(("number", "built"), [("0x123", "with the ABI number 0x00000123"), (None, "before it had")])
 def test_a_library_of_another_build_is_refused_and_pytorch_does_its_work(number, built, tmp_path):
-    """As after `git pull` with an editable install: the old library lies there."""
+    """As after `git pull` with an editable install, where the old library remains."""
     code = "int selective_scan_openmp(void) { return 0; }"
     if number is not None:
         code += f" unsigned nnunet_ext_abi(void) {{ return {number}; }}"

@@ -61,7 +61,7 @@ def assert_agrees(assert_close):
 
 @pytest.fixture(params=[*INSTRUCTION_SETS, "segments"])
 def cpu_variant(request, monkeypatch):
-    """The CPU backend as it is built for one instruction set, or without the C extension."""
+    """The CPU backend built for one instruction set, or without the C extension."""
     library = None if request.param == "segments" else library_for(request.param)
     monkeypatch.setattr(native, "native_library", lambda: library)
     monkeypatch.setattr(sys.modules["nnunet_ext.ops.selective_scan"], "native_library", lambda: library)
@@ -325,7 +325,7 @@ def test_the_extension_needs_no_python_or_torch_library():
 
 
 def test_where_triton_cannot_start_the_scan_goes_on_without(monkeypatch):
-    """Here it really cannot: it finds no GPU, where elsewhere it misses a compiler."""
+    """Triton really cannot start here, because it finds no GPU; elsewhere it may lack a compiler."""
     scan = sys.modules["nnunet_ext.ops.selective_scan"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(scan, "_NO_TRITON", None)

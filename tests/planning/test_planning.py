@@ -1,4 +1,4 @@
-"""Plans by traced memory: what nnU-Net makes of them, their limits, and the data they share."""
+"""Plans by traced memory: their use by nnU-Net, their limits, and the data that they share."""
 
 import json
 import re
@@ -334,6 +334,6 @@ def test_data_are_shared_where_preprocessing_is_the_same(dataset):
     assert planned("First") == own
     assert planned("Second") == own
     assert planned("Coarser", [2, 2, 2]) == {"2d": "Coarser_2d", "3d_fullres": "Coarser_3d_fullres"}
-    # Planned anew for other data while another plan still uses the old ones: these must not be overwritten.
+    # Planned again for other data while another plan still uses the old ones: these must not be overwritten.
     assert planned("First", [3, 3, 3])["3d_fullres"] == "First_3d_fullres_2"
     assert dataset.plans("Second")["configurations"]["3d_fullres"]["data_identifier"] == "First_3d_fullres"

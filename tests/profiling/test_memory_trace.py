@@ -1,4 +1,4 @@
-"""The traced memory of training steps, against what real runs hold."""
+"""The traced memory of training steps against that of real ones."""
 
 import csv
 import re

@@ -359,7 +359,7 @@ def test_interrupted_write_leaves_no_broken_cache(tmp_path, made, volume, monkey
     assert os.listdir(tmp_path) == []
     expected = cached_supervoxels(volume, SPACING, tmp_path, "a")
 
-    # Killed outright, the process cannot take its temporary file away; nor does that disturb anyone.
+    # A killed process cannot remove its temporary file, which does no harm.
     script = """
 import os, signal, sys
 import numpy as np
@@ -372,7 +372,7 @@ cached_supervoxels(np.zeros((2, 3, 4)), (1, 1, 1), sys.argv[1], "a")
     assert len(list(tmp_path.glob("a.supervoxels.*.partial"))) == 1
     np.testing.assert_array_equal(cached_supervoxels(volume, SPACING, tmp_path, "a"), expected)
     assert len(made) == 2
-    # The folder of preprocessed data has no case more for nnU-Net.
+    # nnU-Net finds no further case in the folder of preprocessed data.
     assert not [name for name in os.listdir(tmp_path) if name.endswith((".npz", ".npy", ".b2nd", ".pkl"))]
 
 

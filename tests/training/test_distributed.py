@@ -100,7 +100,7 @@ ALONE = {f"encoder.stages.5.{number}.mixed.axial.shift" for number in range(2)}
 
 
 def test_ranks_step_every_network_alike(run_ranks):
-    """Also what is saved, the state of rank 0, is what all ranks predict with.
+    """The saved state, that of rank 0, is also the one with which all ranks predict.
 
     On CUDA nnU-Net makes batch norms synchronised ones; here, as everywhere else, each rank's running statistics are
     its own until DDP hands out those of rank 0 before the next call of the network.
@@ -163,7 +163,7 @@ torch.save(made[0].network.module.state_dict(), f"{store}.{rank}")
     ],
 )
 def test_nnunets_ddp_training_ends_with_one_network(nnunet, run_ranks, tmp_path, trainer, configuration):
-    """nnU-Net's own function for a rank, with what it has for CUDA only replaced: NCCL, synchronised batch norms."""
+    """nnU-Net's own function for a rank, with its CUDA-only parts replaced: NCCL and synchronised batch norms."""
     budget = {f"NNUNET_EXT_{name}": "2" for name in ("EPOCHS", "ITERATIONS", "VAL_ITERATIONS")}
     run_ranks(TRAINING, trainer, configuration, environment=nnunet.environment | budget | {"nnUNet_n_proc_DA": "0"})
     folder = nnunet.model(trainer, configuration)

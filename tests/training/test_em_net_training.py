@@ -78,7 +78,7 @@ def test_em_net_decays_the_weights_of_linear_maps_only(make_trainer):
 
 
 def test_em_net_resumes_from_an_optimiser_of_one_group(make_trainer):
-    """As versions up to 0.1.0 wrote it: every parameter gets its own moments, rates are taken over, decay is not."""
+    """A state of versions up to 0.1.0: every parameter gets its moments, rates are restored, decay is not."""
     trainer = make_trainer("EMNetTrainer")
     parameters = list(trainer.network.parameters())
     old = torch.optim.AdamW(parameters, 3e-4, weight_decay=1e-2)

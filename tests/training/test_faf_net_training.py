@@ -275,7 +275,7 @@ def test_from_scratch_the_rate_falls_to_0(make_trainer, larger):
 
 
 def test_the_papers_encoder_says_how_to_start_from_scratch(make_trainer, larger, monkeypatch):
-    """Where the weights cannot be had; nothing is downloaded by this test."""
+    """The weights are unavailable; this test downloads nothing."""
     import torchvision
 
     def refuse(*_, **__):

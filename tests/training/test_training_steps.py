@@ -1,4 +1,4 @@
-"""Every trainer's own training step, on batches of its own loaders: the same again on the CPU, scaled on a GPU."""
+"""Every trainer's own training step on batches of its own loaders: reproducible on the CPU, scaled on a GPU."""
 
 import copy
 
@@ -9,7 +9,7 @@ import torch
 from nnunet_ext.nnunet.trainers import known_trainers
 
 TRAINERS = [name for name in known_trainers() if "MTUNet" not in name and "ResNet101" not in name]
-"""Without those for patches that 32 divides, and one that downloads weights."""
+"""All trainers except those for patches divisible by 32 and the one that downloads weights."""
 QUICK = ("SASANTrainer", "SALSTMTrainer")
 SLOW = ("LSTMSATrainer", "FAFNetTrainer", "FAFNetFewShotTrainer", "EMNetTrainer")
 
@@ -26,7 +26,7 @@ def batches(monkeypatch):
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
 
     def draw(trainer, count):
-        np.random.seed(0)  # noqa: NPY002 (what nnU-Net's loaders draw from)
+        np.random.seed(0)  # noqa: NPY002 (nnU-Net's loaders draw from it)
         training, _ = trainer.get_dataloaders()
         return [copy.deepcopy(next(training)) for _ in range(count)]
 

@@ -1,4 +1,4 @@
-"""U-Mamba as its page has it, step by step in PyTorch's own functions, on the weights of ours."""
+"""Naive reference implementation of U-Mamba in PyTorch's own functions, with the weights of ours."""
 
 import torch
 import torch.nn.functional as F

@@ -109,7 +109,7 @@ def test_the_twin_differs_by_the_layer_alone(assert_close):
 
 
 def test_convolutions_begin_as_published():
-    """He's, for LeakyReLU of slope 0.01; Mamba as its own authors begin it."""
+    """He initialisation for LeakyReLU with slope 0.01; Mamba's is that of its authors."""
     network = UMamba(**SMALL | {"features_per_stage": 32}, deep_supervision=True)
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):
@@ -158,7 +158,7 @@ def test_what_does_not_fit_is_an_error(arguments, message):
 
 
 class Configuration:
-    """nnU-Net's, of a plan for its U-Net with other numbers of convolutions."""
+    """The numbers of convolutions come from nnU-Net's plan for its U-Net."""
 
     network_arch_class_name = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
     network_arch_init_kwargs_req_import = ("conv_op",)
