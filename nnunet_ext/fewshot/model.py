@@ -90,7 +90,7 @@ class FewShotModel:
         match: str = "extent",
         sectors: int = 0,
     ) -> None:
-        """Takes the support from labelled scans.
+        """Encodes the support from labelled scans.
 
         Args:
             examples: Scans with their masks; every one must show every label.

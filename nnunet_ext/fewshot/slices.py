@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 
 def image_slice(case: Sequence[Any], position: int, one_hot: Sequence[int] = ()) -> NDArray[np.float32]:
-    """A slice of what a network gets to see of a case.
+    """A slice of a case's channels, as the network sees them.
 
     Args:
-        case: What `load_case` of nnU-Net's datasets returns: image, segmentation, previous stage's segmentation, ...
-        position: Along the first spatial axis.
+        case: Result of `load_case` of nnU-Net's datasets: image, segmentation, previous stage's segmentation, ...
+        position: Index along the first spatial axis.
         one_hot: Labels of the previous stage's segmentation that are channels of the input (nnU-Net's cascade).
 
     Shape:
@@ -21,19 +21,19 @@ def image_slice(case: Sequence[Any], position: int, one_hot: Sequence[int] = ())
     image = np.asarray(case[0][:, position], np.float32)
     if not one_hot:
         return image
-    earlier = np.asarray(case[2][position])  # nnU-Net keeps it without an axis for channels
+    earlier = np.asarray(case[2][position])  # nnU-Net stores it without a channel axis
     return np.concatenate([image, np.stack([earlier == label for label in one_hot]).astype(np.float32)])
 
 
 def window_start(centre: Sequence[float], shape: Sequence[int], size: Sequence[int]) -> list[int]:
-    """First row and column of a window of a size around a point, moved so that it lies within the image.
+    """First row and column of a window around a point, moved so that it lies within the image.
 
-    On an axis where the image is smaller than the window the image comes to lie in its middle, as nnU-Net pads.
+    On an axis where the image is smaller than the window, the image is centred in it, as in nnU-Net's padding.
 
     Args:
-        centre: Row and column, of pixels' centres.
+        centre: Row and column, counted from the centre of the first pixel.
         shape: (H, W) of the image.
-        size: Of the window.
+        size: Size of the window.
     """
     starts = []
     for c, n, s in zip(centre, shape, size, strict=True):
@@ -42,7 +42,7 @@ def window_start(centre: Sequence[float], shape: Sequence[int], size: Sequence[i
 
 
 def window(x: NDArray[Any], start: Sequence[int], size: Sequence[int]) -> NDArray[Any]:
-    """(C, H, W) -> (C, *size) from `start` on, with 0 outside."""
+    """(C, H, W) -> (C, *size), starting at `start`, with 0 outside."""
     ends = [s + n for s, n in zip(start, size, strict=True)]
     beyond = [(max(0, -s), max(0, e - n)) for s, e, n in zip(start, ends, x.shape[1:], strict=True)]
     rows, columns = (slice(max(0, s), max(0, s) + n) for s, n in zip(start, size, strict=True))

@@ -1,7 +1,7 @@
 """Surroundings of a label in a support slice, as background classes. This is an addition to the paper.
 
 In FAF-Net a threshold alone decides whether a position resembles the label, and tissue at its edge often does. With
-these classes, a position that resembles the label's surroundings in the support even more is not taken for the label.
+these classes, a position that resembles the label's surroundings in the support more than the label is background.
 """
 
 import numpy as np

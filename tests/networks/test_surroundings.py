@@ -1,4 +1,4 @@
-"""Whatever PyTorch feature is put around a network: the values are those of a plain call, or an error says why not."""
+"""PyTorch's features around a network: the values are those of a plain call, or an error says why not."""
 
 import copy
 import warnings
@@ -28,7 +28,7 @@ def rounding(network, x):
 @cases
 @pytest.mark.parametrize("gradients", [True, False])
 def test_a_trace_gives_what_the_network_gives(name, case, gradients, assert_close):
-    """On other values than it was traced with, and again after it was saved."""
+    """A trace is right for other values than it was made with, and after it was saved."""
     network = build(name, case).eval()
     x, other = images_for(network), images_for(network)
     with torch.set_grad_enabled(gradients), warnings.catch_warnings():
@@ -39,7 +39,7 @@ def test_a_trace_gives_what_the_network_gives(name, case, gradients, assert_clos
 
 
 def listen(network, seen):
-    """Keeps every module's results and inputs, and copies of them as they were."""
+    """Keeps every module's results and inputs, and copies of their values."""
 
     def keep(module, inputs, result):
         for part in (*inputs, result):
@@ -110,7 +110,7 @@ def test_an_exported_program_gives_what_the_network_gives(name, case, assert_clo
 @cases
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_weights_in_low_precision(name, case, dtype, assert_close):
-    """Against float32 weights of the same values; gradients in the weights' own type."""
+    """Low-precision weights against float32 weights of the same values; gradients have the weights' own type."""
     network = build(name, case, deep_supervision=True).to(dtype)
     if hasattr(network, "set_support"):
         from tests.helpers.small_networks import with_support
