@@ -95,7 +95,7 @@ def lesion_table(outcome: Outcome) -> Table:
         title = lesion_title(key, outcome.study.labels.in_pixels)
         rows.append([name, label, title, *numbers, str(found.estimate.cases)])
     heads = ["", "label", "metric, points", outcome.study.baseline, "own", "difference", "95% interval", "p (Holm)"]
-    return Table("Detection of lesions", [*heads, "pairs"], rows, words=(0, 1, 2))
+    return Table("Detection of lesions", [*heads, "pairs"], rows, text_columns=(0, 1, 2))
 
 
 def lesion_total_table(outcome: Outcome) -> Table:
@@ -108,7 +108,7 @@ def lesion_total_table(outcome: Outcome) -> Table:
             shares = [f"{part / whole:.0%}" if whole else DASH for part, whole in parts]
             rows.append([name, label, *map(str, (total.true, total.predicted, total.found)), *shares])
     heads = ["", "label", "true", "predicted", "found", "of the true", "of the predicted"]
-    return Table("Numbers of lesions", heads, rows, words=(0, 1))
+    return Table("Numbers of lesions", heads, rows, text_columns=(0, 1))
 
 
 def all_tables(outcome: Outcome) -> list[Table]:
