@@ -19,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="run every operator and a training step of every network, eager and compiled, against references; prints "
-        "a table of errors and times (minutes)",
+        help="run every operator and a training step of every network, eager and compiled (on the CPU: traced), "
+        "against references; prints a table of errors and times (minutes)",
     )
     parser.add_argument("--device", choices=DEVICES, default="auto", help="device for --check (default: auto)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
