@@ -20,7 +20,7 @@ def few(monkeypatch):
 
 
 def test_everything_is_right_on_this_processor(few, capsys):
-    assert doctor._check("cpu") == 0
+    assert doctor._print_check(doctor._check("cpu"), "cpu") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "Everything computes what it should on cpu."
     rows = [line for line in lines if line.startswith("ok ")]
@@ -50,7 +50,7 @@ def test_an_operator_that_is_wrong_or_fails_ends_with_1(monkeypatch, capsys, tmp
     monkeypatch.setenv("nnUNet_extTrainer", str(trainers_folder()))
     assert main(["doctor", "--check", "--device", "cpu"]) == 1
     out = capsys.readouterr().out
-    assert "Everything needed is there." in out
+    assert "Everything needed is installed." in out
     assert out.endswith("1 wrong.\n")
     (line,) = [line for line in out.splitlines() if line.startswith("WRONG")]
     assert line.split()[1] == "causal_conv1d"

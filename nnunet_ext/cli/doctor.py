@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(content, indent=2))
     else:
         _print_installation(checks)
-        wrong = _print_check(_check(arguments.device)) if arguments.check else 0
+        wrong = _print_check(_check(arguments.device), choose_device(arguments.device)) if arguments.check else 0
     return 1 if missing or wrong else 0
 
 
@@ -63,7 +63,7 @@ def _print_installation(checks: "Sequence[Check]") -> None:
     print(f"\n{missing} needed thing(s) missing." if missing else "\nEverything needed is installed.")
 
 
-def _print_check(rows: "Iterator[Row]") -> int:
+def _print_check(rows: "Iterator[Row]", device: str) -> int:
     """Prints the rows as they come; returns the number of wrong ones."""
     print(f"\n{'':<7} {'what':<20} {'on':<26} {'error':>9} {'limit':>9} {'seconds':>8}")
     wrong = 0
@@ -74,5 +74,5 @@ def _print_check(rows: "Iterator[Row]") -> int:
         print(f"{mark:<7} {row.name:<20} {row.how:<26} {error:>9} {row.limit:>9.1e} {row.seconds:>8.2f}", flush=True)
         if row.reason:
             print(f"        -> {row.reason}")
-    print(f"\n{wrong} wrong." if wrong else "\nEverything computes what it should.")
+    print(f"\n{wrong} wrong." if wrong else f"\nEverything computes what it should on {device}.")
     return wrong
