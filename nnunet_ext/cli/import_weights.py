@@ -17,7 +17,7 @@ _SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "patch_size": (_SIZES, "voxels per axis, if they cannot be inferred from the tensors (all but sasan)"),
     "strides": (
         {"type": _stride, "nargs": "+"},
-        "strides of all stages, as 1 2 2, or per axis 1,1,1 1,2,2 2,2,2 (umamba_bot, umamba_enc; default: 1 2 2 ...)",
+        "strides of the plan, as 1 2 2, or per axis 1,1,1 1,2,2 2,2,2 (umamba_bot, umamba_enc; default: 1 2 2 ...)",
     ),
     "efl_layout": ({}, "layout of the frequency layers, authors or spatial (em_net; default: authors)"),
     "attention_size": (_NUMBER, "size in the attention's scale (salstm, lstmsa; default: 7744)"),

@@ -44,9 +44,9 @@ def from_authors(name: str, state_dict: Mapping[str, Tensor], **settings: object
     * ``faf_net``: `patch_size` (default: 4 (h - 1) + 1 for a filter grid of h), `input_channels` (default: 1),
       `num_classes` (default: 2, background and one class); `filter_grid` (default: inferred from the tensors). If the
       weights have no encoder, the result is the network after its encoder, which has `segment_features`.
-    * ``mt_unet``: `patch_size`, of which the tensors show only the number of tokens (default: a square).
-    * ``umamba_bot``, ``umamba_enc``: `strides` of the plan (default: 2 into every stage but the first; required where
-      the kernels differ between axes); `patch_size` (default for ``umamba_enc``: the cube that a stage with channels
+    * ``mt_unet``: `patch_size`, a square (default: inferred from the number of tokens).
+    * ``umamba_bot``, ``umamba_enc``: `strides` of the plan, which no tensor shows (default: 2 into every stage but the
+      first; required where the kernels differ between axes); `patch_size` (default for ``umamba_enc``: the cube that a stage with channels
       as tokens shows; required if no stage has them).
 
     Args:

@@ -57,7 +57,6 @@ print("whole")
 
 
 @pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc here")
 @pytest.mark.parametrize("flags", [[], ["-mavx2", "-mfma"]])
 def test_no_read_or_write_beyond_memory_and_nothing_undefined(flags, tmp_path):

@@ -1,4 +1,9 @@
-"""Import of the authors' EM-Net weights."""
+"""Import of the authors' EM-Net weights.
+
+Exact for every batch, width and size that the authors' code takes. Their frequency layers need equal sizes along the
+last two axes, so weights with such layers are refused at other sizes, where this network is well defined but theirs
+does not exist.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -28,8 +33,8 @@ def em_net_from_authors(
         efl_layout: ``"authors"``, the layout of their code, or ``"spatial"`` to continue training in the paper's.
 
     Raises:
-        ValueError: for missing or unexpected keys, tensors of the wrong shape, or a patch that is not a cube and was
-            not specified.
+        ValueError: for missing or unexpected keys, tensors of the wrong shape, a patch that is not a cube and was not
+            specified, or frequency layers at sizes that the authors' code does not take.
     """
     state_dict = {k: v for k, v in state_dict.items() if not k.endswith(_IGNORED)}
     found = [int(m[1]) for k in state_dict if (m := re.match(r"mamba_encoder\.stages\.(\d+)\.", k))]
@@ -44,11 +49,17 @@ def em_net_from_authors(
     n = len(strides[0])
     if patch_size is None:
         patch_size = _patch_size(state_dict, strides, efl_layers)
+    patch_size = (patch_size,) * n if isinstance(patch_size, int) else tuple(patch_size)
+    if any(efl_layers) and patch_size[-1] != patch_size[-2]:
+        raise ValueError(
+            f"`patch_size`={patch_size}: the authors' frequency layers take only equal sizes along the last two axes, "
+            "so there are no weights of theirs for this patch"
+        )
     kernels = [state_dict[f"{_last_layer(s)}.conv51.conv1.conv.weight"].shape[2:] for s in range(stages)]
     network = EMNet(
         input_channels=state_dict[_down(0)].shape[1],
         num_classes=state_dict[f"{_head(0)}.weight"].shape[0],
-        patch_size=patch_size if isinstance(patch_size, int) else tuple(patch_size),
+        patch_size=patch_size,
         n_stages=stages + 1,
         features_per_stage=[
             state_dict["decoder1.transp_conv.conv.weight"].shape[1],

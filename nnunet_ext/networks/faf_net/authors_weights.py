@@ -1,4 +1,9 @@
-"""Import of the authors' FAF-Net weights."""
+"""Import of the authors' FAF-Net weights.
+
+Exact for every number of classes and images, with batch norms in evaluation, where the feature grid is that of the
+filters; the authors' code takes no other. At other sizes the filters are resized, which is this network's definition.
+The authors' inverse transform of a spectrum that is not Hermitian depends on the device; this is its result on a CPU.
+"""
 
 import re
 from collections.abc import Iterable, Mapping

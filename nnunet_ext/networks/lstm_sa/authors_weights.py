@@ -1,4 +1,9 @@
-"""Import of the authors' SALSTM and LSTMSA weights."""
+"""Import of the authors' SALSTM and LSTMSA weights.
+
+Exact for every size, batch and width, given the attention size, with a backbone without statistics across slices: with
+MT-UNet in evaluation, on square slices. In training, the authors' code takes the batch norms' statistics of each of the
+three slices by itself, this network those of all slices at once.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeVar

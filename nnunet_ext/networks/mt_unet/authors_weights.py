@@ -1,4 +1,8 @@
-"""Import of the authors' MT-UNet weights."""
+"""Import of the authors' MT-UNet weights.
+
+Exact for every batch and width, and for square images of every size: the authors' code takes no others, so other
+patches are refused. In training, batch norms take the statistics of the batch that each call is given.
+"""
 
 from collections.abc import Iterable, Mapping
 from math import isqrt
@@ -14,6 +18,7 @@ _IGNORED = ".num_batches_tracked"
 """A counter that batch norm does not use at its default momentum."""
 _COLOURS = 3
 _TOKEN_SIZE = 2**STEM_LEVELS
+_SQUARE = "the authors' code takes only square images, so there are no weights of theirs for others"
 
 Names = dict[str, tuple[str, ...]]
 """Maps our parameter name to the authors' names, whose tensors are concatenated."""
@@ -27,11 +32,10 @@ def mt_unet_from_authors(state_dict: Mapping[str, Tensor], patch_size: int | Ite
 
     Args:
         state_dict: The authors' parameter names and values.
-        patch_size: P in pixels; None: square, inferred from the number of tokens.
+        patch_size: P in pixels, a square; None: inferred from the number of tokens.
 
     Raises:
-        ValueError: for missing or unexpected keys, tensors of the wrong shape, or a patch that is not square and was
-            not specified.
+        ValueError: for missing or unexpected keys, tensors of the wrong shape, or a patch that is not square.
     """
     state_dict = {k: v for k, v in state_dict.items() if not k.endswith(_IGNORED)}
     names = authors_names()
@@ -46,10 +50,13 @@ def mt_unet_from_authors(state_dict: Mapping[str, Tensor], patch_size: int | Ite
     channels = state_dict["stem.model.res1.conv.0.conv.weight"].shape[1]
     if patch_size is None:
         patch_size = _square(state_dict["stem.position_embedding"].shape[1])
+    patch_size = patch_size if isinstance(patch_size, int) else tuple(patch_size)
+    if not isinstance(patch_size, int) and len(set(patch_size)) > 1:
+        raise ValueError(f"`patch_size`={patch_size}: {_SQUARE}")
     network = MTUNet(
         input_channels=1 if channels == _COLOURS else channels,
         num_classes=width("SegmentationHead"),
-        patch_size=patch_size if isinstance(patch_size, int) else tuple(patch_size),
+        patch_size=patch_size,
         features_per_stage=features,
         heads=features[STEM_LEVELS] // state_dict[f"{first}.EAttention.linear_0.weight"].shape[1],
         window=isqrt(width(f"{first}.CSAttention.dlightconv.linear")),
@@ -150,5 +157,5 @@ def _under(ours: str, theirs: str, names: Names) -> Names:
 def _square(tokens: int) -> int:
     side = isqrt(tokens)
     if side**2 != tokens:
-        raise ValueError(f"{tokens} tokens do not form a square: `patch_size` must be given")
+        raise ValueError(f"{tokens} tokens do not form a square: {_SQUARE}")
     return side * _TOKEN_SIZE

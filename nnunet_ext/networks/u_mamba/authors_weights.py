@@ -1,4 +1,10 @@
-"""Import of the authors' U-Mamba weights."""
+"""U-Mamba from the authors' weights.
+
+Exact for every size, batch and width that the authors' code takes, given the plan's strides. No tensor shows them, and
+with other strides the same tensors fit another network: where the kernels differ between axes they must be given, as
+otherwise 2 into every stage but the first is assumed, nnU-Net's choice for isotropic patches. A patch that was inferred
+is a cube, and inputs of another size are then refused.
+"""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,17 +27,18 @@ _EQUAL = (("decoder.encoder.", "encoder."), (".all_modules.0.", ".conv."), (".al
 def umamba_bot_from_authors(
     state_dict: Mapping[str, Tensor],
     patch_size: int | Sequence[int] | None = None,
-    strides: PerStage = 2,
+    strides: PerStage | None = None,
 ) -> UMamba:
     """UMambaBot with the authors' weights; other sizes are inferred from the tensors.
 
     Args:
         state_dict: The authors' parameter names and values.
         patch_size: P in voxels; None: twice the product of the strides. The weights do not depend on it.
-        strides: Strides into the stages as in the plan, per stage and axis, which cannot be inferred.
+        strides: Strides into the stages as in the plan, per stage and axis, which no tensor shows; a single number
+            goes into every stage but the first. None: 2, if no kernel differs between axes.
 
     Raises:
-        ValueError: for missing or unexpected keys, tensors of the wrong shape, or strides that have no default.
+        ValueError: for missing or left-over keys, tensors of the wrong shape, or strides that must be given.
     """
     return _from_authors("UMambaBot", "Bot", state_dict, patch_size, strides)
 
@@ -39,7 +46,7 @@ def umamba_bot_from_authors(
 def umamba_enc_from_authors(
     state_dict: Mapping[str, Tensor],
     patch_size: int | Sequence[int] | None = None,
-    strides: PerStage = 2,
+    strides: PerStage | None = None,
 ) -> UMamba:
     """UMambaEnc with the authors' weights; arguments and errors are those of `umamba_bot_from_authors`.
 
@@ -54,7 +61,7 @@ def _from_authors(
     variant: str,
     state_dict: Mapping[str, Tensor],
     patch_size: int | Sequence[int] | None,
-    strides: PerStage,
+    strides: PerStage | None,
 ) -> UMamba:
     state_dict = _without_copies(name, state_dict)
     stages = _counted(state_dict, r"encoder\.stages\.(\d+)\.")
@@ -64,11 +71,15 @@ def _from_authors(
         check_keys(name, [], [key for key in needed if key not in state_dict])
     kernels = [state_dict[_FIRST_KERNEL.format(s)] for s in range(stages)]
     conv_op = {4: nn.Conv2d, 5: nn.Conv3d}[kernels[0].ndim]
-    if strides == 2 and any(len(set(kernel.shape[2:])) > 1 for kernel in kernels):
+    if strides is None and any(len(set(kernel.shape[2:])) > 1 for kernel in kernels):
         raise ValueError(
             "the kernels differ between the axes, and so may the strides, which no tensor shows: `strides` must be "
             "given, per stage and axis as in the plan"
         )
+    if strides is None:
+        strides = 2
+    if not isinstance(strides, int) and len(strides) == 1 and isinstance(strides[0], int):
+        strides = strides[0]
     features = [kernel.shape[0] for kernel in kernels]
     per_stage = [1] + [strides] * (stages - 1) if isinstance(strides, int) else strides
     steps = [(step,) * (kernels[0].ndim - 2) if isinstance(step, int) else tuple(step) for step in per_stage]

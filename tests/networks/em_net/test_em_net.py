@@ -209,13 +209,15 @@ def as_authors(network, efl_layers, heads):
 @pytest.mark.parametrize("heads", [1, 2])
 def test_weights_of_every_variant_are_recognised(variant, settings, heads, assert_close):
     layout = settings.get("efl_layout", "authors")
-    network = EMNet(**(SMALL | {"input_channels": 2}), variant=variant, efl_layout=layout, deep_supervision=heads > 1)
+    patch = settings.get("patch_size", (8, 16, 16))
+    small = SMALL | {"input_channels": 2, "patch_size": patch}
+    network = EMNet(**small, variant=variant, efl_layout=layout, deep_supervision=heads > 1)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm3d):
             nn.init.uniform_(module.running_var, 0.5, 2)
     state = as_authors(network, VARIANTS[variant].efl_layers(2), heads)
     imported = from_authors("em_net", state, **settings)
-    x = torch.randn(1, 2, 8, 12, 16)
+    x = torch.randn(1, 2, *patch)
     ours, theirs = network.eval()(x), imported(x)
     for a, b in zip(*((ours, theirs) if heads > 1 else ([ours], [theirs])), strict=True):
         assert_close(a, b, 1e-6)
@@ -230,6 +232,15 @@ def test_variant_a_of_a_patch_that_is_no_cube_needs_its_size():
         from_authors("em_net", state, patch_size=(8, 12, 32))
     cube = as_authors(EMNet(**(SMALL | {"patch_size": 8}), variant="A"), (0, 0), 1)
     assert from_authors("em_net", cube).patch_size == (8, 8, 8)
+
+
+@pytest.mark.parametrize("variant", ["EM-Net", "B", "C"])
+def test_sizes_that_the_authors_frequency_layers_do_not_take_are_refused(variant):
+    state = as_authors(EMNet(**SMALL, variant=variant, efl_layout="authors"), VARIANTS[variant].efl_layers(2), 1)
+    message = r"`patch_size`=\(8, 12, 16\): the authors' frequency layers take only equal sizes along the last two axes"
+    for settings in ({}, {"patch_size": (8, 12, 16)}):
+        with pytest.raises(ValueError, match=message):
+            from_authors("em_net", state, **settings)
 
 
 def test_missing_extra_and_misshapen_tensors_are_listed(golden):

@@ -184,11 +184,12 @@ def test_sizes_are_read_off_the_tensors(settings, assert_close):
     assert_close(imported(x), network.eval()(x), 1e-6)
 
 
-def test_a_patch_that_is_not_square_needs_its_size(assert_close):
+def test_patches_that_the_authors_code_does_not_take_are_refused():
     state = as_authors(MTUNet(**SMALL))
-    with pytest.raises(ValueError, match=r"96 tokens do not form a square: `patch_size` must be given"):
+    with pytest.raises(ValueError, match=r"96 tokens do not form a square: the authors' code takes only square images"):
         from_authors("mt_unet", state)
-    assert from_authors("mt_unet", state, patch_size=(96, 64)).patch_size == (96, 64)
+    with pytest.raises(ValueError, match=r"`patch_size`=\(96, 64\): the authors' code takes only square images"):
+        from_authors("mt_unet", state, patch_size=(96, 64))
     with pytest.raises(ValueError, match=r"downsampling\.3\.2\.pos \(1, 96, 8\) instead of \(1, 64, 8\)"):
         from_authors("mt_unet", state, patch_size=64)
 
@@ -222,10 +223,10 @@ def test_names_map_every_tensor_once_under_any_prefix():
 
 
 def test_import_weights_knows_it(tmp_path, capsys):
-    network = MTUNet(**SMALL)
+    network = MTUNet(**(SMALL | {"patch_size": 64}))
     torch.save(as_authors(network), tmp_path / "authors.pth")
     command = ["import-weights", "mt_unet", str(tmp_path / "authors.pth"), str(tmp_path / "ours.pth")]
-    assert main([*command, "--patch-size", "96", "64"]) == 0
+    assert main([*command, "--patch-size", "64", "64"]) == 0
     assert "MTUNet" in capsys.readouterr().out
     network.load_state_dict(torch.load(tmp_path / "ours.pth", weights_only=True)["network_weights"])
 

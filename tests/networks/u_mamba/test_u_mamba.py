@@ -37,7 +37,7 @@ FLAT = {"conv_op": nn.Conv2d, "patch_size": (16, 24), "input_channels": 2}
 @pytest.mark.parametrize("name", GOLDEN)
 def test_agrees_with_the_authors_in_values_and_gradient(name, golden, assert_close):
     file = golden(f"umamba_{name}")
-    network = from_authors(f"umamba_{name[:3]}", file.state_dict, patch_size=file.meta["patch"]).double()
+    network = from_authors(f"umamba_{name[:3]}", file.state_dict, patch_size=file.meta["patch"], strides=2).double()
     x = file["x"].double().requires_grad_()
     outputs = network(x)
     assert len(outputs) == 3
@@ -197,28 +197,39 @@ def test_weights_of_any_plan_are_imported(variant, arguments, assert_close):
 
 
 def test_patches_that_tensors_show_need_not_be_given(golden):
-    assert from_authors("umamba_bot", golden("umamba_bot").state_dict).patch_size == (16, 16, 16)
-    assert from_authors("umamba_enc", golden("umamba_enc").state_dict).patch_size == (16, 16, 16)
+    for name in ("umamba_bot", "umamba_enc"):
+        for strides in (2, [2], [1, 2, 2, 2]):
+            assert from_authors(name, golden(name).state_dict, strides=strides).patch_size == (16, 16, 16)
     with pytest.raises(ValueError, match=r"the tensors do not show the patch size.*`patch_size` must be given"):
-        from_authors("umamba_enc", golden("umamba_enc_2d").state_dict)
-    state = as_authors(UMamba(**SMALL | ANISOTROPIC, variant="Bot", deep_supervision=True))
-    with pytest.raises(ValueError, match=r"`strides` must be given, per stage and axis as in the plan"):
-        from_authors("umamba_bot", state)
+        from_authors("umamba_enc", golden("umamba_enc_2d").state_dict, strides=2)
+
+
+def test_strides_are_not_assumed_where_kernels_differ(golden):
+    """With other strides the same tensors fit a network that computes something else."""
+    network = UMamba(**SMALL | ANISOTROPIC, variant="Bot", deep_supervision=True)
+    with pytest.raises(ValueError, match=r"the kernels differ between the axes.*`strides` must be given"):
+        from_authors("umamba_bot", as_authors(network), patch_size=network.patch_size)
+    state = golden("umamba_bot").state_dict
+    x = torch.randn(1, 1, 16, 16, 16)
+    assumed, given = (from_authors("umamba_bot", state, **further)(x)[0] for further in ({}, {"strides": 2}))
+    other = from_authors("umamba_bot", state, patch_size=16, strides=[(1, 1, 1), (2, 2, 2), (2, 2, 2), (1, 2, 2)])
+    assert torch.equal(assumed, given)
+    assert (other(x)[0] - given).abs().max() > 1e-3
 
 
 def test_other_weights_are_refused(golden):
     state = dict(golden("umamba_bot").state_dict)
     with pytest.raises(ValueError, match=r"these are not the authors' UMambaEnc weights: keys .* mamba_layer\.norm\.b"):
-        from_authors("umamba_enc", state, patch_size=16)
+        from_authors("umamba_enc", state, patch_size=16, strides=2)
     with pytest.raises(ValueError, match=r"UMambaBot weights: keys 4 missing: decoder\.seg_layers\.0\.weight, .*stem"):
-        from_authors("umamba_bot", {})
+        from_authors("umamba_bot", {}, strides=2)
     state["stray.weight"] = state.pop("mamba_layer.mamba.D")
     with pytest.raises(ValueError, match=r"keys 1 missing: mamba_layer\.mamba\.D; 1 extra: stray\.weight"):
-        from_authors("umamba_bot", state)
+        from_authors("umamba_bot", state, strides=2)
     state = dict(golden("umamba_bot").state_dict)
     state["decoder.encoder.stem.0.conv1.bias"] = torch.ones(4)
     with pytest.raises(ValueError, match=r"decoder\.encoder\.stem\.0\.conv1\.bias differs from encoder\.stem\.0"):
-        from_authors("umamba_bot", state)
+        from_authors("umamba_bot", state, strides=2)
 
 
 def test_import_weights_takes_strides(tmp_path, capsys):
