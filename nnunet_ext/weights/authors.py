@@ -46,8 +46,8 @@ def from_authors(name: str, state_dict: Mapping[str, Tensor], **settings: object
       weights have no encoder, the result is the network after its encoder, which has `segment_features`.
     * ``mt_unet``: `patch_size`, a square (default: inferred from the number of tokens).
     * ``umamba_bot``, ``umamba_enc``: `strides` of the plan, which no tensor shows (default: 2 into every stage but the
-      first; required where the kernels differ between axes); `patch_size` (default for ``umamba_enc``: the cube that a stage with channels
-      as tokens shows; required if no stage has them).
+      first; required where the kernels differ between axes); `patch_size` (default for ``umamba_enc``: the cube that
+      a stage with channels as tokens shows; required if no stage has them).
 
     Args:
         name: Short name of the network.
