@@ -123,6 +123,8 @@ setup(
     ],
     extras_require={
         "mamba": ["mamba-ssm", "causal-conv1d"],
+        # 1.5: MedNeXt, and SwinUNETR without `img_size`.
+        "baselines": ["monai>=1.5", "einops"],  # einops: UNETR and SwinUNETR, optional for MONAI
         "bench": ["mambapy"],  # reference for the scan's speed
         # For submitting a cross-validation to Slurm. 1.5.4: the version with which the tests in a real Slurm ran.
         "slurm": ["submitit>=1.5.4"],
@@ -136,8 +138,8 @@ setup(
             "check-jsonschema>=0.30",  # workflows, issue forms, CITATION.cff
             "submitit>=1.5.4",  # as slurm
             "setuptools>=77",  # the wheel test builds without isolation
-            # References for the surface distances.
-            "monai>=1.4",  # NumPy 2
+            "monai>=1.5",  # as baselines; reference for the surface distances
+            "einops",  # as baselines
             "surface-distance",
             "selenium>=4.11",  # finds the browser by itself; drives Chromium through the report
             "ruff>=0.6",

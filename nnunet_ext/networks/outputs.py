@@ -57,5 +57,30 @@ def switch_deep_supervision(network: nn.Module, enabled: bool) -> None:
         hook.deep_supervision = enabled
 
 
+def supervise_in_evaluation(network: nn.Module) -> None:
+    """Lets an adopted network that returns its lower outputs only in training mode return them in evaluation too.
+
+    nnU-Net validates with them. The mode of the network's own class is set for the call, as deep supervision is
+    switched; its blocks stay in the mode that they are in.
+    """
+    mode = _ModeOfCall()
+    network.register_forward_pre_hook(mode.enter)
+    network.register_forward_hook(mode.leave, always_call=True)
+
+
+class _ModeOfCall:
+    """Hooks that set the mode of a network's own class for a call, and restore it."""
+
+    def __init__(self) -> None:
+        self.before = True
+
+    def enter(self, network: nn.Module, inputs: Any) -> None:
+        self.before = network.training
+        network.training = getattr(network, _ATTRIBUTE).deep_supervision
+
+    def leave(self, network: nn.Module, inputs: Any, outputs: Any) -> None:
+        network.training = self.before
+
+
 def _unchanged(outputs: Any) -> Any:
     return outputs

@@ -1,12 +1,16 @@
 """Network classes by name: those of this package, of a library, or of a user's own file."""
 
 import pydoc
+from importlib import util
 from inspect import Parameter, Signature, signature
 from typing import Any
 
 from torch import nn
 
 from nnunet_ext import networks
+
+_EXTRAS = {"monai": "baselines"}
+"""Optional packages that networks come from, and the extra of this package that installs each."""
 
 
 def locate_network(network: type[nn.Module] | str) -> type[nn.Module]:
@@ -25,7 +29,15 @@ def locate_network(network: type[nn.Module] | str) -> type[nn.Module]:
     if isinstance(found, type) and issubclass(found, nn.Module):
         return found
     package = network.partition(".")[0]
-    raise ValueError(f"`network_class`={network!r} cannot be imported: {reason}; is {package} installed?")
+    raise ValueError(f"`network_class`={network!r} cannot be imported: {reason}; {_remedy(package)}")
+
+
+def _remedy(package: str) -> str:
+    if util.find_spec(package) is not None:
+        return f"is {package} up to date?"
+    if package in _EXTRAS:
+        return f'{package} is not installed: pip install "nnunet_ext[{_EXTRAS[package]}]"'
+    return f"is {package} installed?"
 
 
 def is_ours(network: type[nn.Module]) -> bool:

@@ -2,6 +2,8 @@
 
 from nnunet_ext.networks.from_plan import network_from_plan
 from nnunet_ext.profiling.contract import TraceableTrainer
+from nnunet_ext.training.adamw import AdamWTrainer
+from nnunet_ext.training.baselines import MedNeXtBaseTrainer, MONAIStagesTrainer, MONAITrainer
 from nnunet_ext.training.budget import Budget
 from nnunet_ext.training.em_net import EMNetBaseTrainer
 from nnunet_ext.training.faf_net_labels import FAFNetLabelTrainer
@@ -11,10 +13,14 @@ from nnunet_ext.training.self_updating import SelfUpdatingLossTrainer
 from nnunet_ext.training.trainer import PluginTrainer
 
 __all__ = [
+    "AdamWTrainer",
     "Budget",
     "EMNetBaseTrainer",
     "FAFNetLabelTrainer",
     "FAFNetSupervoxelTrainer",
+    "MONAIStagesTrainer",
+    "MONAITrainer",
+    "MedNeXtBaseTrainer",
     "PluginTrainer",
     "SelfUpdatingLossTrainer",
     "SliceNetworkTrainer",

@@ -6,11 +6,9 @@ from torch.optim import SGD, AdamW, Optimizer
 from nnunet_ext.networks import EMNet
 from nnunet_ext.ops import describe_backend
 from nnunet_ext.training.parameter_groups import decay_groups, load_ungrouped
-from nnunet_ext.training.schedules import WarmUpCosineScheduler
+from nnunet_ext.training.schedules import WarmUpCosineScheduler, warm_up_epochs
 from nnunet_ext.training.trainer import PluginTrainer
 
-_WARM_UP_EPOCHS = 10
-_FULL_EPOCHS = 1000
 _LEARNING_RATE, _WEIGHT_DECAY = 1e-3, 1e-2
 
 
@@ -40,9 +38,7 @@ class EMNetBaseTrainer(PluginTrainer):
             rate = _LEARNING_RATE
             optimizer = AdamW(decay_groups(self.network, _WEIGHT_DECAY), rate)
             load_ungrouped(optimizer, self.network)
-        # A shortened budget shortens the warm-up in proportion.
-        warm_up = min(_WARM_UP_EPOCHS, max(1, round(_WARM_UP_EPOCHS * self.num_epochs / _FULL_EPOCHS)))
-        return optimizer, WarmUpCosineScheduler(optimizer, rate, self.num_epochs, warm_up)
+        return optimizer, WarmUpCosineScheduler(optimizer, rate, self.num_epochs, warm_up_epochs(self.num_epochs))
 
     def on_train_start(self) -> None:
         super().on_train_start()

@@ -6,9 +6,9 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-_NOT_DECAYED = ("A_log", "D", "gamma", "pos")
+_NOT_DECAYED = ("A_log", "D", "gamma", "pos", "position_embeddings", "relative_position_bias_table")
 """Names of parameters that are not weights of a linear map: rates and direct paths of a state space model (Mamba marks
-them likewise), scales of residual branches, and position embeddings."""
+them likewise), scales of residual branches, and absolute and relative position embeddings."""
 
 
 def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -6,6 +6,14 @@ from math import cos, pi
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch.optim import Optimizer
 
+_WARM_UP_EPOCHS = 10
+_FULL_EPOCHS = 1000
+
+
+def warm_up_epochs(epochs: int) -> int:
+    """Epochs of warm-up: ten of 1000; a shorter training has a proportionally shorter one, of at least one epoch."""
+    return min(_WARM_UP_EPOCHS, max(1, round(_WARM_UP_EPOCHS * epochs / _FULL_EPOCHS)))
+
 
 def warm_up_cosine(epoch: int, epochs: int, warm_up: int) -> float:
     """Factor of the learning rate: linear up to 1 over `warm_up` epochs, then half a cosine down towards 0.
