@@ -13,8 +13,12 @@ _EXTRAS = {"monai": "baselines"}
 """Optional packages that networks come from, and the extra of this package that installs each."""
 
 
-def locate_network(network: type[nn.Module] | str) -> type[nn.Module]:
+def locate_network(network: type[nn.Module] | str, setting: str = "network_class") -> type[nn.Module]:
     """The class itself; a dotted name such as ``"monai.networks.nets.UNet"`` is imported.
+
+    Args:
+        network: A class, or its name.
+        setting: Name of the user's setting, for the message.
 
     Raises:
         ValueError: if there is no such class; the message says why.
@@ -29,7 +33,7 @@ def locate_network(network: type[nn.Module] | str) -> type[nn.Module]:
     if isinstance(found, type) and issubclass(found, nn.Module):
         return found
     package = network.partition(".")[0]
-    raise ValueError(f"`network_class`={network!r} cannot be imported: {reason}; {_remedy(package)}")
+    raise ValueError(f"`{setting}`={network!r} cannot be imported: {reason}; {_remedy(package)}")
 
 
 def _remedy(package: str) -> str:
@@ -70,8 +74,15 @@ def takes(network: type[nn.Module], argument: str) -> bool:
     return argument in signature(network).parameters
 
 
-def check_arguments(network: type[nn.Module], arguments: dict[str, Any]) -> None:
+def check_arguments(
+    network: type[nn.Module], arguments: dict[str, Any], given_by: str = "`network_arguments` on the trainer"
+) -> None:
     """Checks that a constructor can be called with these arguments.
+
+    Args:
+        network: A class.
+        arguments: Arguments by name.
+        given_by: Where a user gives them, for the message.
 
     Raises:
         ValueError: with the argument that is missing or unknown, and the constructor's parameters.
@@ -82,7 +93,7 @@ def check_arguments(network: type[nn.Module], arguments: dict[str, Any]) -> None
     except TypeError as error:
         raise ValueError(
             f"{network.__name__} cannot be built: {error}; it takes {_shown(constructor)}, and gets "
-            f"{', '.join(arguments)}; define `network_arguments` on the trainer"
+            f"{', '.join(arguments)}; define {given_by}"
         ) from None
 
 

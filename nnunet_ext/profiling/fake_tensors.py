@@ -26,12 +26,19 @@ def fake_tensors_on(device: str) -> Iterator[None]:
 
 
 def fake_copy(network: nn.Module) -> nn.Module:
-    """A copy of a network whose parameters and buffers are made within `fake_tensors_on`; shared ones stay shared."""
+    """A copy of a network whose parameters, buffers and tensors in attributes are made within `fake_tensors_on`.
+
+    Shared ones stay shared.
+    """
     tensors: dict[int, Tensor] = {}
     for parameter in network.parameters():
         tensors[id(parameter)] = nn.Parameter(_empty_like(parameter), parameter.requires_grad)
     for buffer in network.buffers():
         tensors[id(buffer)] = _empty_like(buffer)
+    for module in network.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor):
+                tensors[id(value)] = _empty_like(value)
     return copy.deepcopy(network, dict(tensors))
 
 

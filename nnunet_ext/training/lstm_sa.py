@@ -21,7 +21,7 @@ class SliceNetworkTrainer(PluginTrainer):
     network and may name a backbone.
     """
 
-    network_settings: Mapping[str, Any] = {"backbone": None}
+    network_settings: Mapping[str, Any] = {"backbone": None, "backbone_arguments": None}
 
     def configure_optimizers(self) -> tuple[Adam, PolyLRScheduler]:
         optimizer = Adam(self.network.parameters(), _LEARNING_RATE, weight_decay=_WEIGHT_DECAY)

@@ -11,7 +11,7 @@ convolutions, with the same values and gradients. It supports any plan, deep sup
 by chunks of slices.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import prod
 from typing import Any, cast
@@ -25,10 +25,9 @@ from nnunet_ext.networks.checks import check_input, check_widths
 from nnunet_ext.networks.chunks import checkpointed
 from nnunet_ext.networks.entry import at_any_precision, with_empty_batches
 from nnunet_ext.networks.heads import check_heads, drop_unused_heads
+from nnunet_ext.networks.lstm_sa.backbones import build_backbone
 from nnunet_ext.networks.lstm_sa.conv_lstm import Memory, SliceLSTM
 from nnunet_ext.networks.lstm_sa.state_attention import StateAttention, project
-from nnunet_ext.networks.lstm_sa.unet import UNet2d
-from nnunet_ext.networks.mt_unet import MTUNet
 from nnunet_ext.networks.topology import PerStage, Topology
 from nnunet_ext.utils.torch_private import BatchNorm
 
@@ -43,8 +42,6 @@ default weights are a few tenths, and the attention starts as their mean over ch
 weights of 0.07, the logits vary by 0.01 over an image (LSTMSA: 0.001), and Adam, which moves a weight by at most its
 learning rate per step, needs epochs before the network starts to learn.
 """
-MT_UNET = "mt_unet"
-_MT_UNET_CHANNELS = 64
 
 
 class _SliceNetwork(nn.Module):
@@ -64,6 +61,7 @@ class _SliceNetwork(nn.Module):
         kernel_sizes: PerStage = 3,
         strides: PerStage = 2,
         backbone: nn.Module | str | None = None,
+        backbone_arguments: Mapping[str, Any] | None = None,
         attention_size: int | None = None,
         checkpoint_slices: int | None = None,
         deep_supervision: bool = False,
@@ -78,7 +76,13 @@ class _SliceNetwork(nn.Module):
                 conv_op, patch_size, n_stages, features_per_stage, kernel_sizes=kernel_sizes, strides=strides
             )
         self.patch_size = None if topology is None else topology.patch_size
-        self.backbone, widths = _backbone(backbone, input_channels, features_per_stage, topology)
+        self.backbone, widths = build_backbone(
+            backbone,
+            backbone_arguments,
+            input_channels=input_channels,
+            widths=features_per_stage,
+            topology=topology,
+        )
         if attention_size is None and self.patch_size is not None:
             attention_size = prod(self.patch_size[-2:])
         if attention_size is None or attention_size < 1:
@@ -180,8 +184,12 @@ class SALSTM(_SliceNetwork):
         kernel_sizes: Odd kernel sizes, per level and axis.
         strides: Strides into each level, per level and axis; all 1 for the first.
         backbone: Network that computes the features of slices (N, M, H, W). None: the plan's U-Net; ``"mt_unet"``:
-            MT-UNet with 64 channels; or a module that returns (N, C, H, W), or a list of such maps, full resolution
-            first, whose channels are then `features_per_stage`.
+            MT-UNet with 64 channels; the dotted name of a class, ``"monai.networks.nets.UNet"`` for instance, which
+            gets C as its number of classes; or a module that returns (N, C, H, W), or a list of such maps, full
+            resolution first, whose channels are then `features_per_stage`.
+        backbone_arguments: Further arguments of the class that `backbone` names. In 2D, it gets the channels, the size
+            of a slice and the topology by itself, as far as it takes them in nnU-Net's vocabulary, or in MONAI's
+            (`spatial_dims`, `in_channels`, `out_channels`, `img_size`).
         attention_size: s; None: the number of voxels of a slice. The authors' checkpoints have 7744.
         checkpoint_slices: Number of slices whose activations are recomputed together in the backward pass; 0: no
             checkpointing; None: checkpointing if a batch of two would keep more than 4 GB.
@@ -278,27 +286,6 @@ def _chunk(stack: Tensor, channels: int) -> int:
 
 def _pointwise(layer: nn.Module, maps: Tensor) -> Tensor:
     return F.linear(maps, cast(Tensor, layer.weight).flatten(1), cast(Tensor, layer.bias))
-
-
-def _backbone(
-    backbone: nn.Module | str | None, input_channels: int, widths: int | Sequence[int], topology: Topology | None
-) -> tuple[nn.Module, tuple[int, ...]]:
-    """The backbone, and the channels of the maps that it returns."""
-    if isinstance(backbone, nn.Module):
-        return backbone, (widths,) if isinstance(widths, int) else tuple(widths)
-    if backbone not in (None, MT_UNET):
-        raise ValueError(f"unknown `backbone` {backbone!r}; known: None (the plan's U-Net), {MT_UNET!r}, or a module")
-    if topology is None:
-        raise ValueError("`patch_size` must be given, except for a backbone that is a module")
-    if backbone == MT_UNET:
-        return MTUNet(input_channels, _MT_UNET_CHANNELS, topology.patch_size[-2:]), (_MT_UNET_CHANNELS,)
-    kernels, strides = ([per_axis[-2:] for per_axis in values] for values in (topology.kernel_sizes, topology.strides))
-    if max(topology.sizes[-1][-2:]) == 1:
-        raise ValueError(
-            f"`patch_size`={topology.patch_size} leaves one voxel at the lowest level, where instance norm has no "
-            "variance; use fewer stages or a larger patch"
-        )
-    return UNet2d(input_channels, topology.features, kernels, strides), topology.features[:-1]
 
 
 def _in_plane(
