@@ -11,7 +11,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from nnunet_ext.ops.once import differentiable_once
+from nnunet_ext.utils.torch_private import in_function_transform
 
 _SMOOTH = 1e-5
 _MAX_ALPHA = 0.8
@@ -46,6 +48,8 @@ def region_terms(logits: Tensor, target: Tensor, valid: Tensor | None = None, re
     Shape:
         logits (B, K, *P); target (B, 1, *P), with `regions` (B, K, *P); valid (B, 1, *P).
     """
+    if in_function_transform():  # transforms of torch.func need PyTorch's own operators
+        return region_terms_reference(logits, target, valid, regions)
     if logits.ndim == 4:  # one slice
         logits, target = logits.unsqueeze(2), target.unsqueeze(2)
         valid = None if valid is None else valid.unsqueeze(2)
@@ -119,7 +123,7 @@ class _RegionSums(torch.autograd.Function):
         return overlap, mass, square, entropy, size, edge
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("region_sums")
     def backward(ctx, *grads):
         logits, target, valid = ctx.saved_tensors
         g_overlap, g_mass, g_square = (g[..., None, None] for g in grads[:3])

@@ -187,3 +187,25 @@ def test_lengths_must_agree():
         SelfUpdatingLoss()([logits, logits], [target])
     with pytest.raises(ValueError, match="`deep_supervision_weights` has 3 entries for 2 outputs"):
         SelfUpdatingLoss(deep_supervision_weights=[1, 0, 0])([logits, logits], [target, target])
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_transforms_of_torch_func_see_the_gradient(regions, assert_close):
+    logits = torch.randn(2, 3, 4, 6, 6, dtype=torch.float64)
+    target = torch.randint(0, 2 if regions else 3, (2, 3 if regions else 1, 4, 6, 6))
+
+    def total(values):
+        return sum(region_terms(values, target, regions=regions))
+
+    leaf = logits.clone().requires_grad_()
+    total(leaf).backward()
+    assert_close(torch.func.grad(total)(logits), leaf.grad, 1e-10)
+
+
+def test_a_second_derivative_is_refused_by_name():
+    """Also where the incoming gradient is a constant, so that only the logits need one."""
+    logits = torch.randn(1, 2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 2, (1, 1, 3, 4, 4))
+    (gradient,) = torch.autograd.grad(region_terms(logits, target).cross_entropy, logits, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"nnunet_ext::region_sums has no second derivative"):
+        gradient.square().sum().backward()

@@ -1,12 +1,16 @@
 """PyTorch's features around a network: the values are those of a plain call, or an error says why not."""
 
 import copy
+import importlib
+import pkgutil
 import warnings
 
 import pytest
 import torch
 from torch import nn
 
+import nnunet_ext
+from nnunet_ext.ops import once
 from tests.helpers.small_networks import EVERY, build, images_for
 
 every_network = pytest.mark.parametrize("name", EVERY)
@@ -204,3 +208,15 @@ def test_functional_calls_use_the_weights_they_are_given(name, slices, assert_cl
         torch.cat([p.grad.flatten() for p in other.parameters() if p.grad is not None]),
         1e-5,
     )
+
+
+def test_every_autograd_function_refuses_second_derivatives_by_name():
+    """PyTorch's own refusal takes gradients for constants, so that second derivatives could lack terms silently."""
+    for module in pkgutil.walk_packages(nnunet_ext.__path__, "nnunet_ext."):
+        if module.name.split(".")[1] in ("ops", "blocks", "networks", "losses") and "triton" not in module.name:
+            importlib.import_module(module.name)
+    ours = [f for f in torch.autograd.Function.__subclasses__() if f.__module__.startswith("nnunet_ext.")]
+    assert {"_ChunkedAttention", "_LowBand", "_Gate", "_RegionSums"} <= {function.__name__ for function in ours}
+    for function in ours:
+        if function.__name__ != "_Refused":
+            assert function.backward.__code__.co_filename == once.__file__, function
