@@ -14,12 +14,16 @@ import pytest
 from nnunet_ext.utils import locks
 from nnunet_ext.utils.locks import Lock, LockHeld, acquire, is_held, job_number, read_holder, release
 
-# Starts at a given moment; prints whether it got the lock, and keeps it for a while.
+# Starts at a given moment; prints whether it got the lock, and keeps it until it is asked again, when both have answered.
 RACES = """
 import sys, time
 from pathlib import Path
 from nnunet_ext.utils.locks import Lock, LockHeld
+lock = None
 for line in sys.stdin:
+    if lock is not None:
+        lock.release()
+    lock = None
     name, moment = line.split()
     while time.time() < float(moment):
         pass
@@ -29,8 +33,6 @@ for line in sys.stdin:
         print(error, flush=True)
     else:
         print("mine", flush=True)
-        time.sleep(0.3)
-        lock.release()
 """
 HOLDS = """
 import sys, time, subprocess
