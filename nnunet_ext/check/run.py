@@ -52,6 +52,8 @@ FIRST_SETTING: dict[str, Check] = {
 }
 """Checks on the first setting that the network takes."""
 
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -136,10 +138,13 @@ def _check_ranks(trainer: str, plans_file: Path | None, subject: Subject) -> Non
         raise Failure(
             f"a rank ended: {error}", "use every parameter in `forward`; keep shapes equal on ranks"
         ) from error
+    remedy = "change parameters by gradients alone; register other state as buffers"
     for report in reports:
-        for when in ("after the step", "after the next forward"):
-            if report[when]:
-                raise Failure(f"{', '.join(report[when][:3])} differ between ranks {when}", "update no state by hand")
+        # Each rank has statistics of its own until DDP hands out those of rank 0 before the next forward pass.
+        after = [key for key in report["after the step"] if not key.endswith(_STATISTICS)]
+        for keys, when in ((after, "step"), (report["after the next forward"], "next forward pass")):
+            if keys:
+                raise Failure(f"{', '.join(keys[:3])} differ between ranks after the {when}", remedy)
 
 
 def _check_training(trainer: str, device: str) -> None:

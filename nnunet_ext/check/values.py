@@ -132,9 +132,7 @@ def check_precision(subject: Subject, dtype: torch.dtype, magnitude: float = 100
     """
     network = subject.network(deep_supervision=True)
     if norm_scale != 1:
-        for name, p in network.named_parameters():
-            if p.ndim == 1 and name.endswith("weight"):
-                nn.init.constant_(p, norm_scale)
+        scale_norms(network, norm_scale)
     short = str(dtype).removeprefix("torch.")
     remedy = f"compute sums, norms, exponentials and attention in float32: `with torch.autocast({subject.device!r}, "
     remedy += "enabled=False)`"
@@ -147,6 +145,13 @@ def check_precision(subject: Subject, dtype: torch.dtype, magnitude: float = 100
     broken = [name for name, p in network.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     if broken:
         raise Failure(f"gradients of {_some(broken)} are not finite in {short} at magnitude {magnitude:g}", remedy)
+
+
+def scale_norms(network: nn.Module, scale: float) -> None:
+    """Makes norms return maps of this magnitude."""
+    for name, p in network.named_parameters():
+        if p.ndim == 1 and name.endswith("weight"):
+            nn.init.constant_(p, scale)
 
 
 def first_line(error: BaseException) -> str:

@@ -3,7 +3,10 @@
 import torch
 from torch import nn
 
+from nnunet_ext.check.subject import Subject
 from nnunet_ext.networks import NETWORKS, MTUNet
+from nnunet_ext.networks.from_plan import adapted_topology
+from nnunet_ext.networks.topology import Topology
 
 CASES = {
     "3d": {"conv_op": nn.Conv3d, "patch_size": (16, 16, 24), "strides": 2, "kernel_sizes": 3},
@@ -65,3 +68,25 @@ def image(case, batch=1, input_channels=1):
 
 def images_for(network, batch=1):
     return torch.randn(batch, network.input_channels, *network.patch_size)
+
+
+def subject(name, case, input_channels=1):
+    """A network for the checks of `nnunet_ext check`; each has a list of outputs, of one where there are no others."""
+    if name == "mt_unet":
+        patch_size, scales = MT_UNET["patch_size"], None
+    else:
+        plan = CASES[case] | {"n_stages": 4, "features_per_stage": 4}
+        if name in ("lstmsa", "salstm"):  # they never pool slices
+            plan = adapted_topology(NETWORKS[name].network, plan)
+        topology = Topology.create(**plan)
+        patch_size = topology.patch_size
+        outputs = topology.sizes[:-1] if NETWORKS[name].lower_outputs else topology.sizes[:1]
+        scales = tuple(tuple(s / full for s, full in zip(size, patch_size, strict=True)) for size in outputs)
+    return Subject(
+        name,
+        lambda deep_supervision: build(name, case, input_channels, deep_supervision=deep_supervision),
+        patch_size,
+        input_channels,
+        scales=scales,
+        idle=("conv.bias",),
+    )
