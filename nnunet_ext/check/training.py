@@ -5,17 +5,28 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from nnunet_ext.planning.planner import TracedPlanner
 
 _NUMBER, _DATASET, _PLANS, _CASES = 4, "Dataset004_Hippocampus", "nnUNetCheckPlans", 6
 _FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 STAGES = ("plan", "training", "resumption", "validation", "prediction")
 _SECONDS = 1800
+# nnU-Net reads its folders from the environment when it is imported: hence a process of its own.
+_ALL_STAGES = """
+import sys
+from nnunet_ext.check.training import all_stages
+from nnunet_ext.plans import planner_for
+all_stages(*sys.argv[1:], planner_for)
+"""
 
 
 def run_training(trainer: str, device: str) -> tuple[str | None, str]:
@@ -34,7 +45,7 @@ def run_training(trainer: str, device: str) -> tuple[str | None, str]:
         for name in _FOLDERS:
             Path(folder, name).mkdir()
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", __name__, trainer, device],
+            [sys.executable, "-W", "ignore", "-c", _ALL_STAGES, trainer, device],
             env=environment,
             capture_output=True,
             text=True,
@@ -47,13 +58,18 @@ def run_training(trainer: str, device: str) -> tuple[str | None, str]:
     return STAGES[min(finished, len(STAGES) - 1)], (done.stderr.strip().splitlines() or ["no message"])[-1]
 
 
-def main() -> None:
-    """All stages, each announced when it has finished."""
+def all_stages(trainer: str, device: str, planner_for: "Callable[[type], type[TracedPlanner]]") -> None:
+    """All stages, each announced when it has finished.
+
+    Args:
+        trainer: Name of the trainer.
+        device: Type of the device.
+        planner_for: As for `nnunet_ext.planning.run.run`.
+    """
     from nnunetv2.paths import nnUNet_raw
 
-    trainer, device = sys.argv[1:]
     _lay_out(Path(nnUNet_raw, _DATASET))
-    _plan(trainer)
+    _plan(trainer, planner_for)
     print("finished: plan")
     first = _trainer(trainer, device, epochs=1)
     first.run_training()
@@ -87,11 +103,10 @@ def _lay_out(raw: Path) -> None:
     (raw / "dataset.json").write_text(json.dumps(content))
 
 
-def _plan(trainer: str) -> None:
+def _plan(trainer: str, planner_for: "Callable[[type], type[TracedPlanner]]") -> None:
     from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 
     from nnunet_ext.planning import run as planning
-    from nnunet_ext.plans import planner_for
 
     for configuration in ("3d_fullres", "2d"):
         try:
@@ -130,7 +145,3 @@ def _predict(model: Path, device: str) -> None:
     labels = predictor.predict_single_npy_array(image, properties, None, None, False)
     if labels.shape != image.shape[1:]:
         raise ValueError(f"the prediction has the shape {labels.shape}, the scan {image.shape[1:]}")
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ import pytest
 from nnunet_ext.utils import locks
 from nnunet_ext.utils.locks import Lock, LockHeld, acquire, is_held, job_number, read_holder, release
 
-# Starts at a given moment; prints whether it got the lock, and keeps it until it is asked again, when both have answered.
+# Starts at a given moment; prints whether it got the lock, and keeps it until both have answered.
 RACES = """
 import sys, time
 from pathlib import Path
