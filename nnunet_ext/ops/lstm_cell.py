@@ -7,7 +7,7 @@ that was read before. Each is an operator with a backward pass, which cuts, join
 """
 
 import ctypes
-from typing import Optional
+from typing import List, Optional  # noqa: UP035
 
 import torch
 from torch import Tensor
@@ -143,12 +143,12 @@ def _(gates, memory_c, memory_gates, handed_c, handed_gates, reverse):
 
 @torch.library.custom_op("nnunet_ext::lstm_second_step_backward", mutates_args=(), device_types="cpu")
 def _second_step_backward(
-    gradients: list[Tensor],
-    states: list[Tensor],
+    gradients: List[Tensor],  # noqa: UP006
+    states: List[Tensor],  # noqa: UP006
     memory_c: Optional[Tensor],  # noqa: UP045
     handed_c: Optional[Tensor],  # noqa: UP045
     reverse: bool,
-) -> list[Tensor]:
+) -> List[Tensor]:  # noqa: UP006 - what PyTorch 2.5 reads
     """Gradients of gates, and of those of memory_c, memory_gates, handed_c and handed_gates that were given.
 
     Args:

@@ -13,7 +13,7 @@ and the shape of `saved`, the states from which its backward recomputes: at most
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Optional
+from typing import List, Optional  # noqa: UP035
 
 import torch
 from torch import Tensor
@@ -106,7 +106,7 @@ def _selective_scan_backward(
     softplus: bool,
     reverse: bool,
     backend: str,
-) -> list[Tensor]:
+) -> List[Tensor]:  # noqa: UP006 - what PyTorch 2.5 reads
     """Gradients of those of u, delta, A, B, C, D, z and delta_bias that were given."""
     gradients = _backend(backend, u).backward(
         grad_y, grad_last_state, u, delta, A, B, C, D, z, delta_bias, saved, softplus, reverse
