@@ -128,12 +128,14 @@ def test_every_command(trainer, tmp_path):
 
     assert f"{trainer} works." in printed
     assert len(list((tmp_path / "masks").glob("*.nii.gz"))) == 2
-    content = json.loads((tmp_path / "my_report" / "summary.json").read_text())
-    assert sorted(content["entrants"]) == sorted(["StockTrainer", trainer])
+    name = trainer.removesuffix("Trainer")
+    report = json.loads((tmp_path / "my_report" / "summary.json").read_text())
+    own = f"{trainer}__nnUNet{name}Plans"
+    assert set(report["entrants"]) == {"StockTrainer__nnUNetPlans", own}
+    assert report["costs"][own]["parameters"] > 0
     bench = (tmp_path / "bench" / "networks_cpu.csv").read_text()
     assert "PlainConvUNet" in bench
     assert trainer in bench
-    name = trainer.removesuffix("Trainer")
     plans = json.loads((tmp_path / "nnUNet_preprocessed" / DATASET / f"nnUNet{name}Plans.json").read_text())
     network = plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"]
     expected = {"PoolNetTrainer": "PoolNetTrainer.PoolNet", "MonaiUNetTrainer": "monai.networks.nets.unet.UNet"}
