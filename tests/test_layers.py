@@ -43,3 +43,10 @@ def test_only_the_command_line_imports_plans_and_trainers():
     files = [file for file in (ROOT / "nnunet_ext").rglob("*.py") if file.parent.name != "cli"]
     found = {file.name for file in files for name in imported(file) if ".".join(name.split(".")[:2]) in UPPER}
     assert not found
+
+
+def test_optional_libraries_of_networks_are_imported_by_name_only():
+    """nnU-Net imports every trainer to find one, and a missing library would break them all."""
+    files = [*(ROOT / "nnunet_ext").rglob("*.py"), *(ROOT / "trainers").glob("*.py")]
+    found = {file.name for file in files for name in imported(file) if name.partition(".")[0] == "monai"}
+    assert not found

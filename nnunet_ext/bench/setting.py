@@ -16,6 +16,7 @@ from nnunet_ext.networks.topology import Topology
 from nnunet_ext.nnunet.trainers import build_network, find_trainer, trainer_folder
 from nnunet_ext.planning.architecture import unet_architecture
 from nnunet_ext.planning.fitting import Candidate, plans_of
+from nnunet_ext.utils.fake_modules import built_on_fake_tensors
 
 _MIN_EDGE, _MAX_POOLINGS = 4, 5
 _BASE_WIDTH, _MAX_WIDTH = 32, {2: 512, 3: 320}
@@ -153,13 +154,15 @@ class Setting:
         topology = Topology.create(**self.topology(), divisible=False)
         plans = PlansManager(plans_of(Candidate(unet_architecture(topology), self.patch_size), self.batch_size))
         try:
-            return build_network(
-                find_trainer(name),
-                plans,
-                plans.get_configuration("traced"),
-                input_channels=self.input_channels,
-                num_classes=self.num_classes,
-                deep_supervision=deep_supervision,
+            return built_on_fake_tensors(  # where multiply-adds are counted on fake tensors
+                lambda: build_network(
+                    find_trainer(name),
+                    plans,
+                    plans.get_configuration("traced"),
+                    input_channels=self.input_channels,
+                    num_classes=self.num_classes,
+                    deep_supervision=deep_supervision,
+                )
             )
         except Exception as error:  # of a user's constructor
             raise ValueError(f"{name} builds no network for {self.patch_size}: {error}") from error

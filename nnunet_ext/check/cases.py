@@ -20,6 +20,7 @@ from nnunet_ext.planning.architecture import unet_architecture
 from nnunet_ext.planning.fitting import Candidate, plans_of
 from nnunet_ext.planning.patches import LEARNT_MULTIPLES, rounded_up
 from nnunet_ext.profiling.trainer_step import construct_trainer
+from nnunet_ext.utils.fake_modules import built_on_fake_tensors
 from nnunet_ext.utils.torch_private import FakeTensorMode
 
 _FEATURES = (8, 12, 16, 20, 24, 28)
@@ -154,7 +155,8 @@ def _subject(
 def _run_without_values(subject: Subject) -> None:
     """Raises whatever the network says to its patch, at no cost."""
     with FakeTensorMode(), torch.device("cpu"), torch.no_grad():
-        subject.build(False).eval()(torch.empty(1, subject.input_channels, *subject.patch_size))
+        network = built_on_fake_tensors(lambda: subject.build(False)).eval()
+        network(torch.empty(1, subject.input_channels, *subject.patch_size))
 
 
 def first_subject(trainer: str, plans_file: Path | None, device: str) -> Subject:

@@ -79,7 +79,12 @@ _INFOS = (
         },
     ),
     NetworkInfo(name="salstm", network=SALSTM, trainers=("SALSTMTrainer", "SALSTMMTUNetTrainer"), paper=_LSTM_SA_PAPER),
-    NetworkInfo(name="lstmsa", network=LSTMSA, trainers=("LSTMSATrainer", "LSTMSAMTUNetTrainer"), paper=_LSTM_SA_PAPER),
+    NetworkInfo(
+        name="lstmsa",
+        network=LSTMSA,
+        trainers=("LSTMSATrainer", "LSTMSAMTUNetTrainer", "LSTMSAUNetPlusPlusTrainer"),
+        paper=_LSTM_SA_PAPER,
+    ),
     NetworkInfo(
         name="faf_net",
         network=FAFNet,

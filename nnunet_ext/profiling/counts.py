@@ -12,6 +12,7 @@ from nnunet_ext.networks import NETWORKS
 from nnunet_ext.networks.from_plan import network_from_plan
 from nnunet_ext.nnunet.json_files import read_json
 from nnunet_ext.nnunet.trainers import build_network, find_trainer
+from nnunet_ext.utils.fake_modules import built_on_fake_tensors
 from nnunet_ext.utils.torch_private import FakeTensorMode
 
 
@@ -47,8 +48,10 @@ def trainer_network_size(trainer: Any, plans: Any, configuration: str, dataset_j
     heads = plans.get_label_manager(dataset_json).num_segmentation_heads
     patch = tuple(int(size) for size in chosen.patch_size)
     with FakeTensorMode():
-        network = build_network(
-            trainer, plans, chosen, input_channels=channels, num_classes=heads, deep_supervision=False
+        network = built_on_fake_tensors(
+            lambda: build_network(
+                trainer, plans, chosen, input_channels=channels, num_classes=heads, deep_supervision=False
+            )
         ).eval()
         return {
             "parameters": sum(p.numel() for p in network.parameters()),

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ext.profiling.backward import run_backward
-from nnunet_ext.profiling.fake_tensors import fake_copy, fake_tensors_on
+from nnunet_ext.profiling.fake_tensors import fake_tensors_on
 from nnunet_ext.profiling.live_memory import LiveMemory, storage_bytes
+from nnunet_ext.utils.fake_modules import fake_copy
 from nnunet_ext.utils.torch_private import tree_leaves
 
 

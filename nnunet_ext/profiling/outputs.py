@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nnunet_ext.utils.fake_modules import built_on_fake_tensors
 from nnunet_ext.utils.torch_private import FakeTensorMode
 
 
@@ -23,7 +24,7 @@ def measured_scales(
         ValueError: if the network returns one tensor instead of several.
     """
     with FakeTensorMode(), torch.device("cpu"), torch.no_grad():
-        network: Any = build(input_channels)
+        network: Any = built_on_fake_tensors(lambda: build(input_channels))
         outputs = network(torch.empty(1, input_channels, *patch_size))
     if isinstance(outputs, torch.Tensor):
         raise ValueError(

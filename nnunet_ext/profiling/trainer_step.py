@@ -14,6 +14,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunet_ext.nnunet.trainers import build_network
 from nnunet_ext.profiling.contract import NNUNetStep, TraceableTrainer
 from nnunet_ext.profiling.memory import Step
+from nnunet_ext.utils.fake_modules import built_on_fake_tensors
 from nnunet_ext.utils.torch_private import tree_leaves
 
 
@@ -42,12 +43,14 @@ def trainer_step(
         managers = trainer.plans_manager, trainer.configuration_manager
         trainer.num_input_channels = determine_num_input_channels(*managers, dataset_json)
         outputs = trainer.label_manager.num_segmentation_heads
-        trainer.network = build_network(
-            trainer,
-            *managers,
-            input_channels=trainer.num_input_channels,
-            num_classes=outputs,
-            deep_supervision=trainer.enable_deep_supervision,
+        trainer.network = built_on_fake_tensors(
+            lambda: build_network(
+                trainer,
+                *managers,
+                input_channels=trainer.num_input_channels,
+                num_classes=outputs,
+                deep_supervision=trainer.enable_deep_supervision,
+            )
         )
         optimiser, _ = trainer.configure_optimizers()
         trainer.loss = trainer._build_loss()

@@ -12,7 +12,12 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeTensor,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
 from torch.nn.modules import module as _module
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = [
     "BatchNorm",
+    "DataDependentOutputException",
     "FakeTensor",
     "FakeTensorMode",
     "OptimizedModule",
@@ -33,6 +39,7 @@ __all__ = [
     "storage_key",
     "tree_leaves",
     "tree_map_only",
+    "unset_fake_temporarily",
 ]
 
 _GRAPH_TASK = 1

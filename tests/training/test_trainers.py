@@ -6,7 +6,10 @@ from nnunet_ext.networks import NETWORKS
 from nnunet_ext.nnunet.trainers import known_trainers
 from nnunet_ext.training import Budget
 from nnunet_ext.weights import from_authors, write_pretrained
+from tests.helpers.baselines import OTHER_PATCHES
 
+OTHERS = ("MTUNet", "FAFNet", *OTHER_PATCHES)
+TRAINERS = [name for name in known_trainers() if not any(other in name for other in OTHERS)]
 SIZES = {"2d_tiny": (24, 16), "3d_fullres_tiny": (16, 24, 16)}
 
 
@@ -51,7 +54,7 @@ def test_every_trainer_is_found_by_nnunet(nnunet_environment):
 
 
 @pytest.mark.parametrize("configuration", list(SIZES))
-@pytest.mark.parametrize("name", [name for name in known_trainers() if "MTUNet" not in name and "FAFNet" not in name])
+@pytest.mark.parametrize("name", TRAINERS)
 def test_trainers_take_the_plans_topology_and_step(make_trainer, name, configuration):
     trainer = make_trainer(name, configuration)
     for info in NETWORKS.values():

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from nnunet_ext.nnunet.trainers import known_trainers
+from tests.helpers.baselines import OTHER_PATCHES
 
-TRAINERS = [name for name in known_trainers() if "MTUNet" not in name and "ResNet101" not in name]
-"""All trainers except those for patches divisible by 32 and the one that downloads weights."""
+OTHERS = ("MTUNet", "ResNet101", *OTHER_PATCHES)
+TRAINERS = [name for name in known_trainers() if not any(other in name for other in OTHERS)]
+"""All trainers except those for other patches and the one that downloads weights."""
 QUICK = ("SASANTrainer", "SALSTMTrainer")
 SLOW = ("LSTMSATrainer", "FAFNetTrainer", "FAFNetFewShotTrainer", "EMNetTrainer")
 

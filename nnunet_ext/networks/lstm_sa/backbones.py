@@ -10,6 +10,7 @@ from nnunet_ext.networks.lstm_sa.unet import UNet2d
 from nnunet_ext.networks.mt_unet import MTUNet
 from nnunet_ext.networks.own import accepted, check_arguments, locate_network, takes
 from nnunet_ext.networks.topology import Topology
+from nnunet_ext.utils.fake_modules import built_on_fake_tensors
 from nnunet_ext.utils.torch_private import FakeTensorMode
 
 MT_UNET = "mt_unet"
@@ -114,7 +115,7 @@ def _traced(
 ) -> tuple[tuple[int, ...], set[str]]:
     """Shape of the finest map, and names of the parameters that it depends on, from a pass on fake tensors."""
     with FakeTensorMode(), torch.device("cpu"), torch.enable_grad():
-        module = network(**arguments)
+        module = built_on_fake_tensors(lambda: network(**arguments))
         maps: Any = module(torch.empty(2, input_channels, *size))
         finest: Tensor = maps[0] if isinstance(maps, (list, tuple)) else maps
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}

@@ -225,9 +225,65 @@ def test_whole_checkpoints_have_mt_unet_under_encoder(assert_close):
         assert_close(imported.forward_slices(x, x, x), network(x), 1e-5)
 
 
+NAMED = {
+    "MONAI": ("monai.networks.nets.UNet", {"channels": (4, 8), "strides": (2,)}),
+    "PyTorch": ("torch.nn.Conv2d", {"kernel_size": 3, "padding": 1}),
+    "nnU-Net": (
+        "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        {"n_conv_per_stage": 1, "n_conv_per_stage_decoder": 1, "norm_op": nn.InstanceNorm2d},
+    ),
+    "ours": ("nnunet_ext.networks.SASAN", {}),
+}
+
+
+@pytest.mark.parametrize("kind", NAMED)
+@pytest.mark.parametrize("network_class", [SALSTM, LSTMSA])
+def test_any_class_is_a_backbone_by_its_name(network_class, kind, assert_close):
+    """Its features are C channels; the result is that with the same module as backbone."""
+    backbone, arguments = NAMED[kind]
+    size = {"patch_size": (5, 16, 12)}
+    network = network_class(**SMALL | size, backbone=backbone, backbone_arguments=arguments)
+    widths = {"features_per_stage": network.decoder.channels}
+    expected = network_class(**SMALL | size | widths, backbone=network.backbone)
+    expected.load_state_dict(network.state_dict())
+    x = torch.randn(2, SMALL["input_channels"], *size["patch_size"])
+    y = network(x)
+    assert_close(y, expected(x), 1e-6)
+    y.square().mean().backward()
+    assert [k for k, p in network.named_parameters() if (p.grad is None) == p.requires_grad] == []
+
+
+def test_parameters_that_the_features_do_not_need_are_frozen():
+    """The heads of deep supervision, which a distributed training would wait for."""
+    arguments = {"features": (4, 4, 4, 4, 8, 4)}
+    name = "monai.networks.nets.BasicUNetPlusPlus"
+    network = LSTMSA(1, 2, (32, 16), 2, 8, backbone=name, backbone_arguments=arguments)
+    frozen = {k.rpartition(".")[0] for k, p in network.named_parameters() if not p.requires_grad}
+    assert frozen == {f"backbone.final_conv_0_{i}" for i in (1, 2, 3)}
+    assert network.decoder.channels == 8
+    assert network(torch.randn(1, 1, 32, 16)).shape == (1, 2, 32, 16)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            {"backbone": "monai.networks.nets.Nothing"},
+            r"`backbone`='monai.networks.nets.Nothing' cannot be imported: there is no such class",
+        ),
+        ({"backbone": "torch.nn.Conv2d"}, r"missing a required argument: 'kernel_size'.*define `backbone_arguments`"),
+        (
+            {"backbone": "torch.nn.Conv2d", "backbone_arguments": {"kernel_size": 3}},
+            r"returns maps of shape \(2, 4, 14, 10\) for slices of 16 x 12: they must have the size of a slice",
+        ),
+        (
+            {"backbone": "torch.nn.Conv2d", "backbone_arguments": {"kernel_size": 40}},
+            r"does not work on slices of 16 x 12: .*; use another patch size, or other `backbone_arguments`",
+        ),
+        (
+            {"backbone_arguments": {"kernel_size": 3}},
+            r"`backbone_arguments`=.* need a `backbone` that names a class, not None",
+        ),
         (
             {"backbone": "resnet"},
             r"unknown `backbone` 'resnet'; known: None .*, 'mt_unet', or a module",
