@@ -241,7 +241,7 @@ NAMED = {
 def test_any_class_is_a_backbone_by_its_name(network_class, kind, assert_close):
     """Its features are C channels; the result is that with the same module as backbone."""
     backbone, arguments = NAMED[kind]
-    size = {"patch_size": (5, 16, 12)}
+    size = {"patch_size": (5, 16, 8)}
     network = network_class(**SMALL | size, backbone=backbone, backbone_arguments=arguments)
     widths = {"features_per_stage": network.decoder.channels}
     expected = network_class(**SMALL | size | widths, backbone=network.backbone)
@@ -274,11 +274,11 @@ def test_parameters_that_the_features_do_not_need_are_frozen():
         ({"backbone": "torch.nn.Conv2d"}, r"missing a required argument: 'kernel_size'.*define `backbone_arguments`"),
         (
             {"backbone": "torch.nn.Conv2d", "backbone_arguments": {"kernel_size": 3}},
-            r"returns maps of shape \(2, 4, 14, 10\) for slices of 16 x 12: they must have the size of a slice",
+            r"returns maps of shape \(2, 4, 10, 14\) for slices of 12 x 16: they must have the size of a slice",
         ),
         (
             {"backbone": "torch.nn.Conv2d", "backbone_arguments": {"kernel_size": 40}},
-            r"does not work on slices of 16 x 12: .*; use another patch size, or other `backbone_arguments`",
+            r"does not work on slices of 12 x 16: .*; use another patch size, or other `backbone_arguments`",
         ),
         (
             {"backbone_arguments": {"kernel_size": 3}},
