@@ -1,13 +1,16 @@
 """Networks of libraries, at small sizes where their classes have any: built from plans, run, traced, trained."""
 
 import pickle
+import re
 import sys
 from importlib.machinery import PathFinder
 
 import pytest
 import torch
 
+from nnunet_ext import training
 from nnunet_ext.networks.own import locate_network
+from nnunet_ext.nnunet.trained_model import default_plans
 from nnunet_ext.nnunet.trainers import find_trainer
 from nnunet_ext.plans import OwnNetworkPlanner, planner_for
 from nnunet_ext.profiling.memory import trace_step
@@ -22,6 +25,7 @@ from tests.helpers.baselines import (
     patch_of,
     plans_for,
 )
+from tests.helpers.paths import ROOT
 
 SEVERAL_OUTPUTS = {"MONAIUNetPlusPlusTrainer": 4} | dict.fromkeys((n for n in SMALL if n.startswith("MedNeXt")), 5)
 SLOW = ("MedNeXtBTrainer", "MedNeXtMTrainer", "MedNeXtLTrainer")
@@ -81,6 +85,10 @@ def test_finite_in_bfloat16_at_a_magnitude_of_100(small, name):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         outputs = outputs_of(network, 100 * torch.randn(2, 1, *patch))
     assert all(y.isfinite().all() for y in outputs)
+
+
+def python_of(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
 
 
 TRACED_QUICKLY = ("MONAIUNetTrainer", "MONAISegResNetTrainer")
@@ -253,3 +261,33 @@ def test_without_monai_trainers_are_found_and_the_error_names_the_extra(without_
         build(find_trainer("MONAIUNetTrainer"), (32, 32))
     with pytest.raises(ValueError, match=r"is unknown_package installed\?"):
         locate_network("unknown_package.Network")
+
+
+def test_the_page_lists_every_trainer_and_its_class():
+    rows = [line for line in (ROOT / "docs" / "baselines.md").read_text().splitlines() if line.startswith("| ")][1:]
+    listed = {name: row for row in rows for name in re.findall(r"`(\w+Trainer)`", row)}
+    assert set(listed) == set(SMALL)
+    for name, row in listed.items():
+        network_class = find_trainer(name).network_class
+        assert f"`{network_class.rpartition('.')[2]}`" in row
+        assert f"{network_class.rpartition('.')[0]}" == "monai.networks.nets"
+
+
+def test_the_page_names_the_plans_that_are_made():
+    command = (ROOT / "docs" / "baselines.md").read_text().split("-tr ")[1].split("```")[0]
+    trainers, plans = (part.split() for part in command.replace("\\", "").split("-p "))
+    assert len(trainers) == len(plans)
+    for name, planned in zip(trainers, plans, strict=True):
+        assert planned in ("nnUNetPlans", default_plans(name))
+
+
+@pytest.mark.parametrize("page", ["baselines.md", "lstm_sa.md"])
+def test_the_pages_trainers_build_their_networks(page):
+    (text,) = python_of(page)
+    found: dict = {}
+    exec(compile(text, page, "exec"), found)
+    (trainer,) = [v for k, v in found.items() if k.endswith("Trainer") and k not in vars(training)]
+    for patch in ((32, 32), (4, 32, 32)) if page == "lstm_sa.md" else ((32, 32),):
+        network = build(trainer, patch, deep_supervision=bool(trainer.has_lower_outputs))
+        with torch.no_grad():
+            assert network(torch.randn(1, 1, *patch)).shape == (1, CLASSES, *patch)
