@@ -96,7 +96,8 @@ def conv_1x1(conv: nn.Module, x: Tensor) -> Tensor:
 
 def product_1x1(conv: nn.Module, x: Tensor) -> Tensor:
     """A 1x1 convolution as a matrix product, whatever the device; shapes as `conv_1x1`."""
-    weight, bias = cast(Tensor, conv.weight), cast(Tensor | None, conv.bias)
+    # The type is a string because the compiler of PyTorch 2.5 cannot trace a union.
+    weight, bias = cast(Tensor, conv.weight), cast("Tensor | None", conv.bias)
     return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
 
 
