@@ -10,7 +10,7 @@ SHAPE, SPACING = [20, 50, 44], [1.0, 1.0, 1.0]
 MULTIPLES = {"MONAIVNetTrainer": 16, "MONAISegResNetTrainer": 8, "UNETRTrainer": 16, "SwinUNETRTrainer": 32} | {
     name: 16 for name in SMALL if name.startswith("MedNeXt")
 }
-QUICK = ("MONAIVNetTrainer", "2d")
+QUICK = ("MONAISegResNetTrainer", "3d_fullres")
 
 
 @pytest.mark.parametrize(

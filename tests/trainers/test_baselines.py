@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from nnunet_ext import training
+from nnunet_ext.bench.setting import Setting
 from nnunet_ext.networks.own import locate_network
 from nnunet_ext.nnunet.trained_model import default_plans
 from nnunet_ext.nnunet.trainers import find_trainer
 from nnunet_ext.plans import OwnNetworkPlanner, planner_for
+from nnunet_ext.profiling.counts import multiply_adds
 from nnunet_ext.profiling.memory import trace_step
 from nnunet_ext.profiling.trainer_step import construct_trainer, trainer_step
+from nnunet_ext.utils.torch_private import FakeTensorMode
 from tests.helpers.baselines import (
     CLASSES,
     DATASET,
@@ -291,3 +294,15 @@ def test_the_pages_trainers_build_their_networks(page):
         network = build(trainer, patch, deep_supervision=bool(trainer.has_lower_outputs))
         with torch.no_grad():
             assert network(torch.randn(1, 1, *patch)).shape == (1, CLASSES, *patch)
+
+
+def test_bench_measures_them_and_says_which_patch_would_do(small):
+    setting = Setting.of_patch((64, 64))
+    small("SwinUNETRTrainer")
+    with FakeTensorMode():
+        network = setting.build("SwinUNETRTrainer", deep_supervision=False).eval()
+        assert multiply_adds(network, 1, (64, 64)) > 0
+    with pytest.raises(
+        ValueError, match=r"SwinUNETRTrainer builds no network for \(40, 56\): .*nearest patch: 64 x 64"
+    ):
+        Setting.of_patch((40, 56)).build("SwinUNETRTrainer")
