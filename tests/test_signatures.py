@@ -8,7 +8,14 @@ MOST = 5
 FILES = [file for folder in ("nnunet_ext", "trainers", "plans") for file in sorted((ROOT / folder).rglob("*.py"))]
 OPERATORS = "nnunet_ext/ops/"
 """Operators take the tensors of their equation in its order, as torch.library, ctypes and Triton pass them."""
+VOCABULARY = "nnU-Net's constructor vocabulary in its order, a promise of version 0.1.0"
 GIVEN = {
+    **{
+        f"{network}.__init__": VOCABULARY
+        for network in ("SASAN", "EMNet", "_SliceNetwork", "FAFNet", "MTUNet", "UMamba")
+    },
+    "SelfUpdatingLoss.__init__": "a promise of version 0.1.0",
+    "supervoxels": "a promise of version 0.1.0",
     "TracedPlanner.__init__": "nnU-Net's planner",
     "TracedPlanner.static_estimate_VRAM_usage": "nnU-Net's planner",
 }

@@ -13,7 +13,7 @@ from nnunet_ext.check.subject import Failure, Skipped, Subject, outputs_of, requ
 from nnunet_ext.check.values import first_line
 from nnunet_ext.profiling.live_memory import LiveMemory
 from nnunet_ext.profiling.memory import trace_network
-from nnunet_ext.utils.torch_private import tree_leaves
+from nnunet_ext.utils.torch_private import forget_compilations, tree_leaves
 
 _STATE = "keep all state in parameters and buffers, registered in the constructor"
 _MEMORY_TOLERANCE = 0.03
@@ -110,7 +110,7 @@ def check_compile(subject: Subject, backend: str = "aot_eager") -> None:
     network = without_dropout(subject.network(deep_supervision=True))
     x = subject.images()
     remedy = "avoid Python state that changes between calls, or train with nnUNet_compile=f"
-    torch._dynamo.reset()
+    forget_compilations()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PyTorch's own tracer
@@ -127,7 +127,7 @@ def check_compile(subject: Subject, backend: str = "aot_eager") -> None:
     except Exception as error:
         raise Failure(f"it does not compile ({first_line(error)})", remedy) from error
     finally:
-        torch._dynamo.reset()
+        forget_compilations()
 
 
 def real_peak(network: nn.Module, x: Tensor) -> int:

@@ -68,7 +68,6 @@ class SelfUpdatingLoss(nn.Module):
         self,
         regions: bool = False,
         ignore_label: int | None = None,
-        *,
         deep_supervision_weights: Sequence[float] | None = None,
         dice_threshold: float = 0.6,
         ce_threshold: float = 0.2,

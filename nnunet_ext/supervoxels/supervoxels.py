@@ -61,7 +61,6 @@ def default_min_size(shape: Sequence[int]) -> int:
 def supervoxels(
     image: ArrayLike,
     spacing: Sequence[float],
-    *,
     min_size: int | None = None,
     scale: float = SupervoxelParameters.scale,
     threshold: float = SupervoxelParameters.threshold,

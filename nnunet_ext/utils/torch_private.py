@@ -99,3 +99,8 @@ def autocast_without_gpu() -> Iterator[None]:
         mock.patch("torch._C._current_graph_task_id", return_value=_GRAPH_TASK),
     ):
         yield
+
+
+def forget_compilations() -> None:
+    """Removes everything that torch.compile has compiled in this process."""
+    torch._dynamo.reset()

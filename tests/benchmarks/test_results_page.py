@@ -249,7 +249,9 @@ def test_entry(capsys):
     assert "unknown measurement" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "EM-Net" else name for name in PLAIN]
+)
 def test_naive_references_have_our_logits(name):
     """`rows_of` raises if they differ."""
     rows = list(rows_of(name, Setting.of_patch((32, 32) if name == "MT-UNet" else (8, 16, 16), 1), repeats=1))

@@ -117,7 +117,7 @@ def _with(key, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_without("labels"), "dataset.json has no `labels`; expected is, for example"),
+        (_without("labels"), "dataset.json has no `labels`; expected, for example"),
         (_without("file_ending"), "dataset.json has no `file_ending`"),
         (_without("channel_names"), "dataset.json has no `channel_names`"),
         (_without("numTraining"), "dataset.json has no `numTraining`"),

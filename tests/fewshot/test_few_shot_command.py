@@ -279,7 +279,7 @@ def test_true_labels_of_a_dataset_may_have_more_than_the_support_mask(make_model
     for output in (tmp_path / "first", tmp_path / "second"):
         code = command(model, scans, output, "--labels", str(dataset / "labelsTr"), mask=mask)
         problems = capsys.readouterr().err
-        scores.append((code, problems.count("has the value 1; expected are 0, 2: the values of the support masks")))
+        scores.append((code, problems.count("has the value 1; expected 0, 2: the values of the support masks")))
         shutil.copy(nnunet.raw / "dataset.json", dataset)
     assert scores == [(1, 3), (0, 0)]
     assert list(pd.read_csv(tmp_path / "second" / "dice.csv").case) == sorted(scans["cases"])

@@ -14,6 +14,10 @@ from nnunet_ext.ops import once
 from tests.helpers.small_networks import EVERY, build, images_for
 
 every_network = pytest.mark.parametrize("name", EVERY)
+# Tracing the others takes up to a minute.
+traced_network = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ("em_net", "mt_unet") else name for name in EVERY]
+)
 cases = pytest.mark.parametrize("case", ["2d", "3d"])
 
 
@@ -28,7 +32,7 @@ def rounding(network, x):
     return max(float(((a - b).abs().max() / b.abs().max()).detach()) for a, b in zip(result, exact, strict=True))
 
 
-@every_network
+@traced_network
 @cases
 @pytest.mark.parametrize("gradients", [True, False])
 def test_a_trace_gives_what_the_network_gives(name, case, gradients, assert_close):
@@ -97,7 +101,7 @@ def test_a_hook_of_all_modules_keeps_what_it_saw(name):
     assert all(torch.equal(now, then) for now, then in convolutions)
 
 
-@every_network
+@traced_network
 @cases
 def test_an_exported_program_gives_what_the_network_gives(name, case, assert_close):
     network = build(name, case).eval()

@@ -253,6 +253,7 @@ def test_a_variants_plan_names_the_variant(dataset):
     assert arguments["variant"] == "B"
 
 
+@pytest.mark.slow
 def test_regions_an_ignore_label_and_the_trainers_own_loss_are_traced(dataset):
     labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
     dataset.describe(*ISOTROPIC, labels=labels)

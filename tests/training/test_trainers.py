@@ -67,6 +67,7 @@ def test_trainers_take_the_plans_topology_and_step(make_trainer, name, configura
     assert np.isfinite(run_steps(trainer)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SALSTMMTUNetTrainer", "LSTMSAMTUNetTrainer"])
 def test_trainers_on_mt_unet_need_patches_that_32_divides(make_trainer, nnunet, name):
     with pytest.raises(ValueError, match=r"`patch_size\[0\]`=24 must be divisible by 32; nearest: 32"):

@@ -78,7 +78,6 @@ class FAFNet(nn.Module):
         patch_size: int | Sequence[int],
         n_stages: int,
         features_per_stage: int | Sequence[int],
-        *,
         conv_op: type[nn.Module],
         kernel_sizes: PerStage,
         strides: PerStage,

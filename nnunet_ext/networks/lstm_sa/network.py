@@ -56,15 +56,15 @@ class _SliceNetwork(nn.Module):
         patch_size: int | Sequence[int] | None,
         n_stages: int = 2,
         features_per_stage: int | Sequence[int] = 64,
-        *,
         conv_op: type[nn.Module] = nn.Conv2d,
         kernel_sizes: PerStage = 3,
         strides: PerStage = 2,
         backbone: nn.Module | str | None = None,
-        backbone_arguments: Mapping[str, Any] | None = None,
         attention_size: int | None = None,
         checkpoint_slices: int | None = None,
         deep_supervision: bool = False,
+        *,
+        backbone_arguments: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_widths(input_channels, num_classes)

@@ -76,7 +76,6 @@ class MTUNet(nn.Module):
         patch_size: int | Sequence[int],
         n_stages: int = LEVELS,
         features_per_stage: int | Sequence[int] = _WIDTHS,
-        *,
         conv_op: type[nn.Module] = nn.Conv2d,
         kernel_sizes: PerStage = _KERNEL,
         strides: PerStage = _STRIDES,

@@ -107,7 +107,6 @@ class UMamba(nn.Module):
         patch_size: int | Sequence[int],
         n_stages: int,
         features_per_stage: int | Sequence[int],
-        *,
         conv_op: type[nn.Module],
         kernel_sizes: PerStage,
         strides: PerStage,
