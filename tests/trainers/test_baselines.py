@@ -33,6 +33,8 @@ from tests.helpers.paths import ROOT
 SEVERAL_OUTPUTS = {"MONAIUNetPlusPlusTrainer": 4} | dict.fromkeys((n for n in SMALL if n.startswith("MedNeXt")), 5)
 SLOW = ("MedNeXtBTrainer", "MedNeXtMTrainer", "MedNeXtLTrainer")
 """Variants of a network that is tested quickly in another."""
+SLOW_IN_BFLOAT16 = (*SLOW, "MONAIVNetTrainer", "MONAIHighResNetTrainer")
+"""The last two have fixed widths, and a CPU may emulate convolutions in bfloat16."""
 
 every = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SMALL]
@@ -81,7 +83,10 @@ def test_outputs_and_gradients_in_3d(small, name, case):
     check_outputs_and_gradients(small(name), name, case)
 
 
-@every
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_IN_BFLOAT16 else name for name in SMALL],
+)
 def test_finite_in_bfloat16_at_a_magnitude_of_100(small, name):
     patch = patch_of(name, "2D")
     network = build(small(name), patch)
