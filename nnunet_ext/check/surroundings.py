@@ -63,7 +63,7 @@ def check_trace(subject: Subject) -> None:
 
 
 def traced_outputs(network: nn.Module, x: Tensor, *others: Tensor) -> list[Tensor]:
-    """What a trace of the network on `x` gives on `x` and on further values."""
+    """Outputs of a trace of the network, made with `x`, for `x` and for further values."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # Python numbers are constants in a trace
         warnings.filterwarnings("ignore", message="`torch.jit")

@@ -92,7 +92,7 @@ class MONAITrainer(PluginTrainer):
 
     @classmethod
     def _multiples(cls, topology: Topology) -> tuple[int, ...]:
-        """What the sizes of a patch must be multiples of: `patch_multiple` and, if it uses them, the strides."""
+        """Multiples of a patch's sizes, per axis: `patch_multiple` and, where the network uses them, strides."""
         axes = topology.spatial_dims
         declared = cls.patch_multiple
         every = (declared,) * axes if isinstance(declared, int) else tuple(declared)[-axes:]
