@@ -12,7 +12,7 @@ from nnunet_ext.nnunet.groups import read_groups
 from nnunet_ext.nnunet.json_files import read_json_if_whole, read_splits
 from nnunet_ext.nnunet.scans import scan_of, scans_in
 from nnunet_ext.nnunet.trained_model import default_plans
-from nnunet_ext.nnunet.trainers import can_plan, known_trainers, trainer_folder
+from nnunet_ext.nnunet.trainers import can_plan, did_you_mean, known_trainers, trainer_folder
 from nnunet_ext.utils.messages import some_of
 
 if TYPE_CHECKING:
@@ -216,6 +216,6 @@ def _check_trainer(trainer: str, environment: Mapping[str, str]) -> None:
     if trainer_folder(trainer, environment) is not None:
         return
     raise ValueError(
-        f"unknown trainer {trainer!r}: neither nnU-Net's, nor in a folder of nnUNet_extTrainer, nor ours; ours: "
-        + ", ".join(known_trainers())
+        f"unknown trainer {trainer!r}: neither nnU-Net's, nor in a folder of nnUNet_extTrainer, nor ours; "
+        f"{did_you_mean(trainer)}ours: " + ", ".join(known_trainers())
     )

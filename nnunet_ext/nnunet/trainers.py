@@ -1,5 +1,7 @@
 """Trainers by name: ours, nnU-Net's, and those of the folders that `nnUNet_extTrainer` names."""
 
+import ast
+import difflib
 import importlib
 import os
 import re
@@ -31,6 +33,16 @@ def external_trainers(environment: Mapping[str, str]) -> str:
     ours = str(trainers_folder())
     others = [part for part in environment.get(TRAINERS_VARIABLE, "").split(os.pathsep) if part and part != ours]
     return os.pathsep.join([*others, ours])
+
+
+def trainer_summaries() -> dict[str, str]:
+    """The first line of every docstring of our trainers, by name; read as text, without importing anything."""
+    summaries = {}
+    for file in sorted(trainers_folder().glob("*Trainer*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                summaries[node.name] = (ast.get_docstring(node) or "").partition("\n")[0]
+    return summaries
 
 
 def register_trainers() -> None:
@@ -97,10 +109,17 @@ def find_trainer(name: str) -> type:
         ) from error
     if found is None:
         raise ValueError(
-            f"unknown trainer {name!r}; known: {', '.join(known_trainers())}, nnU-Net's own, and those of the folders "
-            f"that the environment variable {TRAINERS_VARIABLE} names"
+            f"unknown trainer {name!r}; {did_you_mean(name)}known: {', '.join(known_trainers())}, nnU-Net's own, and "
+            f"those of the folders that the environment variable {TRAINERS_VARIABLE} names"
         )
     return found
+
+
+def did_you_mean(name: str) -> str:
+    """A question for the known trainer whose name is most alike; empty if none is."""
+    alike = {known.lower(): known for known in known_trainers()}
+    close = difflib.get_close_matches(name.lower(), alike, 1, cutoff=0.85)  # all names end alike
+    return f"did you mean {alike[close[0]]}? " if close else ""
 
 
 def _search(name: str) -> type | None:

@@ -10,7 +10,7 @@ import nnunet_ext
 from nnunet_ext.cli.main import main
 from nnunet_ext.demo.workspace import Settings, Workspace
 from nnunet_ext.doctor import diagnose
-from nnunet_ext.nnunet.trainers import trainers_folder
+from nnunet_ext.nnunet.trainers import find_trainer, known_trainers, trainers_folder
 from nnunet_ext.utils.subprocesses import console_script
 
 COMPLETE = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -36,6 +36,22 @@ def test_trainers_prints_the_folder_that_nnunet_needs(capsys):
     assert main(["trainers"]) == 0
     assert capsys.readouterr().out.strip() == str(trainers_folder())
     assert (trainers_folder() / "SASANTrainer.py").is_file()
+
+
+def test_trainers_are_listed_with_what_they_train(capsys):
+    assert main(["trainers", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == sorted(known_trainers())
+    assert all(len(line.split()) > 3 for line in lines)
+    assert main(["trainers", "--list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["SASANTrainer"].startswith("SASAN with the paper's self-updating")
+    assert main(["trainers", "--json"]) == 2
+    assert "--json belongs to --list" in capsys.readouterr().err
+
+
+def test_a_misspelt_trainer_is_asked_about():
+    with pytest.raises(ValueError, match=r"unknown trainer 'sasantrainr'; did you mean SASANTrainer\? known: "):
+        find_trainer("sasantrainr")
 
 
 def test_doctor_is_content_with_a_complete_installation(environment, monkeypatch, capsys):
@@ -171,7 +187,10 @@ def test_demo_refuses_a_folder_in_which_another_one_works(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--trainers", "SASANTrainer", "UNetTrainer"], "unknown trainer 'UNetTrainer'; known: EMNetATrainer"),
+        (
+            ["--trainers", "SASANTrainer", "UNetTrainer"],
+            "unknown trainer 'UNetTrainer'; known: EMNetATrainer",
+        ),
         (["--trainers", "SASANTrainer", "SASANTrainer"], "named twice"),
         (["--iterations", "0"], "--iterations 0 must be at least 1"),
     ],
