@@ -102,6 +102,7 @@ def run(script, root):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "trainer",
     ["PoolNetTrainer", *(pytest.param(t, marks=pytest.mark.long) for t in ("OldTrainer", "MonaiUNetTrainer"))],
