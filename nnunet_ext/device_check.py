@@ -16,6 +16,7 @@ from nnunet_ext.networks import NETWORKS
 from nnunet_ext.ops import causal_conv1d, causal_conv1d_reference, selective_scan, selective_scan_reference
 from nnunet_ext.ops.native import checks, native_library, refusal
 from nnunet_ext.ops.self_check import TOLERANCE, check, example
+from nnunet_ext.utils.messages import first_line
 from nnunet_ext.utils.torch_private import tree_leaves
 
 _SIZE = {"patch_size": (16, 16, 16), "n_stages": 3, "features_per_stage": (8, 16, 16), "kernel_sizes": 3, "strides": 2}
@@ -90,7 +91,7 @@ def _row(name: str, how: str, limit: float, compare: Callable) -> Row:
             error = max(_difference(found, expected) for found, expected in compare())
         reason = "" if error <= limit else "it differs from the reference"
     except Exception as failure:  # of any kind: the table shows it
-        reason = f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
+        reason = first_line(failure)
     return Row(name, how, error=error, limit=limit, seconds=time.perf_counter() - start, reason=reason)
 
 

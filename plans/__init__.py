@@ -2,7 +2,8 @@
 
 import pydoc
 
-from nnunet_ext.planning.planner import TracedPlanner, network_of
+from nnunet_ext.nnunet.trainers import network_of
+from nnunet_ext.planning.planner import TracedPlanner
 from nnunet_ext.plans.em_net import EMNetPlanner
 from nnunet_ext.plans.faf_net import FAFNetPlanner
 from nnunet_ext.plans.lstm_sa import LSTMSAPlanner, SALSTMPlanner

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from nnunet_ext.bench.setting import Setting
 from nnunet_ext.cli.main import main
 from nnunet_ext.training.network_trainer import NetworkTrainer
 from tests.helpers.own_trainers import OLD
+from tests.helpers.shell import bash
 from tests.helpers.workspaces import SHIPPED_CASES, lay_out
 
 PAGE = (Path(__file__).parent.parent / "docs" / "own_network.md").read_text()
@@ -87,18 +86,8 @@ def run(script, root):
     environment = {name: str(root / name) for name in FOLDERS}
     environment |= dict.fromkeys(("NNUNET_EXT_EPOCHS", "NNUNET_EXT_ITERATIONS", "NNUNET_EXT_VAL_ITERATIONS"), "1")
     environment |= {"nnUNet_compile": "f", "MPLBACKEND": "Agg", "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-euxo", "pipefail", "-c", script],
-        env={k: v for k, v in os.environ.items() if k != "nnUNet_extTrainer"} | environment,
-        cwd=root,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
-    return done.stdout
+    environment = {k: v for k, v in os.environ.items() if k != "nnUNet_extTrainer"} | environment
+    return bash(script, environment, root)
 
 
 @pytest.mark.slow

@@ -3,12 +3,12 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.helpers.shell import bash
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -17,20 +17,6 @@ BUDGET = {"NNUNET_EXT_EPOCHS": "1", "NNUNET_EXT_ITERATIONS": "1", "NNUNET_EXT_VA
 
 def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.S)
-
-
-def bash(script, environment, cwd):
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        env=environment | {"PATH": f"{Path(sys.executable).parent}:{environment['PATH']}"},
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
-    return done.stdout
 
 
 def test_python_snippets_run():

@@ -1,1 +1,1 @@
-"""What a trainer and its network must do to work with nnU-Net, as checks of one subject at a time."""
+"""The contract of a trainer and its network with nnU-Net, as checks of one network on one setting."""

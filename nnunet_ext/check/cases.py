@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from torch import nn
 
 from nnunet_ext.check.subject import Failure, Skipped, Subject
-from nnunet_ext.check.values import first_line
 from nnunet_ext.networks.topology import Topology
 from nnunet_ext.nnunet.dataset_json import read_dataset_json
 from nnunet_ext.nnunet.json_files import read_plans
@@ -20,8 +18,8 @@ from nnunet_ext.planning.architecture import unet_architecture
 from nnunet_ext.planning.fitting import Candidate, plans_of
 from nnunet_ext.planning.patches import LEARNT_MULTIPLES, rounded_up
 from nnunet_ext.profiling.trainer_step import construct_trainer
-from nnunet_ext.utils.fake_modules import built_on_fake_tensors
-from nnunet_ext.utils.torch_private import FakeTensorMode
+from nnunet_ext.utils.fake_modules import run_on_fake_tensors
+from nnunet_ext.utils.messages import first_line
 
 _FEATURES = (8, 12, 16, 20, 24, 28)
 _MIN_EDGE, _MAX_POOLINGS = 4, 4
@@ -103,17 +101,15 @@ def plan_for(trainer: type, case: Case, learnt: int = 1) -> tuple[dict[str, Any]
     _, strides, kernels, padded, _ = get_pool_and_conv_props(
         list(case.spacing), list(case.patch_size), _MIN_EDGE, _MAX_POOLINGS
     )
-    products = [1] * len(padded)
-    for stage in strides:
-        products = [p * int(s) for p, s in zip(products, stage, strict=True)]
-    patch = rounded_up([int(size) for size in padded], getattr(trainer, "patch_multiple", 1), learnt, products)
+    steps = [[int(step) for step in stage] for stage in strides]
+    patch = rounded_up([int(size) for size in padded], getattr(trainer, "patch_multiple", 1), learnt, steps)
     topology = Topology.create(
         conv_op=nn.Conv2d if len(patch) == 2 else nn.Conv3d,
         patch_size=patch,
         n_stages=len(strides),
         features_per_stage=_FEATURES[: len(strides)],
         kernel_sizes=[[int(k) for k in stage] for stage in kernels],
-        strides=[[int(s) for s in stage] for stage in strides],
+        strides=steps,
     )
     plans = plans_of(Candidate(unet_architecture(topology), patch), batch_size=2)
     dataset = {
@@ -154,9 +150,7 @@ def _subject(
 
 def _run_without_values(subject: Subject) -> None:
     """Raises whatever the network says to its patch, at no cost."""
-    with FakeTensorMode(), torch.device("cpu"), torch.no_grad():
-        network = built_on_fake_tensors(lambda: subject.build(False)).eval()
-        network(torch.empty(1, subject.input_channels, *subject.patch_size))
+    run_on_fake_tensors(lambda: subject.build(False).eval(), subject.input_channels, subject.patch_size)
 
 
 def first_subject(trainer: str, plans_file: Path | None, device: str) -> Subject:

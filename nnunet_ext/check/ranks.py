@@ -43,7 +43,7 @@ def rank_report(
     with torch.no_grad():
         predict(wrapped)
     return {
-        "idle": [k for k, p in wrapped.module.named_parameters() if p.grad is not None and (p.grad == 0).all()],
+        "idle": [k for k, p in wrapped.module.named_parameters() if p.requires_grad and (p.grad == 0).all()],
         "after the step": _differing(saved, other),
         "after the next forward": [key for state in _states(wrapped) for key in _differing(saved, state)],
     }

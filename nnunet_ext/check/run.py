@@ -1,4 +1,4 @@
-"""What `nnunet_ext check` does: every check on every setting of a trainer, as rows of one table."""
+"""`nnunet_ext check`: every check on every setting of a trainer, as rows of one table."""
 
 import time
 import warnings
@@ -28,9 +28,9 @@ from nnunet_ext.check.values import (
     check_prediction_weights,
     check_samples,
     check_switch,
-    first_line,
 )
 from nnunet_ext.nnunet.trainers import find_trainer
+from nnunet_ext.utils.messages import first_line
 
 Check = Callable[[Subject], None]
 EVERY_SETTING: dict[str, Check] = {
@@ -120,7 +120,7 @@ def _row(check: str, setting: str, function: Callable[[], None]) -> Row:
         state, reason, remedy = "FAILED", failure.reason, failure.remedy
     except Skipped as skipped:
         state, reason = "skipped", str(skipped)
-    except Exception as error:  # whatever it is: it stands in the table
+    except Exception as error:  # of any kind: the table shows it
         state, reason, remedy = "FAILED", first_line(error), "run the network alone on a batch of this size"
     return Row(check, setting, state, time.perf_counter() - start, reason, remedy)
 

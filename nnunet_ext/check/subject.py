@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from nnunet_ext.networks.outputs import follows_nnunet, switch_deep_supervision
+from nnunet_ext.networks.outputs import has_switch, switch_deep_supervision
 
 
 class Failure(Exception):
@@ -70,7 +70,7 @@ class Subject:
 
     def switch(self, network: nn.Module, enabled: bool) -> None:
         """Switches deep supervision, as the trainer does."""
-        if not follows_nnunet(network) and not hasattr(network, "nnunet_ext_logits"):
+        if not has_switch(network):
             raise Skipped("the trainer switches its network's deep supervision itself, which its training checks")
         switch_deep_supervision(network, enabled)
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ext.check.subject import Failure, Skipped, Subject, outputs_of, require_close, without_dropout
-from nnunet_ext.check.values import first_line
 from nnunet_ext.profiling.live_memory import LiveMemory
 from nnunet_ext.profiling.memory import trace_network
+from nnunet_ext.utils.messages import first_line
 from nnunet_ext.utils.torch_private import forget_compilations, tree_leaves
 
 _STATE = "keep all state in parameters and buffers, registered in the constructor"
@@ -130,22 +130,23 @@ def check_compile(subject: Subject, backend: str = "aot_eager") -> None:
         forget_compilations()
 
 
-def real_peak(network: nn.Module, x: Tensor) -> int:
-    """Bytes at the peak of a real training step, by the bookkeeping of the trace around real tensors."""
+def real_peak(network: nn.Module, x: Tensor, differentiate: Callable[[], None]) -> int:
+    """Bytes at the peak of a real training step, by the bookkeeping of the trace around real tensors.
+
+    Args:
+        network: The network.
+        x: The batch.
+        differentiate: Forward and backward pass of the network on the batch.
+    """
     optimiser = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, foreach=False)
-
-    def step() -> None:
-        outputs = [y for y in tree_leaves(network(x)) if isinstance(y, Tensor)]
-        torch.stack([y.mean() for y in outputs]).sum().backward()
-
-    step()
+    differentiate()
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     live = LiveMemory()
     live.add([*network.parameters(), *network.buffers(), x])
     live.add(state["momentum_buffer"] for state in optimiser.state.values())
     with live:
-        step()
+        differentiate()
         optimiser.step()
     return live.peak
 
@@ -157,7 +158,12 @@ def check_memory(subject: Subject) -> None:
     traced = trace_network(
         network, subject.input_channels, subject.patch_size, len(x), device=subject.device, autocast=False
     ).total
-    real = real_peak(network, x)
+
+    def differentiate() -> None:
+        outputs = [y for y in tree_leaves(network(x)) if isinstance(y, Tensor)]
+        torch.stack([y.mean() for y in outputs]).sum().backward()
+
+    real = real_peak(network, x, differentiate)
     if abs(traced / real - 1) > _MEMORY_TOLERANCE:
         raise Failure(
             f"traced {traced / 1e6:.1f} MB, but a real step takes {real / 1e6:.1f} MB",

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_ext.check.subject import Failure, Skipped, Subject, outputs_of, require_close
+from nnunet_ext.utils.messages import first_line, some_of
 
 _LOWER = "return a list with the finest output first, or set `has_lower_outputs = False` on the trainer"
 
@@ -62,15 +63,17 @@ def check_gradients(subject: Subject, batch_size: int = 3) -> None:
     silent = [name for name, p in learning.items() if p.grad is None]
     if silent:
         raise Failure(
-            f"{_some(silent)} get no gradient",
+            f"{some_of(silent, 3)} get no gradient",
             "use every parameter in `forward`, or set `requires_grad = False`: DDP ends with an error otherwise",
         )
     broken = [name for name, p in learning.items() if not _gradient(p).isfinite().all()]
     if broken:
-        raise Failure(f"gradients of {_some(broken)} are not finite", "look for roots and logarithms of 0")
+        raise Failure(f"gradients of {some_of(broken, 3)} are not finite", "look for roots and logarithms of 0")
     idle = [name for name, p in learning.items() if not _gradient(p).any() and not name.endswith(subject.idle)]
     if idle:
-        raise Failure(f"gradients of {_some(idle)} are 0", "check that they reach the output, past ReLUs for instance")
+        raise Failure(
+            f"gradients of {some_of(idle, 3)} are 0", "check that they reach the output, past ReLUs for instance"
+        )
 
 
 def check_samples(subject: Subject) -> None:
@@ -144,7 +147,7 @@ def check_precision(subject: Subject, dtype: torch.dtype, magnitude: float = 100
     torch.stack([F.cross_entropy(y.float(), y.argmin(1)) for y in outputs]).sum().backward()
     broken = [name for name, p in network.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     if broken:
-        raise Failure(f"gradients of {_some(broken)} are not finite in {short} at magnitude {magnitude:g}", remedy)
+        raise Failure(f"gradients of {some_of(broken, 3)} are not finite in {short} at magnitude {magnitude:g}", remedy)
 
 
 def scale_norms(network: nn.Module, scale: float) -> None:
@@ -154,16 +157,6 @@ def scale_norms(network: nn.Module, scale: float) -> None:
             nn.init.constant_(p, scale)
 
 
-def first_line(error: BaseException) -> str:
-    """The kind of an error and the first line of its message."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-
-
 def _gradient(parameter: Tensor) -> Tensor:
     assert parameter.grad is not None
     return parameter.grad
-
-
-def _some(names: list[str], shown: int = 3) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more

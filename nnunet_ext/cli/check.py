@@ -38,14 +38,11 @@ def _plans_of(dataset: str | None, trainer: str) -> Path | None:
     if dataset is None:
         return None
     from nnunetv2.paths import nnUNet_preprocessed
-    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
+    from nnunet_ext.nnunet.datasets import dataset_name
     from nnunet_ext.nnunet.trained_model import default_plans
 
-    try:
-        name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
-    except RuntimeError as error:
-        raise ValueError(f"-d {dataset}: {' '.join(str(error).split())}") from error
+    name = dataset_name(dataset)
     files = [Path(nnUNet_preprocessed, name, f"{plans}.json") for plans in (default_plans(trainer), "nnUNetPlans")]
     for file in files:
         if file.is_file():

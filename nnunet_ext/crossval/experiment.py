@@ -1,13 +1,13 @@
 """The settings of a cross-validation, and where nnU-Net keeps its results."""
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nnunet_ext.crossval.validation import STOCK_PLANNERS, check_experiment
+from nnunet_ext.nnunet.datasets import dataset_name
 from nnunet_ext.nnunet.json_files import read_json_if_whole
 from nnunet_ext.nnunet.trained_model import model_name, pair_plans, repeat_plans
 from nnunet_ext.nnunet.trainers import TRAINERS_VARIABLE, external_trainers
@@ -184,7 +184,7 @@ def make_experiment(
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         if not environment.get(name):
             raise ValueError(f"the environment variable {name} is not set; for details run `nnunet_ext doctor`")
-    name = _dataset_name(dataset)
+    name = dataset_name(dataset)
     if options.get("groups") is not None and Path(options["groups"]).is_file():
         options["groups"] = str(Path(options["groups"]).resolve())  # jobs run in other folders
     experiment = Experiment(
@@ -208,14 +208,3 @@ def make_experiment(
 def child_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment of nnU-Net's commands: this one, with our trainers among the external ones."""
     return {**environment, TRAINERS_VARIABLE: external_trainers(environment)}
-
-
-def _dataset_name(dataset: str) -> str:
-    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-
-    if not dataset.isdigit() and not re.match(r"Dataset\d{3}_", dataset):
-        raise ValueError(f"-d {dataset} must be a number, for example 4, or a name such as Dataset004_Hippocampus")
-    try:
-        return str(maybe_convert_to_dataset_name(dataset))
-    except RuntimeError as error:
-        raise ValueError(f"-d {dataset}: {error}") from error

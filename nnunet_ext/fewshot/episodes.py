@@ -35,10 +35,10 @@ class SupervoxelEpisodes:
     """Endless batches of episodes, each from one image with its supervoxels in the cache.
 
     An episode is a random supervoxel of a random image in two neighbouring slices, in random order: one is the support,
-    the other the query. One of the two, at random, gets a random gamma, and one a random rotation, scaling and elastic
-    deformation. A supervoxel counts in slices where it has at least `least_area` pixels. In an image of one slice, that
-    slice is both. With several `classes`, further supervoxels of the same two slices are classes of the episode too; if
-    there are too few, the remaining masks are empty.
+    the other the query. One of the two, chosen at random, is changed by a random gamma, and one, chosen anew, by a
+    random rotation, scaling and elastic deformation. A supervoxel counts in slices where it has at least `least_area`
+    pixels. In an image of one slice, that slice is both. With several `classes`, further supervoxels of the same two
+    slices are classes of the episode too; if there are too few, the remaining masks are empty.
 
     The iterator suits nnU-Net's augmenters: it keeps its state when it is copied to another process, and draws from
     NumPy's and torch's global generators, as nnU-Net's loaders do.

@@ -73,11 +73,12 @@ def _true_labels(model: FewShotModel, scan: Scan, folder: Path) -> LabelMap:
         raise FileNotFoundError(f"no labels of it in {folder}")
     if len(found) > 1:
         raise ValueError(f"labels of it in several formats: {', '.join(map(str, found))}; remove all but one")
+    expected, source = model.shown_values, "the values of the support masks"
     description = folder.resolve().parent / "dataset.json"
     if description.is_file():
-        expected = model.shown_values | label_values(read_dataset_json(description))
-        return read_label_map(model.reader, found[0], expected, f"the labels of the support masks and of {description}")
-    return read_label_map(model.reader, found[0], model.shown_values, "the values of the support masks")
+        expected |= label_values(read_dataset_json(description))
+        source += f" and the labels of {description}"
+    return read_label_map(model.reader, found[0], expected, source)
 
 
 def _dice(truth: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> float:

@@ -1,4 +1,4 @@
-"""What a network returns, brought to nnU-Net's form, and the switch of its deep supervision."""
+"""Any network's outputs in nnU-Net's form, and the switch of its deep supervision."""
 
 from collections.abc import Callable
 from typing import Any
@@ -46,6 +46,11 @@ def adopt(network: nn.Module, convert: Callable[[Any], Any] | None, deep_supervi
     hook = Logits(convert or _unchanged, deep_supervision)
     network.register_forward_hook(hook)
     setattr(network, _ATTRIBUTE, hook)
+
+
+def has_switch(network: nn.Module) -> bool:
+    """Whether `switch_deep_supervision` switches a network."""
+    return follows_nnunet(network) or hasattr(network, _ATTRIBUTE)
 
 
 def switch_deep_supervision(network: nn.Module, enabled: bool) -> None:

@@ -98,7 +98,7 @@ def check_arguments(
 
 
 def accepted(network: type[nn.Module], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Those of the arguments that a constructor takes."""
+    """The arguments that a constructor takes, of those given."""
     parameters = signature(network).parameters
     if any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values()):
         return arguments

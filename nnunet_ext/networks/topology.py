@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, lcm, prod
 from typing import Any
 
 from torch import nn
@@ -100,6 +100,32 @@ class Topology:
             "kernel_sizes": self.kernel_sizes,
             "strides": self.strides,
         }
+
+
+def total_strides(strides: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Products of the strides of several stages, per axis."""
+    return tuple(prod(axis) for axis in zip(*strides, strict=True))
+
+
+def patch_multiples(
+    declared: int | Sequence[int], axes: int, strides: Sequence[Sequence[int]] | None = None
+) -> tuple[int, ...]:
+    """Multiples required of a patch's sizes, per axis.
+
+    Args:
+        declared: Multiple of every axis, or one per axis, of which 2D uses the last.
+        axes: Number of axes.
+        strides: Strides into the stages, if their products are required too; None otherwise.
+
+    Raises:
+        ValueError: for the wrong number of declared multiples, or one below 1.
+    """
+    every = (declared,) * axes if isinstance(declared, int) else tuple(declared)[-axes:]
+    if len(every) != axes or min(every) < 1:
+        raise ValueError(f"`patch_multiple`={declared} must be a positive number, or one per axis")
+    if strides is None:
+        return every
+    return tuple(lcm(m, total) for m, total in zip(every, total_strides(strides), strict=True))
 
 
 def numbers_per_stage(name: str, value: int | Sequence[int], n_stages: int) -> tuple[int, ...]:

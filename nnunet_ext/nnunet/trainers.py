@@ -38,10 +38,10 @@ def external_trainers(environment: Mapping[str, str]) -> str:
 def trainer_summaries() -> dict[str, str]:
     """The first line of every docstring of our trainers, by name; read as text, without importing anything."""
     summaries = {}
-    for file in sorted(trainers_folder().glob("*Trainer*.py")):
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef):
-                summaries[node.name] = (ast.get_docstring(node) or "").partition("\n")[0]
+    for name in known_trainers():
+        module = ast.parse((trainers_folder() / f"{name}.py").read_text(encoding="utf-8"))
+        (found,) = (node for node in module.body if isinstance(node, ast.ClassDef) and node.name == name)
+        summaries[name] = (ast.get_docstring(found) or "").partition("\n")[0]
     return summaries
 
 
@@ -120,6 +120,11 @@ def did_you_mean(name: str) -> str:
     alike = {known.lower(): known for known in known_trainers()}
     close = difflib.get_close_matches(name.lower(), alike, 1, cutoff=0.85)  # all names end alike
     return f"did you mean {alike[close[0]]}? " if close else ""
+
+
+def network_of(trainer: Any) -> Any:
+    """The network class that a trainer names; None: the plan's own, or a trainer that knows nothing of us."""
+    return getattr(trainer, "located_network", lambda: None)()
 
 
 def _search(name: str) -> type | None:

@@ -100,10 +100,8 @@ class Decisions:
         planner, configurations = self.planner, self.plans["configurations"]
         costs = {}
         for cost in self.costs:
-            entry = {key: value for key, value in asdict(cost).items() if key not in ("name", "memory")}
-            memory = {part: getattr(cost.memory, part) for part in _MEMORY}
-            costs[cost.name] = entry | {
-                "memory": memory,
+            costs[cost.name] = {key: value for key, value in asdict(cost).items() if key != "name"} | {
+                "memory": {"total": cost.memory.total, **asdict(cost.memory)},
                 "reason": planner.reasons.get(cost.name),
                 "data_identifier": configurations[cost.name].get("data_identifier"),
                 "preprocessed": self.preprocessed.get(cost.name),
@@ -121,6 +119,3 @@ class Decisions:
             "not_planned": dict.fromkeys(self.not_planned, WHY_MISSING),
             "next": self.commands,
         }
-
-
-_MEMORY = ("total", "parameters", "gradients", "optimiser_state", "saved", "transient")

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from math import lcm
 
+from nnunet_ext.networks.topology import patch_multiples
+from nnunet_ext.utils.messages import first_line
+
 LEARNT_MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 """Multiples to which a refused patch is enlarged, in turn."""
 
@@ -12,30 +15,23 @@ class Refusal(Exception):
 
     @classmethod
     def of(cls, trainer: type, patch_size: Sequence[int], error: Exception) -> "Refusal":
-        said = str(error).strip().splitlines() or [""]
-        return cls(
-            f"the network of {trainer.__name__} refuses the patch {' x '.join(map(str, patch_size))} "
-            f"({type(error).__name__}: {said[0]})"
-        )
+        patch = " x ".join(map(str, patch_size))
+        return cls(f"the network of {trainer.__name__} refuses the patch {patch} ({first_line(error)})")
 
 
 def rounded_up(
-    patch_size: Sequence[int], declared: int | Sequence[int], learnt: int, products: Sequence[int] | None
+    patch_size: Sequence[int], declared: int | Sequence[int], learnt: int, strides: Sequence[Sequence[int]] | None
 ) -> tuple[int, ...]:
     """The smallest patch at least as large as `patch_size` whose sizes are multiples of all that is required.
 
     Args:
         patch_size: Sizes in voxels.
-        declared: Multiple of every axis, or one per axis, of which 2D uses the last.
+        declared: As for `patch_multiples`.
         learnt: A further multiple of every axis.
-        products: Products of the strides per axis, if the network has them; None otherwise.
+        strides: As for `patch_multiples`.
 
     Raises:
-        ValueError: for the wrong number of declared multiples, or one below 1.
+        ValueError: as for `patch_multiples`.
     """
-    axes = len(patch_size)
-    every = [declared] * axes if isinstance(declared, int) else list(declared)[-axes:]
-    if len(every) != axes or min(every) < 1:
-        raise ValueError(f"`patch_multiple`={declared} must be a positive number, or one per axis")
-    multiples = [lcm(m, learnt, product) for m, product in zip(every, products or [1] * axes, strict=True)]
+    multiples = [lcm(m, learnt) for m in patch_multiples(declared, len(patch_size), strides)]
     return tuple(-(-int(size) // m) * m for size, m in zip(patch_size, multiples, strict=True))

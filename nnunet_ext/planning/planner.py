@@ -17,7 +17,7 @@ from tqdm import tqdm
 from nnunet_ext.networks.from_plan import planned_arguments
 from nnunet_ext.networks.own import takes
 from nnunet_ext.nnunet.trained_model import default_plans
-from nnunet_ext.nnunet.trainers import find_trainer
+from nnunet_ext.nnunet.trainers import find_trainer, network_of
 from nnunet_ext.planning.architecture import describe
 from nnunet_ext.planning.data_identifiers import shared_identifiers
 from nnunet_ext.planning.fitting import Candidate, Fitting, Search
@@ -278,10 +278,10 @@ class TracedPlanner(ExperimentPlanner):
 
     def _rounded(self, patch_size: Sequence[int], learnt: int) -> tuple[int, ...]:
         declared = getattr(self.trainer, "patch_multiple", 1) if self.network is not None else 1
-        products = None
+        strides = None
         if self._search is not None and self.network is not None and takes(self.network, "strides"):
-            products = [prod(axis) for axis in zip(*self._search.strides, strict=True)]
-        return rounded_up(patch_size, declared, learnt, products)
+            strides = self._search.strides
+        return rounded_up(patch_size, declared, learnt, strides)
 
     def _is_needed(self, name: str) -> bool:
         return name in self.configurations or (name == "3d_fullres" and "3d_lowres" in self.configurations)
@@ -349,11 +349,6 @@ class TracedPlanner(ExperimentPlanner):
             f"{self.target / GIGABYTE:.3g} GB that {self.UNet_vram_target_GB:g} GB of GPU memory leave; "
             f"give at least {ceil(100 * gigabytes / (1 - MARGIN)) / 100:.2f} GB (a smaller patch: {error})"
         )
-
-
-def network_of(trainer: type) -> type[nn.Module] | None:
-    """The network class that a trainer names; None: the plan's own, or a trainer that knows nothing of us."""
-    return getattr(trainer, "located_network", lambda: None)()
 
 
 def _times(sizes: Sequence[int]) -> str:

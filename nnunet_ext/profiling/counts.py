@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nnunet_ext.networks import NETWORKS
 from nnunet_ext.networks.from_plan import network_from_plan
 from nnunet_ext.nnunet.json_files import read_json
-from nnunet_ext.nnunet.trainers import build_network, find_trainer
+from nnunet_ext.nnunet.trainers import build_network, find_trainer, network_of
 from nnunet_ext.utils.fake_modules import built_on_fake_tensors
 from nnunet_ext.utils.torch_private import FakeTensorMode
 
@@ -117,7 +117,7 @@ def trainer_costs(trainers: Sequence[str], plans: Path, configuration: str) -> l
     rows = []
     for name in trainers:
         trainer: Any = find_trainer(name)
-        own = getattr(trainer, "located_network", lambda: None)()
+        own = network_of(trainer)
         described = {
             "name": name,
             "network": "network of its plan" if own is None else own.__name__,

@@ -1,13 +1,11 @@
 """Sizes of a network's outputs, without running it."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
-from nnunet_ext.utils.fake_modules import built_on_fake_tensors
-from nnunet_ext.utils.torch_private import FakeTensorMode
+from nnunet_ext.utils.fake_modules import run_on_fake_tensors
 
 
 def measured_scales(
@@ -23,9 +21,7 @@ def measured_scales(
     Raises:
         ValueError: if the network returns one tensor instead of several.
     """
-    with FakeTensorMode(), torch.device("cpu"), torch.no_grad():
-        network: Any = built_on_fake_tensors(lambda: build(input_channels))
-        outputs = network(torch.empty(1, input_channels, *patch_size))
+    network, outputs = run_on_fake_tensors(lambda: build(input_channels), input_channels, patch_size)
     if isinstance(outputs, torch.Tensor):
         raise ValueError(
             f"{type(network).__name__} returns one output under deep supervision; set `has_lower_outputs = False` on "

@@ -3,14 +3,14 @@
 MONAI is an optional dependency: it is imported where a network is built, never with a trainer.
 """
 
-from math import lcm, prod
+from math import prod
 from typing import Any
 
 from torch import nn
 
 from nnunet_ext.networks.outputs import supervise_in_evaluation, switch_deep_supervision
 from nnunet_ext.networks.own import takes
-from nnunet_ext.networks.topology import Topology
+from nnunet_ext.networks.topology import Topology, patch_multiples
 from nnunet_ext.training.adamw import AdamWTrainer
 from nnunet_ext.training.trainer import PluginTrainer
 
@@ -72,7 +72,9 @@ class MONAITrainer(PluginTrainer):
             ValueError: with the axis, what the network needs and the nearest patch.
         """
         patch = topology.patch_size
-        multiples = cls._multiples(topology)
+        network = cls.located_network()
+        strides = topology.strides if network is not None and takes(network, "strides") else None
+        multiples = patch_multiples(cls.patch_multiple, topology.spatial_dims, strides)
         nearest = tuple(
             max(-(-size // m), -(-cls.least_patch // m)) * m for size, m in zip(patch, multiples, strict=True)
         )
@@ -89,18 +91,6 @@ class MONAITrainer(PluginTrainer):
             f"at the lowest level; nearest patch: {' x '.join(map(str, nearest))}; plan with "
             f"`nnunet_ext plan -tr {cls.__name__}`, or choose another patch size"
         )
-
-    @classmethod
-    def _multiples(cls, topology: Topology) -> tuple[int, ...]:
-        """Multiples of a patch's sizes, per axis: `patch_multiple` and, where the network uses them, strides."""
-        axes = topology.spatial_dims
-        declared = cls.patch_multiple
-        every = (declared,) * axes if isinstance(declared, int) else tuple(declared)[-axes:]
-        network = cls.located_network()
-        if network is None or not takes(network, "strides"):
-            return every
-        products = (prod(axis) for axis in zip(*topology.strides, strict=True))
-        return tuple(lcm(m, product) for m, product in zip(every, products, strict=True))
 
 
 class MONAIStagesTrainer(MONAITrainer):

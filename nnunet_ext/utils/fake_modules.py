@@ -1,12 +1,13 @@
 """Networks on fake tensors."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nnunet_ext.utils.torch_private import DataDependentOutputException, unset_fake_temporarily
+from nnunet_ext.utils.torch_private import DataDependentOutputException, FakeTensorMode, unset_fake_temporarily
 
 
 def fake_copy(network: nn.Module) -> nn.Module:
@@ -41,6 +42,19 @@ def built_on_fake_tensors(build: Callable[[], nn.Module]) -> nn.Module:
         with unset_fake_temporarily(), torch.device("cpu"):
             network = build()
         return fake_copy(network)
+
+
+def run_on_fake_tensors(
+    build: Callable[[], nn.Module], input_channels: int, patch_size: Sequence[int]
+) -> tuple[nn.Module, Any]:
+    """Builds a network and runs it on one patch, without memory and without values.
+
+    Returns:
+        The network and what it returns, on fake tensors.
+    """
+    with FakeTensorMode(), torch.device("cpu"), torch.no_grad():
+        network = built_on_fake_tensors(build)
+        return network, network(torch.empty(1, input_channels, *patch_size))
 
 
 def _empty_like(tensor: Tensor) -> Tensor:

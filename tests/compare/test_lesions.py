@@ -43,7 +43,7 @@ def masks(shape, seed):
 
 
 def detected(shape, seed):
-    """What panoptica finds."""
+    """The counts of panoptica, an independent implementation."""
     panoptica = pytest.importorskip("panoptica")
     evaluator = panoptica.Panoptica_Evaluator(
         expected_input=panoptica.InputType.SEMANTIC,

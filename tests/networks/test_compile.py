@@ -6,9 +6,9 @@ import warnings
 
 import pytest
 import torch
-from torch import nn
 from torch._dynamo.backends.registry import lookup_backend
 
+from nnunet_ext.check.subject import without_dropout
 from tests.helpers.small_networks import EVERY, build, images_for
 
 
@@ -28,9 +28,7 @@ def compiler():
             compilations.append(graph)
             return chosen(graph, inputs)
 
-        for module in network.modules():
-            if isinstance(module, nn.modules.dropout._DropoutNd):
-                module.p = 0.0  # each run would drop different channels
+        without_dropout(network)  # each run would drop different channels
         torch._dynamo.reset()
         return torch.compile(network, fullgraph=True, backend=counted), compilations
 

@@ -5,8 +5,9 @@ from itertools import product
 import pytest
 import torch
 
+from nnunet_ext.check.values import check_prediction_weights, check_samples
 from nnunet_ext.networks import NETWORKS, network_info
-from tests.helpers.small_networks import CASES, build, image, images_for
+from tests.helpers.small_networks import CASES, build, image, images_for, subject
 
 every_network = pytest.mark.parametrize("name", sorted(NETWORKS))
 with_lower_outputs = pytest.mark.parametrize("name", sorted(n for n, info in NETWORKS.items() if info.lower_outputs))
@@ -34,13 +35,8 @@ def test_shapes_are_right_values_finite_and_every_parameter_learns(name, case, i
 
 @every_network
 @every_case
-def test_samples_do_not_see_each_other(name, case, assert_close):
-    network = build(name, case).eval()
-    x = image(case, batch=3)
-    with torch.no_grad():
-        together = network(x)
-        apart = torch.cat([network(sample[None]) for sample in x])
-    assert_close(together, apart, 1e-4)
+def test_samples_do_not_see_each_other(name, case):
+    check_samples(subject(name, case))
 
 
 @every_network
@@ -60,13 +56,9 @@ def test_deep_supervision_is_switched_as_nnunet_does(name, case, assert_close):
 
 @with_lower_outputs
 @every_case
-def test_weights_trained_with_deep_supervision_load_for_prediction(name, case, assert_close):
-    trained = build(name, case, deep_supervision=True).eval()
-    predictor = build(name, case).eval()
-    predictor.load_state_dict(trained.state_dict())
-    x = image(case)
-    with torch.no_grad():
-        assert_close(predictor(x), trained(x)[0], 1e-6)
+def test_weights_trained_with_deep_supervision_load_for_prediction(name, case):
+    check_prediction_weights(subject(name, case))
+    predictor, trained = (build(name, case, deep_supervision=supervised) for supervised in (False, True))
     assert sum(p.numel() for p in predictor.parameters()) < sum(p.numel() for p in trained.parameters())
 
 

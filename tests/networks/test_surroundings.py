@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 import nnunet_ext
+from nnunet_ext.check.subject import outputs_of, without_dropout
+from nnunet_ext.check.surroundings import listen, traced_outputs
 from nnunet_ext.ops import once
 from tests.helpers.small_networks import EVERY, build, images_for
 
@@ -21,13 +23,8 @@ traced_network = pytest.mark.parametrize(
 cases = pytest.mark.parametrize("case", ["2d", "3d"])
 
 
-def outputs_of(network, x):
-    result = network(x)
-    return list(result) if isinstance(result, (list, tuple)) else [result]
-
-
 def rounding(network, x):
-    """What float32 loses: U-Mamba, whose lowest level has few voxels here, magnifies it to 1e-4."""
+    """The error of float32 against float64: up to 1e-4 in U-Mamba, whose lowest level has few voxels here."""
     exact, result = outputs_of(copy.deepcopy(network).double(), x.double()), outputs_of(network, x)
     return max(float(((a - b).abs().max() / b.abs().max()).detach()) for a, b in zip(result, exact, strict=True))
 
@@ -39,28 +36,9 @@ def test_a_trace_gives_what_the_network_gives(name, case, gradients, assert_clos
     """A trace is right for other values than it was made with, and after it was saved."""
     network = build(name, case).eval()
     x, other = images_for(network), images_for(network)
-    with torch.set_grad_enabled(gradients), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # Python numbers are constants in a trace
-        traced = torch.jit.trace(network, x, check_trace=False)  # which compares graphs; values are compared here
-        for values in (x, other):
-            assert_close(traced(values), network(values), 1e-5)
-
-
-def listen(network, seen):
-    """Keeps every module's results and inputs, and copies of their values."""
-
-    def keep(module, inputs, result):
-        for part in (*inputs, result):
-            if isinstance(part, torch.Tensor):
-                seen.append((module, part, part.detach().clone()))
-
-    def is_pytorchs(module):
-        return type(module).__module__.startswith(("torch.", "torchvision.", "torch_"))
-
-    for module in network.modules():
-        # PyTorch's own modules that work in place do so under hooks as well.
-        if not (is_pytorchs(module) and getattr(module, "inplace", False)):
-            module.register_forward_hook(keep)
+    with torch.set_grad_enabled(gradients):
+        for values, found in zip((x, other), traced_outputs(network, x, other), strict=True):
+            assert_close(found, network(values), 1e-5)
 
 
 @every_network
@@ -127,9 +105,8 @@ def test_weights_in_low_precision(name, case, dtype, assert_close):
         with_support(network)
     wide = copy.deepcopy(network).float()
     x = images_for(network, 2).to(dtype)
-    for module in (*network.modules(), *wide.modules()):
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
+    without_dropout(network)
+    without_dropout(wide)
     found, expected = outputs_of(network, x), outputs_of(wide, x.float())
     for actual, value in zip(found, expected, strict=True):
         assert_close(actual.float(), value, 1e-5)

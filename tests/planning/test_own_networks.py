@@ -120,7 +120,7 @@ def test_planners_are_the_trainers_own_or_the_networks():
 
 def test_multiples_hold_together():
     assert rounded_up((12, 30, 26), 1, 1, None) == (12, 30, 26)
-    assert rounded_up((12, 30, 26), (1, 8, 24), 2, [4, 4, 4]) == (12, 32, 48)
+    assert rounded_up((12, 30, 26), (1, 8, 24), 2, [(2, 2, 2), (2, 2, 2)]) == (12, 32, 48)
     assert rounded_up((30, 26), (1, 8, 24), 1, None) == (32, 48)
     with pytest.raises(ValueError, match=r"`patch_multiple`=\(8,\) must be a positive number, or one per axis"):
         rounded_up((30, 26), (8,), 1, None)

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from nnunet_ext.check.surroundings import real_peak
 from nnunet_ext.networks import LSTMSA, SALSTM, SASAN, EMNet, UMamba
 from nnunet_ext.profiling.backward import run_backward
-from nnunet_ext.profiling.live_memory import LimitExceeded, LiveMemory
+from nnunet_ext.profiling.live_memory import LimitExceeded
 from nnunet_ext.profiling.memory import trace_network
 
 FEATURES = (8, 16, 32)
@@ -108,18 +109,9 @@ def test_saved_bytes_are_those_of_saved_tensor_hooks_in_a_real_run(name):
 def test_peak_is_that_of_a_real_step(name):
     """The same bookkeeping around real tensors and PyTorch's own engine."""
     network, x = MAKERS[name](), batch_for(name)
-    optimiser = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, foreach=False)
-    mean_of_outputs(network, x).backward()
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-    live = LiveMemory()
-    live.add([*network.parameters(), *network.buffers(), x])
-    live.add(state["momentum_buffer"] for state in optimiser.state.values())
-    with live:
-        mean_of_outputs(network, x).backward()
-        optimiser.step()
+    peak = real_peak(network, x, lambda: mean_of_outputs(network, x).backward())
     traced = trace_on_cpu(network, x)
-    assert traced.total == pytest.approx(live.peak, rel=0.03)
+    assert traced.total == pytest.approx(peak, rel=0.03)
     parts = traced.parameters + traced.optimiser_state + max(traced.saved, traced.gradients) + traced.transient
     assert traced.total == parts
     assert min(vars(traced).values()) >= 0

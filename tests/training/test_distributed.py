@@ -14,9 +14,10 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_ext.check.ranks import start_rank
+
 rank, store = int(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+start_rank(rank, store)
 """
 
 SM_LOSS = """
@@ -55,39 +56,21 @@ def test_ranks_agree_on_the_weights_of_the_sm_loss(run_ranks):
 
 
 EVERY_NETWORK = """
+from nnunet_ext.check.ranks import rank_report
 from tests.helpers.small_networks import EVERY, build, images_for
 
-def states(network):
-    both = [None, None]
-    dist.all_gather_object(both, network.module.state_dict())
-    return both
-
-def differing(a, b):
-    return [key for key in a if not torch.equal(a[key], b[key])]
+def loss_of(name, network):
+    x = images_for(network.module, 2)
+    if name == "faf_net":  # as its trainers call it
+        masks = (x > 0).float().expand(-1, 2, -1, -1)[None]
+        episode = network(x[None], x.flip(-1)[None], masks, masks)
+        return episode.query_loss + episode.alignment_loss + episode.prototype_loss
+    return sum((o * torch.randn_like(o)).mean() for o in network(x))
 
 for name in EVERY:
     torch.manual_seed(rank)  # other weights and other data on every rank
-    network = DistributedDataParallel(build(name, "2d", deep_supervision=True))
-    optimiser = torch.optim.SGD(network.parameters(), 0.1)
-    for _ in range(2):  # an unused parameter is an error of the second step
-        optimiser.zero_grad()
-        x = images_for(network.module, 2)
-        if name == "faf_net":  # as its trainers call it
-            masks = (x > 0).float().expand(-1, 2, -1, -1)[None]
-            episode = network(x[None], x.flip(-1)[None], masks, masks)
-            (episode.query_loss + episode.alignment_loss + episode.prototype_loss).backward()
-        else:
-            sum((o * torch.randn_like(o)).mean() for o in network(x)).backward()
-        optimiser.step()
-    saved, other = states(network)
-    network.eval()
-    with torch.no_grad():
-        network(images_for(network.module))
-    report = {
-        "idle": [k for k, p in network.module.named_parameters() if p.requires_grad and (p.grad == 0).all()],
-        "after the step": differing(saved, other),
-        "after the next forward": [key for state in states(network) for key in differing(saved, state)],
-    }
+    network = build(name, "2d", deep_supervision=True)
+    report = rank_report(network, lambda n: loss_of(name, n), lambda n: n(images_for(n.module)))
     if rank == 0:
         print(json.dumps([name, report]))
 dist.barrier()

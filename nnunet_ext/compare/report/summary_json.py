@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_ext import __version__
-from nnunet_ext.compare.analysis import MEAN
+from nnunet_ext.compare.analysis import MEAN, Comparison
 from nnunet_ext.compare.lesion_metrics import ALL_METRICS
 from nnunet_ext.compare.metrics import METRICS
 from nnunet_ext.compare.mixed_model import MixedModel
@@ -26,16 +26,8 @@ def summary(outcome: Outcome) -> dict[str, Any]:
             "metric": c.metric,
             **_label(c.label),
             "verdict": c.verdict,
-            "mean": c.own,
-            "baseline_mean": c.baseline,
-            "difference": c.estimate.mean,
-            "interval_low": c.estimate.low,
-            "interval_high": c.estimate.high,
-            "p": c.estimate.p,
-            "p_holm": c.p_holm,
+            **_difference(c),
             "p_equivalent_holm": c.p_equivalent_holm,
-            "pairs": c.estimate.cases,
-            "dropped": c.dropped,
             "equivalence_low": c.estimate.equivalence_low,
             "equivalence_high": c.estimate.equivalence_high,
             "conditional_low": c.estimate.conditional_low,
@@ -103,15 +95,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
                     "entrant": method,
                     "metric": metric,
                     "label": label,
-                    "mean": c.own,
-                    "baseline_mean": c.baseline,
-                    "difference": c.estimate.mean,
-                    "interval_low": c.estimate.low,
-                    "interval_high": c.estimate.high,
-                    "p": c.estimate.p,
-                    "p_holm": c.p_holm,
-                    "pairs": c.estimate.cases,
-                    "dropped": c.dropped,
+                    **_difference(c),
                 }
                 for (method, metric, label), c in analysis.lesions.items()
             ],
@@ -125,6 +109,20 @@ def summary(outcome: Outcome) -> dict[str, Any]:
             "notes": notes(outcome),
         }
     )
+
+
+def _difference(c: Comparison) -> dict[str, Any]:
+    return {
+        "mean": c.own,
+        "baseline_mean": c.baseline,
+        "difference": c.estimate.mean,
+        "interval_low": c.estimate.low,
+        "interval_high": c.estimate.high,
+        "p": c.estimate.p,
+        "p_holm": c.p_holm,
+        "pairs": c.estimate.cases,
+        "dropped": c.dropped,
+    }
 
 
 def _label(label: str) -> dict[str, Any]:

@@ -15,7 +15,6 @@ in the wrong order: `efl_layout="authors"`, which imported weights have, reprodu
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import prod
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -30,7 +29,7 @@ from nnunet_ext.networks.em_net.csr_mamba import CSRMamba
 from nnunet_ext.networks.em_net.efl import EFL, check_layout
 from nnunet_ext.networks.entry import at_any_precision, with_empty_batches
 from nnunet_ext.networks.heads import check_heads, drop_unused_heads
-from nnunet_ext.networks.topology import PerStage, Topology
+from nnunet_ext.networks.topology import PerStage, Topology, total_strides
 from nnunet_ext.utils.torch_private import has_hooks
 
 LAYERS_PER_STAGE = 3
@@ -189,7 +188,7 @@ class EMNet(nn.Module):
                 "plan a larger patch"
             )
         taken = min(2, len(poolings) - 1)
-        stem = tuple(prod(axis) for axis in zip(*poolings[:taken], strict=True))
+        stem = total_strides(poolings[:taken])
         steps = [ones, stem, *poolings[taken:]][: 1 + len(_WIDTHS)]
         return {
             "patch_size": plan.patch_size,

@@ -8,13 +8,12 @@ is a cube, and inputs of another size are then refused.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from nnunet_ext.networks.keys import check_keys, load_checked
-from nnunet_ext.networks.topology import PerStage
+from nnunet_ext.networks.topology import PerStage, total_strides
 from nnunet_ext.networks.u_mamba.mamba_layer import MambaLayer
 from nnunet_ext.networks.u_mamba.network import UMamba
 from nnunet_ext.networks.u_mamba.residual_block import ResidualBlock
@@ -175,12 +174,12 @@ def _patch_size(
     strides: Sequence[Sequence[int]],
 ) -> tuple[int, ...]:
     if variant == "Bot":
-        return tuple(2 * prod(axis) for axis in zip(*strides, strict=True))
+        return tuple(2 * total for total in total_strides(strides))
     for s, width in enumerate(features):
         norm = state_dict.get(f"encoder.mamba_layers.{s}.norm.weight")
         if norm is not None and len(norm) != width:  # a norm over the voxels
             axes = len(strides[0])
             edge = round(len(norm) ** (1 / axes))
             if edge**axes == len(norm):
-                return tuple(edge * prod(axis) for axis in zip(*strides[: s + 1], strict=True))
+                return tuple(edge * total for total in total_strides(strides[: s + 1]))
     raise ValueError("the tensors do not show the patch size, nor a cube in any stage: `patch_size` must be given")
