@@ -9,7 +9,7 @@ from tests.helpers.paths import ROOT
 
 ALLOWED = {
     "trainers": {"losses", "networks", "training"},
-    "plans": {"networks", "planning", "plans"},
+    "plans": {"networks", "nnunet", "planning", "plans"},
 }
 """Packages that the modules of the folders may import; nnU-Net imports every module of `trainers` by its file name."""
 UPPER = {"nnunet_ext.plans", "nnunet_ext.trainers"}

@@ -203,12 +203,13 @@ def _save_second(ctx, inputs, output):
     _, memory_c, _, handed_c, _, ctx.reverse = inputs
     _, f, g, _, i, o = output
     ctx.mark_non_differentiable(i, o)
+    ctx.set_materialize_grads(False)  # i and o would get maps of zeros
     ctx.save_for_backward(i, f, o, g, memory_c, handed_c)
 
 
 def _differentiate_second(ctx, grad_c, grad_f, grad_g, grad_h, *_):
     *states, memory_c, handed_c = ctx.saved_tensors
-    gradients = [grad_c, grad_f, grad_g, grad_h]
+    gradients = [torch.zeros_like(states[0]) if x is None else x for x in (grad_c, grad_f, grad_g, grad_h)]
     grad_gates, *others = _second_step_backward(gradients, states, memory_c, handed_c, ctx.reverse)
     of_memory = (None, None) if memory_c is None else (others.pop(0), others.pop(0))
     return grad_gates, *of_memory, *(others or (None, None)), None

@@ -42,9 +42,10 @@ class _Run:
 
     def next(self) -> None:
         _, _, node = heapq.heappop(self.ready)
-        # Only nodes that use this one could still hold it, and they have run: this call frees its saved tensors.
         del self.users[node]
-        for gradient, target, index in _run(node, self.received.pop(node, [])):
+        results = _run(node, self.received.pop(node, []))
+        del node  # Only nodes that use it could still hold it, and they have run: this frees its saved tensors.
+        for gradient, target, index in results:
             if gradient is not None:
                 _receive(self.received, target, index, gradient)
             self.users[target] -= 1
@@ -86,8 +87,9 @@ def _run(node: Any, gradients: list[Tensor | None]) -> list[tuple[Tensor | None,
     if all(gradient is None for gradient in gradients):
         return [(None, *edge) for edge in edges]
     if hasattr(node, "variable"):  # a leaf
-        leaf, (gradient,) = node.variable, gradients
-        leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+        (gradient,) = gradients
+        assert gradient is not None
+        _accumulate(node.variable, gradient)
         return []
     metadata = input_metadata(node)
     if isinstance(node, torch.autograd.function.BackwardCFunction):
@@ -100,6 +102,16 @@ def _run(node: Any, gradients: list[Tensor | None]) -> list[tuple[Tensor | None,
         needed = [target is not None for target, _ in node.next_functions]
     chosen = (result for result, need in zip(results, needed, strict=True) if need)
     return [(result, *edge) for result, edge in zip(chosen, edges, strict=True)]
+
+
+def _accumulate(leaf: Tensor, gradient: Tensor) -> None:
+    """Adds a gradient to a leaf's; the first one is taken as it is if it lies in memory as the leaf does."""
+    if leaf.grad is not None:
+        leaf.grad = leaf.grad + gradient
+        return
+    axes = zip(leaf.shape, leaf.stride(), gradient.stride(), strict=True)
+    fits = all(size == 1 or ours == theirs for size, ours, theirs in axes)
+    leaf.grad = gradient if fits else torch.empty_like(leaf).copy_(gradient)
 
 
 def _as_tuple(results: Any) -> tuple:
