@@ -8,3 +8,4 @@ class LSTMSAMTUNetTrainer(SliceNetworkTrainer):
     network_class = LSTMSA
     network_settings = {"backbone": "mt_unet"}
     has_lower_outputs = False
+    idle_parameters = ("axial.shift",)  # levels of one voxel have no distances

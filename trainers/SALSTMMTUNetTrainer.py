@@ -8,3 +8,4 @@ class SALSTMMTUNetTrainer(SliceNetworkTrainer):
     network_class = SALSTM
     network_settings = {"backbone": "mt_unet"}
     has_lower_outputs = False
+    idle_parameters = ("axial.shift",)  # levels of one voxel have no distances

@@ -89,9 +89,10 @@ class Setting:
             ValueError: for an unknown configuration (lists the known ones), or a plan for one of our networks, whose
                 topology does not suit all networks.
         """
-        from nnunet_ext.profiling.counts import read_plan
+        from nnunet_ext.nnunet.plan_settings import read_plan
 
-        chosen, channels, classes = read_plan(plans, configuration)
+        setting = read_plan(plans, configuration)
+        chosen = setting.configuration
         planned = chosen.network_arch_class_name
         arguments = chosen.network_arch_init_kwargs
         missing = {"strides", "kernel_sizes", "features_per_stage"} - arguments.keys()
@@ -105,8 +106,8 @@ class Setting:
             strides=tuple(map(tuple, arguments["strides"])),
             kernel_sizes=tuple(map(tuple, arguments["kernel_sizes"])),
             batch_size=chosen.batch_size,
-            input_channels=channels,
-            num_classes=classes,
+            input_channels=setting.input_channels,
+            num_classes=setting.num_classes,
             widths=tuple(arguments["features_per_stage"]),
         )
 

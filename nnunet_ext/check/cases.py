@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from torch import nn
 
 from nnunet_ext.check.subject import Failure, Skipped, Subject
 from nnunet_ext.networks.topology import Topology
 from nnunet_ext.nnunet.dataset_json import read_dataset_json
 from nnunet_ext.nnunet.json_files import read_plans
-from nnunet_ext.nnunet.trainers import build_network
+from nnunet_ext.nnunet.plan_settings import plan_setting
 from nnunet_ext.planning.architecture import unet_architecture
 from nnunet_ext.planning.fitting import Candidate, plans_of
 from nnunet_ext.planning.patches import LEARNT_MULTIPLES, rounded_up
@@ -125,26 +124,20 @@ def _subject(
     trainer_class: type, plans: dict, configuration: str, dataset: Mapping[str, Any], *, name: str, device: str
 ) -> Subject:
     trainer = construct_trainer(trainer_class, plans, configuration, dict(dataset))
-    managers = trainer.plans_manager, trainer.configuration_manager
-    trainer.num_input_channels = determine_num_input_channels(*managers, dataset)
-    numbers = {
-        "input_channels": trainer.num_input_channels,
-        "num_classes": trainer.label_manager.num_segmentation_heads,
-    }
-
-    def build(deep_supervision: bool) -> nn.Module:
-        return build_network(trainer, *managers, **numbers, deep_supervision=deep_supervision)
-
+    setting = plan_setting(trainer.plans_manager, configuration, dict(dataset))
+    trainer.num_input_channels = setting.input_channels
     supervised = bool(trainer.enable_deep_supervision)
     scales = trainer._get_deep_supervision_scales() if supervised else None
     return Subject(
         name=name,
-        build=build,
-        patch_size=tuple(int(size) for size in trainer.configuration_manager.patch_size),
+        build=lambda deep_supervision: setting.network(trainer, deep_supervision),
+        patch_size=tuple(int(size) for size in setting.configuration.patch_size),
+        input_channels=setting.input_channels,
+        num_classes=setting.num_classes,
         lower_outputs=supervised,
         scales=None if scales is None else tuple(tuple(scale) for scale in scales),
         device=device,
-        **numbers,
+        idle=(*Subject.idle, *getattr(trainer_class, "idle_parameters", ())),
     )
 
 

@@ -1,6 +1,7 @@
-"""Convert the authors' published weights to a file for nnUNetv2_train -pretrained_weights."""
+"""Convert published weights to a file for nnUNetv2_train -pretrained_weights."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 
@@ -31,20 +32,35 @@ _SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "network",
-        help="short name of the network, as `nnunet_ext networks` lists it, or mt_unet; U-Mamba's are umamba_bot and "
-        "umamba_enc",
+        help="short name of the network, as `nnunet_ext networks` lists it, or mt_unet, for its authors' weights "
+        "(U-Mamba's are umamba_bot and umamba_enc); or, with --plans, the name of a trainer, for weights that have the "
+        "names of its network",
     )
-    parser.add_argument("input", help="the authors' checkpoint (a state dict saved by torch)")
+    parser.add_argument("input", help="the published checkpoint (a state dict saved by torch)")
     parser.add_argument("output", help="file to write")
     for name, (options, text) in _SETTINGS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **options, help=text)
+    trainers = parser.add_argument_group("with the name of a trainer")
+    trainers.add_argument("--plans", type=Path, help="plans file, with dataset.json in the same folder")
+    trainers.add_argument("-c", "--configuration", default="3d_fullres", help="default: %(default)s")
+    trainers.add_argument(
+        "--initial",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="parts of the names of weights that keep their initial values, such as the last layers for other classes",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.weights import from_authors, read_state_dict, write_pretrained
-    from nnunet_ext.weights.authors import check_importable
+    from nnunet_ext.weights.authors import IMPORTABLE, check_importable
     from nnunet_ext.weights.suggest_trainer import suggest_trainer
 
+    if arguments.plans is not None and arguments.network not in IMPORTABLE:
+        return _run_for_trainer(arguments)
+    if arguments.plans is not None or arguments.initial:
+        raise ValueError(f"--plans and --initial are for the name of a trainer, not of the network {arguments.network}")
     check_importable(arguments.network)
     settings = {name: value for name in _SETTINGS if (value := getattr(arguments, name)) is not None}
     state_dict = read_state_dict(arguments.input)
@@ -57,4 +73,24 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"wrote {arguments.output}: {type(network).__name__}, {parameters:,} parameters")
     print(f"for a plan with patch size {getattr(network, 'patch_size', '?')} and the same stages and features")
     print(suggest_trainer(network))
+    return 0
+
+
+def _run_for_trainer(arguments: argparse.Namespace) -> int:
+    from nnunet_ext.nnunet.plan_settings import read_plan
+    from nnunet_ext.weights import for_trainer, read_state_dict, write_pretrained
+
+    foreign = [f"--{name.replace('_', '-')}" for name in _SETTINGS if getattr(arguments, name) is not None]
+    if foreign:
+        raise ValueError(f"{foreign[0]} is for the authors' weights; the network of a trainer follows its plan")
+    setting = read_plan(arguments.plans, arguments.configuration)
+    state_dict = read_state_dict(arguments.input)
+    try:
+        network = for_trainer(arguments.network, state_dict, setting, arguments.initial)
+    except ValueError as error:
+        raise ValueError(f"{arguments.input}: {error}") from error
+    write_pretrained(network, arguments.output)
+    name = setting.plans.plans_name
+    print(f"wrote {arguments.output}: {type(network).__name__}")
+    print(f"train with -tr {arguments.network} -p {name} -pretrained_weights {arguments.output}")
     return 0

@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_ext.networks import NETWORKS
 from nnunet_ext.networks.from_plan import network_from_plan
-from nnunet_ext.nnunet.json_files import read_json
-from nnunet_ext.nnunet.trainers import build_network, find_trainer, network_of
+from nnunet_ext.nnunet.plan_settings import plan_setting, read_plan
+from nnunet_ext.nnunet.trainers import find_trainer, network_of
 from nnunet_ext.utils.fake_modules import built_on_fake_tensors
 from nnunet_ext.utils.torch_private import FakeTensorMode
 
@@ -41,21 +41,13 @@ def trainer_network_size(trainer: Any, plans: Any, configuration: str, dataset_j
         configuration: Configuration of the plan.
         dataset_json: Content of the dataset's dataset.json.
     """
-    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-
-    chosen = plans.get_configuration(configuration)
-    channels = determine_num_input_channels(plans, chosen, dataset_json)
-    heads = plans.get_label_manager(dataset_json).num_segmentation_heads
-    patch = tuple(int(size) for size in chosen.patch_size)
+    setting = plan_setting(plans, configuration, dataset_json)
+    patch = tuple(int(size) for size in setting.configuration.patch_size)
     with FakeTensorMode():
-        network = built_on_fake_tensors(
-            lambda: build_network(
-                trainer, plans, chosen, input_channels=channels, num_classes=heads, deep_supervision=False
-            )
-        ).eval()
+        network = built_on_fake_tensors(lambda: setting.network(trainer, deep_supervision=False)).eval()
         return {
             "parameters": sum(p.numel() for p in network.parameters()),
-            "multiply_adds": multiply_adds(network, channels, patch),
+            "multiply_adds": multiply_adds(network, setting.input_channels, patch),
             "patch_size": patch,
         }
 
@@ -79,9 +71,12 @@ def network_costs(plans: Path | None, configuration: str) -> list[dict[str, Any]
                 patch = tuple(info.paper["patch_size"])
                 network = info.network(**info.paper)
             else:
-                manager, channels, classes = read_plan(plans, configuration)
-                patch = tuple(manager.patch_size)
-                network = network_from_plan(info.network, manager, channels, classes, deep_supervision=False)
+                setting = read_plan(plans, configuration)
+                channels, classes = setting.input_channels, setting.num_classes
+                patch = tuple(setting.configuration.patch_size)
+                network = network_from_plan(
+                    info.network, setting.configuration, channels, classes, deep_supervision=False
+                )
             rows.append(
                 {
                     "name": info.name,
@@ -110,10 +105,7 @@ def trainer_costs(trainers: Sequence[str], plans: Path, configuration: str) -> l
         FileNotFoundError: if a file is missing.
         ValueError: for an unknown trainer or configuration, or a plan from which a network cannot be built.
     """
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    _, channels, classes = read_plan(plans, configuration)
-    manager, dataset = PlansManager(str(plans)), read_json(plans.parent / "dataset.json")
+    setting = read_plan(plans, configuration)
     rows = []
     for name in trainers:
         trainer: Any = find_trainer(name)
@@ -123,36 +115,8 @@ def trainer_costs(trainers: Sequence[str], plans: Path, configuration: str) -> l
             "network": "network of its plan" if own is None else own.__name__,
             "trainers": [name],
             "variants": [],
-            "input_channels": channels,
-            "num_classes": classes,
+            "input_channels": setting.input_channels,
+            "num_classes": setting.num_classes,
         }
-        rows.append(described | trainer_network_size(trainer, manager, configuration, dataset))
+        rows.append(described | trainer_network_size(trainer, setting.plans, configuration, setting.dataset_json))
     return rows
-
-
-def read_plan(plans: Path, configuration: str) -> tuple[Any, int, int]:
-    """Returns nnU-Net's ``ConfigurationManager`` of a plan, and the numbers of input channels and of logits.
-
-    Args:
-        plans: nnU-Net's plans file, with dataset.json in the same folder.
-        configuration: Configuration of the plan.
-
-    Raises:
-        FileNotFoundError: if a file is missing.
-        ValueError: for an unknown configuration (lists the known ones).
-    """
-    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    dataset_file = plans.parent / "dataset.json"
-    for path in (plans, dataset_file):
-        if not path.is_file():
-            raise FileNotFoundError(f"no such file: {path}")
-    manager = PlansManager(str(plans))
-    if configuration not in manager.plans["configurations"]:
-        known = ", ".join(manager.plans["configurations"])
-        raise ValueError(f"unknown configuration {configuration!r} in {plans}; known: {known}")
-    dataset = read_json(dataset_file)
-    chosen = manager.get_configuration(configuration)
-    channels = determine_num_input_channels(manager, chosen, dataset)
-    return chosen, channels, manager.get_label_manager(dataset).num_segmentation_heads

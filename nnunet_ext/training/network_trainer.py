@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import nn
+from torch import Tensor, nn
 
 from nnunet_ext.networks.from_plan import network_from_plan, output_scales, vocabulary
 from nnunet_ext.networks.outputs import adopt, switch_deep_supervision
@@ -35,6 +35,11 @@ class NetworkTrainer(nnUNetTrainer):
     whose constructor takes `strides` needs multiples of their products besides, which planning knows."""
     poolings = 0
     """Smallest number of poolings in a plan that the network works with."""
+    convert_weights: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None = None
+    """Static method from the state dict of published weights to one with the network's names, for
+    `nnunet_ext import-weights`; None: the names are the network's."""
+    idle_parameters: tuple[str, ...] = ()
+    """Endings of the names of parameters whose gradients may be exactly 0 on small patches; for `nnunet_ext check`."""
     planner: type | str | None = None
     """Class of the planner, or its dotted name; None: that of the network, or one that follows these attributes."""
     _measured_scales: list[list[float]] | None = None

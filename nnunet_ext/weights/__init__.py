@@ -1,6 +1,7 @@
-"""Import of the authors' published weights."""
+"""Import of published weights."""
 
 from nnunet_ext.weights.authors import from_authors
 from nnunet_ext.weights.files import read_state_dict, write_pretrained
+from nnunet_ext.weights.for_trainer import for_trainer
 
-__all__ = ["from_authors", "read_state_dict", "write_pretrained"]
+__all__ = ["for_trainer", "from_authors", "read_state_dict", "write_pretrained"]

@@ -23,6 +23,9 @@ _IMPORTERS: dict[str, Callable[..., nn.Module]] = {
     "umamba_enc": umamba_enc_from_authors,
 }
 
+IMPORTABLE = frozenset(_IMPORTERS)
+"""Short names of the networks whose authors' weights can be imported."""
+
 
 def check_importable(name: str) -> None:
     """Raises a ValueError that lists the known names, for a network whose weights cannot be imported."""

@@ -42,6 +42,12 @@ class HalvingTrainer(PluginTrainer):
 
 class DeclaredTrainer(HalvingTrainer):
     patch_multiple = (1, 8, 24)
+
+
+class TranslatingTrainer(HalvingTrainer):
+    @staticmethod
+    def convert_weights(state_dict):
+        return {name.removeprefix("theirs."): value for name, value in state_dict.items()}
 '''
 OLD = '''import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
