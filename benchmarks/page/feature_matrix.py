@@ -35,6 +35,18 @@ TRAINERS = (
     "FAFNetFewShotTrainer",
     "UMambaEncTrainer",
 )
+BASELINES = (
+    "MONAIUNetTrainer",
+    "MONAIResUNetTrainer",
+    "MONAIAttentionUNetTrainer",
+    "MONAIUNetPlusPlusTrainer",
+    "MONAIVNetTrainer",
+    "MONAISegResNetTrainer",
+    "MONAIHighResNetTrainer",
+    "UNETRTrainer",
+    "SwinUNETRTrainer",
+    "MedNeXtTrainer",
+)
 INTEGRATION_TRAINERS = ("SASANTrainer", "EMNetTrainer")
 PASSED = "passed"
 
@@ -102,6 +114,11 @@ FEATURES = {
     "step_size": Feature("step size 1", "the probabilities differ from those of overlapping tiles; masks are valid"),
 }
 
+MAIN_FEATURES = ("2d", "3d_fullres", "cascade", "regions", "ignore", "png_rgb", "anisotropic", "continue")
+"""Features with which the networks that papers compare with are tested."""
+REFUSED = {("MONAIVNetTrainer", "cascade"), ("MONAIVNetTrainer", "png_rgb")}
+"""Cells that a network does not support."""
+
 INTEGRATION = {
     "integration_ignore": Feature("Dataset998, ignore label", "all steps, including the cascade of two configurations"),
     "integration_regions": Feature("Dataset997, regions", "as above"),
@@ -133,6 +150,13 @@ that ran nnU-Net's console commands on the shipped scans, with small patches and
 Versions: {versions}.{missing}
 """
 
+_BASELINES_HEAD = """
+## Networks that papers compare with
+
+The main features with the [networks by MONAI](baselines.md), on patches whose sizes are multiples of 32. V-Net takes 1,
+2, 4, 8 or 16 channels only, and colours or the labels of a cascade's first stage are others.
+"""
+
 _INTEGRATION_HEAD = """
 ## nnU-Net's own integration tests
 
@@ -140,6 +164,14 @@ These tests use nnU-Net's own integration datasets, which its own code makes fro
 planning with an added low resolution and cascade, preprocessing, training five folds of four configurations, finding
 the best configuration or ensemble, and predicting with it. Patches are small.
 """
+
+
+_TABLES: tuple[tuple[tuple[str, ...], dict[str, Feature], tuple[str, ...]], ...] = (
+    ((), FEATURES, TRAINERS),
+    ((_BASELINES_HEAD,), {name: FEATURES[name] for name in MAIN_FEATURES}, BASELINES),
+    ((_INTEGRATION_HEAD,), INTEGRATION, INTEGRATION_TRAINERS),
+)
+"""Lines before the table, its rows and its columns."""
 
 
 def cell(trainer: str, feature: str, outcome: str, seconds: float, started: str) -> Cell:
@@ -177,19 +209,18 @@ def append(path: Path, row: Cell) -> None:
 
 def write(path: Path, cells: Iterable[Cell]) -> None:
     """Writes all cells, in the page's order."""
-    order = [*FEATURES, *INTEGRATION]
+    order, trainers = [*FEATURES, *INTEGRATION], [*TRAINERS, *BASELINES]
     with path.open("w", newline="") as file:
         writer = _writer(file)
         writer.writeheader()
-        for row in sorted(cells, key=lambda c: (order.index(c.feature), TRAINERS.index(c.trainer))):
+        for row in sorted(cells, key=lambda c: (order.index(c.feature), trainers.index(c.trainer))):
             writer.writerow(asdict(row))
 
 
 def expected_cells() -> list[tuple[str, str]]:
     """Trainer and feature of every cell that the page should have."""
-    return [(trainer, feature) for feature in FEATURES for trainer in TRAINERS] + [
-        (trainer, feature) for feature in INTEGRATION for trainer in INTEGRATION_TRAINERS
-    ]
+    cells = [(trainer, feature) for _, features, trainers in _TABLES for feature in features for trainer in trainers]
+    return [cell for cell in cells if cell not in REFUSED]
 
 
 def page(cells: dict[tuple[str, str], Cell]) -> str:
@@ -199,9 +230,7 @@ def page(cells: dict[tuple[str, str], Cell]) -> str:
     versions = "; ".join(_range(name, cells) for name in ("nnunetv2", "torch", "python", "date"))
     lines = [
         _HEAD.format(versions=versions, started=_started(cells), missing=missing),
-        *_table(FEATURES, TRAINERS, cells),
-        _INTEGRATION_HEAD,
-        *_table(INTEGRATION, INTEGRATION_TRAINERS, cells),
+        *(line for head, *table in _TABLES for line in (*head, *_table(*table, cells))),
         "\n## What each test checks\n\nEvery test checks that the commands succeed, and in addition:\n",
         *(f"* {feature.title}: {feature.checked}." for feature in FEATURES.values()),
     ]
@@ -214,9 +243,13 @@ def _table(
     yield "| | " + " | ".join(trainer.replace("Trainer", "", 1) for trainer in trainers) + " |"
     yield "|---" * (len(trainers) + 1) + "|"
     for key, feature in features.items():
-        found = [cells.get((trainer, key)) for trainer in trainers]
-        marks = ["?" if c is None else "✓" if c.outcome == PASSED else c.outcome for c in found]
-        yield f"| {feature.title} | " + " | ".join(marks) + " |"
+        yield f"| {feature.title} | " + " | ".join(_mark(cells, (trainer, key)) for trainer in trainers) + " |"
+
+
+def _mark(cells: dict[tuple[str, str], Cell], key: tuple[str, str]) -> str:
+    if key in REFUSED:
+        return "no"
+    return "?" if key not in cells else "✓" if cells[key].outcome == PASSED else cells[key].outcome
 
 
 def _started(cells: dict[tuple[str, str], Cell]) -> str:

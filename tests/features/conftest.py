@@ -1,4 +1,5 @@
 import os
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,9 @@ def forks():
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory, forks):
-    return Lab(tmp_path_factory.mktemp("features"), forks)
+def lab_for(tmp_path_factory, forks):
+    """A function that returns the lab with patches of a multiple."""
+    return cache(lambda multiple: Lab(tmp_path_factory.mktemp("features"), forks, multiple))
 
 
 @pytest.fixture(autouse=True)

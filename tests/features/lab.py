@@ -23,16 +23,16 @@ TINY = "3d_fullres_tiny"
 
 
 class Lab:
-    """nnU-Net's folders with all kinds of datasets; every method caches its results."""
+    """nnU-Net's folders with all kinds of datasets, with patches of a multiple; every method caches its results."""
 
-    def __init__(self, root: Path, forks: Forks | None) -> None:
-        self.root, self.forks = root, forks
+    def __init__(self, root: Path, forks: Forks | None, multiple: int = 1) -> None:
+        self.root, self.forks, self.multiple = root, forks, multiple
         # Caches belong to the object, so that labs share nothing.
         self.space, self.cascade_space = cache(self._space), cache(self._cascade_space)
         self._trained, self._predicted = cache(self._train), cache(self._predict)
 
     def _space(self, kind: str) -> FeatureWorkspace:
-        return FeatureWorkspace(self.root, kind, self.forks)
+        return FeatureWorkspace(self.root, kind, self.forks, self.multiple)
 
     def _cascade_space(self) -> FeatureWorkspace:
         space = self.space("plain")

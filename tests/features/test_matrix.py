@@ -2,9 +2,11 @@
 
 import pytest
 
-from benchmarks.page.feature_matrix import FEATURES, TRAINERS
+from benchmarks.page.feature_matrix import BASELINES, FEATURES, MAIN_FEATURES, REFUSED, TRAINERS
 from tests.features.cells import CELLS
 
+EVERY = [(t, f, 1) for t in TRAINERS for f in FEATURES] + [(t, f, 32) for t in BASELINES for f in MAIN_FEATURES]
+"""Trainer, feature and the multiple of the patch: MONAI's classes halve every axis up to five times."""
 IN_CONTINUOUS_INTEGRATION = {("SASANTrainer", "cascade"), ("FAFNetTrainer", "regions_ignore")}
 
 
@@ -14,12 +16,12 @@ def marks(trainer, feature):
 
 
 @pytest.mark.parametrize(
-    ("trainer", "feature"),
+    ("trainer", "feature", "multiple"),
     [
-        pytest.param(trainer, feature, marks=marks(trainer, feature), id=f"{trainer}-{feature}")
-        for trainer in TRAINERS
-        for feature in FEATURES
+        pytest.param(trainer, feature, multiple, marks=marks(trainer, feature), id=f"{trainer}-{feature}")
+        for trainer, feature, multiple in EVERY
+        if (trainer, feature) not in REFUSED
     ],
 )
-def test_a_trainer_does_what_nnunet_does(lab, trainer, feature):
-    CELLS[feature](lab, trainer)
+def test_a_trainer_does_what_nnunet_does(lab_for, trainer, feature, multiple):
+    CELLS[feature](lab_for(multiple), trainer)

@@ -38,5 +38,6 @@ def test_cells_are_written_replaced_and_ordered(tmp_path):
     }
     feature_matrix.write(file, cells.values())
     assert list(feature_matrix.read(file)) == [("SASANTrainer", "2d"), ("EMNetTrainer", "2d")]
-    (row,) = [line for line in feature_matrix.page(cells).splitlines() if line.startswith("| `2d` ")]
+    row, of_baselines = [line for line in feature_matrix.page(cells).splitlines() if line.startswith("| `2d` ")]
     assert row == "| `2d` | ✓ | ? | ✓ | ? | ? | ? | ? | ? |"
+    assert of_baselines == "| `2d` |" + " ? |" * len(feature_matrix.BASELINES)

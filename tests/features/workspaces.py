@@ -53,10 +53,13 @@ class FrugalWorkspace(NNUNetWorkspace):
 
 
 class FeatureWorkspace(FrugalWorkspace):
-    """A dataset of a kind, in nnU-Net's folders below `root`, beside those of other kinds; two folds of two cases."""
+    """A dataset of a kind, in nnU-Net's folders below `root`, beside those of other kinds; two folds of two cases.
 
-    def __init__(self, root: Path, name: str, forks: Forks | None = None) -> None:
-        self.kind = KINDS[name]
+    The sizes of tiny patches are multiples of `multiple`.
+    """
+
+    def __init__(self, root: Path, name: str, forks: Forks | None = None, multiple: int = 1) -> None:
+        self.kind, self.multiple = KINDS[name], multiple
         self.dataset_id = self.kind.number
         self.dataset = f"Dataset{self.kind.number:03d}_{name.title().replace('_', '')}"
         super().__init__(root, CASES, forks)
@@ -72,7 +75,7 @@ class FeatureWorkspace(FrugalWorkspace):
         plans = self.plans
         for name in configurations:
             planned = plans["configurations"][name]
-            plans["configurations"][f"{name}_tiny"] = self.tiny(planned, tiny_patch(planned))
+            plans["configurations"][f"{name}_tiny"] = self.tiny(planned, tiny_patch(planned, self.multiple))
         self.write_plans(plans)
         names = sorted(file.name.split(".")[0] for file in (self.raw / "labelsTr").iterdir())
         halves = names[::2], names[1::2]
@@ -109,12 +112,18 @@ class FeatureWorkspace(FrugalWorkspace):
         return sorted((self.raw / "imagesTs").glob("*_0000.*"))
 
 
-def tiny_patch(configuration: dict) -> list[int]:
+def tiny_patch(configuration: dict, multiple: int = 1) -> list[int]:
     """One slice in 2D; in 3D several tiles per scan, thin along the axis with longer voxels."""
     spacing = configuration["spacing"]
     if len(spacing) == 2:
-        return configuration["patch_size"]
-    return [4 if s > 2 * min(spacing) else p for p, s in zip((24, 32, 24), spacing, strict=True)]
+        patch = configuration["patch_size"]
+    else:
+        patch = [4 if s > 2 * min(spacing) else p for p, s in zip((24, 32, 24), spacing, strict=True)]
+    if multiple == 1:
+        return patch
+    patch = [-(-size // multiple) * multiple for size in patch]
+    patch[-2] = max(patch[-2], 2 * multiple)  # norms have no variance over the one voxel of a lowest level
+    return patch
 
 
 def _middle(image: sitk.Image) -> sitk.Image:
