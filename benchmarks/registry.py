@@ -86,6 +86,16 @@ _MEASUREMENTS = (
         _SIDE_BY_SIDE,
     ),
     Measurement(
+        "baselines",
+        ("networks_baselines_cpu",),
+        f"{_BENCH} networks --label baselines --patch 64 64 64 --repeats 3 --networks PlainConvUNet SASAN EM-Net "
+        "--trainers MONAIUNetTrainer MONAIResUNetTrainer MONAIAttentionUNetTrainer MONAIUNetPlusPlusTrainer "
+        "MONAIVNetTrainer MONAISegResNetTrainer MONAIHighResNetTrainer UNETRTrainer SwinUNETRTrainer MedNeXtTrainer "
+        "MedNeXtBTrainer MedNeXtMTrainer MedNeXtLTrainer",
+        "Networks that papers compare with",
+        "parameters, multiply-adds, time and memory of MONAI's networks in 3D, beside nnU-Net's and two of ours",
+    ),
+    Measurement(
         "networks_compiled",
         ("networks_compiled_cpu",),
         f"{_BENCH} networks --label compiled --patch 96 96 --batch-size 4 --modes eager compiled",

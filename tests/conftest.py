@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from nnunet_ext import networks
 from nnunet_ext.networks.from_plan import adapted_topology
+from tests.helpers.fresh_environment import build
 from tests.helpers.golden import Golden
 from tests.helpers.paths import ROOT
 from tests.helpers.workspaces import NNUNetWorkspace
@@ -52,6 +53,12 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory):
+    """A folder with an sdist of the checkout and the wheel built from it."""
+    return build(tmp_path_factory.mktemp("build"))
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import torch
 from nnunet_ext.bench.setting import Setting
 from nnunet_ext.cli.main import main
 from nnunet_ext.training.network_trainer import NetworkTrainer
+from tests.helpers.fresh_environment import install
 from tests.helpers.own_trainers import OLD
 from tests.helpers.shell import bash
 from tests.helpers.workspaces import SHIPPED_CASES, lay_out
@@ -81,13 +82,13 @@ def test_new_names_mistakes(arguments, message, tmp_path, capsys):
     assert not (tmp_path / "mine").exists()
 
 
-def run(script, root):
+def run(script, root, executable):
     """The lines in one shell, outside the checkout, with the smallest budget."""
     environment = {name: str(root / name) for name in FOLDERS}
     environment |= dict.fromkeys(("NNUNET_EXT_EPOCHS", "NNUNET_EXT_ITERATIONS", "NNUNET_EXT_VAL_ITERATIONS"), "1")
     environment |= {"nnUNet_compile": "f", "MPLBACKEND": "Agg", "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
     environment = {k: v for k, v in os.environ.items() if k != "nnUNet_extTrainer"} | environment
-    return bash(script, environment, root)
+    return bash(script, environment, root, executable)
 
 
 @pytest.mark.slow
@@ -96,7 +97,9 @@ def run(script, root):
     "trainer",
     ["PoolNetTrainer", *(pytest.param(t, marks=pytest.mark.long) for t in ("OldTrainer", "MonaiUNetTrainer"))],
 )
-def test_every_command(trainer, tmp_path):
+def test_every_command(trainer, tmp_path, wheels):
+    """In an environment with the wheel and no checkout."""
+    (wheel,) = wheels.glob("*.whl")
     for name in (*FOLDERS, "elsewhere", "my_trainers"):
         (tmp_path / name).mkdir()
     lay_out(tmp_path / "nnUNet_raw" / DATASET, SHIPPED_CASES[:10], SHIPPED_CASES[10:12], every=2)
@@ -110,11 +113,11 @@ def test_every_command(trainer, tmp_path):
     if trainer == "MonaiUNetTrainer":
         lines.insert(0, new)
     lines = [line + next((more for start, more in ON_CPU.items() if line.startswith(start)), "") for line in lines]
-    install = next(i for i, line in enumerate(lines) if line.startswith("nnUNetv2_install"))
-    lines.insert(install, 'export nnUNet_results="$PWD/elsewhere"')
+    installing = next(i for i, line in enumerate(lines) if line.startswith("nnUNetv2_install"))
+    lines.insert(installing, 'export nnUNet_results="$PWD/elsewhere"')
     script = "\n".join(lines).replace("PoolNet", trainer.removesuffix("Trainer"))
     script = script.replace("INPUT", str(tmp_path / "nnUNet_raw" / DATASET / "imagesTs")).replace("OUTPUT", "masks")
-    printed = run(script, tmp_path)
+    printed = run(script, tmp_path, install(wheel, tmp_path))
 
     assert f"{trainer} works." in printed
     assert len(list((tmp_path / "masks").glob("*.nii.gz"))) == 2

@@ -1,19 +1,14 @@
 """Wheel and sdist, installed into an environment of their own."""
 
-import os
 import shutil
-import subprocess
 import sys
-import sysconfig
-import venv
 import zipfile
-from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow  # builds the wheel, and environments for it
+from tests.helpers.fresh_environment import copy_source, install, python
 
-ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow  # builds the wheel, and environments for it
 
 CHECK = """
 import sys
@@ -50,49 +45,8 @@ print(describe_backend("cpu"))
 """
 
 
-def python(executable, *arguments, cwd, **environment):
-    done = subprocess.run(
-        [str(executable), *arguments],
-        cwd=cwd,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
-    return done.stdout
-
-
-def copy_source(folder):
-    """A copy of the checkout that holds no build results."""
-    ignored = shutil.ignore_patterns(".*", "*.egg-info", "*.so", "build", "dist", "__pycache__", "nnunet_ext_demo")
-    return Path(shutil.copytree(ROOT, folder / "source", ignore=ignored))
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """A wheel built from the sdist."""
-    folder = tmp_path_factory.mktemp("build")
-    arguments = ("-m", "build", "--no-isolation", "--outdir", str(folder / "dist"))
-    python(sys.executable, *arguments, cwd=copy_source(folder))
-    return folder / "dist"
-
-
-def install(wheel, folder):
-    """An environment with the wheel and, behind it, this one's packages for nnU-Net and torch; no checkout."""
-    venv.create(folder / "venv", with_pip=False)
-    scheme = {"base": str(folder / "venv"), "platbase": str(folder / "venv")}
-    executable = Path(sysconfig.get_path("scripts", "venv", scheme)) / "python"
-    site = Path(sysconfig.get_path("purelib", "venv", scheme))
-    python(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel), cwd=folder)
-    # A path in a .pth file is searched last, and .pth files found there (an editable install's) are not read.
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return executable
-
-
-def test_the_wheel_alone_serves_nnunet(built, tmp_path):
-    (wheel,) = built.glob("*.whl")
+def test_the_wheel_alone_serves_nnunet(wheels, tmp_path):
+    (wheel,) = wheels.glob("*.whl")
     executable = install(wheel, tmp_path)
     printed = python(executable, "-c", CHECK, str(tmp_path / "demo"), cwd=tmp_path)
     assert "SASANTrainer" in printed
@@ -110,8 +64,8 @@ def test_without_a_compiler_it_installs_and_em_net_runs(tmp_path):
     assert "the C extension was not built" in python(executable, "-c", CHECK_SCAN, cwd=tmp_path)
 
 
-def test_wheel_and_sdist_hold_what_they_should(built):
-    (wheel,) = built.glob("*.whl")
+def test_wheel_and_sdist_hold_what_they_should(wheels):
+    (wheel,) = wheels.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert {
@@ -128,11 +82,11 @@ def test_wheel_and_sdist_hold_what_they_should(built):
     assert "-py3-none-" in wheel.name
     assert compiled == bool(shutil.which("cc"))
     assert wheel.stat().st_size < 10e6
-    assert len(list(built.glob("*.tar.gz"))) == 1
+    assert len(list(wheels.glob("*.tar.gz"))) == 1
 
 
-def test_hard_dependencies_are_the_agreed_ones(built):
-    (wheel,) = built.glob("*.whl")
+def test_hard_dependencies_are_the_agreed_ones(wheels):
+    (wheel,) = wheels.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         (metadata,) = [name for name in archive.namelist() if name.endswith("METADATA")]
         lines = archive.read(metadata).decode().splitlines()
@@ -147,4 +101,4 @@ def test_hard_dependencies_are_the_agreed_ones(built):
     }
     assert "Requires-Python: >=3.10" in lines
     extras = {line.split(":")[1].strip() for line in lines if line.startswith("Provides-Extra")}
-    assert extras == {"baselines", "bench", "mamba", "slurm", "test"}
+    assert extras == {"baselines", "bench", "completion", "mamba", "slurm", "test"}

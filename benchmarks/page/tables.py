@@ -296,6 +296,7 @@ def selective_scan_gpu(rows: Rows) -> str:
 TABLES: dict[str, Callable[[Rows], str]] = {
     "networks_cpu": networks,
     "networks_2d_cpu": networks,
+    "networks_baselines_cpu": networks,
     "networks_compiled_cpu": networks,
     "networks_compiled_3d_cpu": networks,
     "networks_cuda": networks,

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from nnunet_ext.bench.measure import environment, write_csv
+from nnunet_ext.bench.numbers import check_numbers
 from nnunet_ext.bench.setting import NETWORKS, Setting
 from nnunet_ext.bench.tables import Row, network_rows, operator_rows, scaling_rows, tile_rows
 from nnunet_ext.utils.devices import choose_device
@@ -63,17 +64,7 @@ def run(
             unavailable device, or the processor's clock with more than one thread.
         FileNotFoundError: if the plan is missing.
     """
-    for name, values in (
-        ("--repeats", [repeats]),
-        ("--batch-size", [] if batch_size is None else [batch_size]),
-        ("--sizes", sizes),
-        ("--tiles", tiles),
-        ("--threads", [] if threads is None else [threads]),
-    ):
-        if values and min(values) < 1:
-            raise ValueError(f"{name} {min(values)} must be at least 1")
-    if "tiles" in what and len(set(tiles)) < 2:
-        raise ValueError(f"--tiles {tiles[0]} must be two different numbers or more: time is measured against them")
+    check_numbers(repeats, batch_size, sizes, tiles if "tiles" in what else None, threads)
     if threads is not None:
         torch.set_num_threads(threads)
     chosen = choose_device(device)
@@ -132,7 +123,7 @@ def _cubes(setting: Setting, sizes: Sequence[int]) -> list[Setting]:
 
 
 def _announced(rows: Iterator[Row]) -> Iterator[Row]:
-    """Shows each row at once, because measuring takes minutes."""
+    """Names each row at once, because measuring takes minutes; the table follows at the end."""
     for row in rows:
-        print(" ".join(str(value) for value in row.values()), file=sys.stderr, flush=True)
+        print("measured:", *list(row.values())[:3], file=sys.stderr, flush=True)
         yield row

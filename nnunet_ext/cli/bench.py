@@ -3,6 +3,9 @@
 import argparse
 from pathlib import Path
 
+from nnunet_ext.bench.numbers import check_numbers
+from nnunet_ext.cli.names import MEASURED, known_name, unknown_name
+from nnunet_ext.nnunet.trainers import check_trainers_exist
 from nnunet_ext.utils.devices import DEVICES
 
 
@@ -22,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="networks to measure; ratios are relative to the first (default: all that fit)",
     )
     parser.add_argument(
+        "-tr",
         "--trainers",
         nargs="+",
         default=[],
@@ -31,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patch", nargs="+", type=int, help="patch size in voxels (default: 40 56 40)")
     parser.add_argument("--batch-size", type=int, help="batch size of a training step (default: 2)")
     parser.add_argument(
-        "--plans", help="plans file with its dataset.json in the same folder, instead of patch and batch size"
+        "-p", "--plans", help="plans file with its dataset.json in the same folder, instead of patch and batch size"
     )
     parser.add_argument(
-        "--configuration", default="3d_fullres", help="configuration of the plans (default: %(default)s)"
+        "-c", "--configuration", default="3d_fullres", help="configuration of the plans (default: %(default)s)"
     )
     parser.add_argument(
         "--sizes", nargs="+", type=int, default=[32, 48, 64], help="patch sizes for scaling (default: 32 48 64)"
@@ -46,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--modes", nargs="+", default=["eager"], choices=["eager", "compiled"], help="compiling takes minutes on a CPU"
     )
-    parser.add_argument("--device", choices=DEVICES, default="auto")
+    parser.add_argument("-device", "--device", choices=DEVICES, default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--repeats", type=int, default=5, help="repeats after the warm-up (default: %(default)s)")
     parser.add_argument(
@@ -60,11 +64,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    tiles = arguments.tiles if "tiles" in arguments.what else None
+    check_numbers(arguments.repeats, arguments.batch_size, arguments.sizes, tiles, arguments.threads)
+    networks = None if arguments.networks is None else [_network(name) for name in arguments.networks]
+    check_trainers_exist(arguments.trainers)
     from nnunet_ext.bench import run as bench
 
     bench.run(
         what=arguments.what,
-        networks=arguments.networks,
+        networks=networks,
         trainers=arguments.trainers,
         plan=(Path(arguments.plans), arguments.configuration) if arguments.plans else None,
         patch_size=tuple(arguments.patch) if arguments.patch else None,
@@ -81,3 +89,15 @@ def run(arguments: argparse.Namespace) -> int:
         clock=arguments.clock,
     )
     return 0
+
+
+def _network(name: str) -> str:
+    """The name of a network in its own spelling, or of a trainer."""
+    found = known_name(name, MEASURED)
+    if found is not None:
+        return found
+    try:
+        check_trainers_exist([name])
+    except ValueError as error:
+        raise unknown_name(name, MEASURED, ", and the names of trainers") from error
+    return name

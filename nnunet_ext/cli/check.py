@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from nnunet_ext.nnunet.trainers import check_trainers_exist
 from nnunet_ext.utils.devices import DEVICES, choose_device
 
 
@@ -10,13 +11,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("trainer", help="your own trainer, in a folder of nnUNet_extTrainer; or ours, or nnU-Net's")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("-d", "--dataset", help="check on the plans of this dataset (default: on small ones of our own)")
-    where.add_argument("--plans", metavar="FILE", help="check on this plans file, with dataset.json in the same folder")
-    parser.add_argument("--device", choices=DEVICES, default="cpu", help="default: cpu, on which a check takes minutes")
+    where.add_argument(
+        "-p", "--plans", metavar="FILE", help="check on this plans file, with dataset.json in the same folder"
+    )
+    parser.add_argument(
+        "-device", "--device", choices=DEVICES, default="cpu", help="default: cpu, on which a check takes minutes"
+    )
     parser.add_argument("--quick", action="store_true", help="leave out compilation, two ranks and the tiny training")
     parser.epilog = "Exit code 1 if something failed; the reason and a remedy stand below the table's line."
 
 
 def run(arguments: argparse.Namespace) -> int:
+    check_trainers_exist([arguments.trainer])
     from nnunet_ext.check.run import run as check
 
     plans = Path(arguments.plans) if arguments.plans else _plans_of(arguments.dataset, arguments.trainer)

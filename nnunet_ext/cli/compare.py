@@ -4,20 +4,22 @@ import argparse
 import os
 from pathlib import Path
 
+from nnunet_ext.nnunet.trainers import check_trainers_exist
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     trained = parser.add_argument_group("trained models (from nnU-Net's results folder)")
-    trained.add_argument("-d", dest="dataset", help="number or name of the dataset")
-    trained.add_argument("-c", dest="configuration", default="3d_fullres", help="default: %(default)s")
-    trained.add_argument("-tr", dest="trainers", nargs="+", metavar="TRAINER", help="at least two")
+    trained.add_argument("-d", "--dataset", help="number or name of the dataset")
+    trained.add_argument("-c", "--configuration", default="3d_fullres", help="default: %(default)s")
+    trained.add_argument("-tr", "--trainers", nargs="+", metavar="TRAINER", help="at least two")
     trained.add_argument(
         "-p",
-        dest="plans",
+        "--plans",
         nargs="+",
         default=["nnUNetPlans"],
         help="plans, one name for all trainers or one for each (default: nnUNetPlans)",
     )
-    trained.add_argument("-f", dest="folds", nargs="+", help="folds (default: all that were trained)")
+    trained.add_argument("-f", "--folds", nargs="+", help="folds (default: all that were trained)")
     held_out = parser.add_argument_group("a held-out test set (instead)")
     held_out.add_argument("--predictions", nargs="+", metavar="NAME=FOLDER", help="folders written by nnUNetv2_predict")
     held_out.add_argument("--labels", type=Path, help="folder of the true labels")
@@ -31,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="method with which the others are compared (default: nnUNetTrainer if it is named, else the first; with "
         "--predictions the first)",
     )
-    parser.add_argument("-o", dest="output", type=Path, required=True, help="folder of the report")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the report")
     parser.add_argument(
         "--margin",
         type=float,
@@ -99,6 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
+    check_trainers_exist(arguments.trainers or [])
     if arguments.reports:
         from nnunet_ext.compare import consensus
 

@@ -6,6 +6,7 @@ from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_ext.nnunet.trainers import check_trainers_exist
 from nnunet_ext.utils.devices import DEVICES
 
 if TYPE_CHECKING:
@@ -15,25 +16,27 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="number or name")
-    parser.add_argument("-c", dest="configuration", required=True, metavar="CONFIGURATION", help="e.g. 3d_fullres")
-    parser.add_argument("-tr", dest="trainers", nargs="+", required=True, metavar="TRAINER")
+    parser.add_argument("-d", "--dataset", required=True, metavar="DATASET", help="number or name")
+    parser.add_argument("-c", "--configuration", required=True, help="e.g. 3d_fullres")
+    parser.add_argument("-tr", "--trainers", nargs="+", required=True, metavar="TRAINER")
     parser.add_argument(
         "-p",
-        dest="plans",
+        "--plans",
         nargs="+",
         default=["nnUNetPlans"],
         metavar="PLANS",
         help="one name for all trainers, or one for each (default: nnUNetPlans)",
     )
-    parser.add_argument("--folds", nargs="+", type=int, help="default: all of the dataset's split")
+    parser.add_argument("-f", "--folds", nargs="+", type=int, help="default: all of the dataset's split")
     parser.add_argument("--repeats", type=int, default=1, metavar="R", help="trainings of each fold (default: 1)")
     parser.add_argument(
         "--groups",
         metavar="SOURCE",
         help="CSV table case,group, or regular expression of case names: no fold divides a group, e.g. a patient",
     )
-    parser.add_argument("-o", dest="report", default="report", metavar="FOLDER", help="report (default: %(default)s)")
+    parser.add_argument(
+        "-o", "--output", dest="report", default="report", metavar="FOLDER", help="report (default: %(default)s)"
+    )
     parser.add_argument("--ensemble", action="store_true", help="also ensemble the two best trainers")
     parser.add_argument("--test", metavar="FOLDER", help="also predict the images of a folder, to REPORT/predictions")
     parser.add_argument("-np", dest="processes", type=int, metavar="N", help="processes that preprocess")
@@ -56,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     look.add_argument("--json", action="store_true", help="with --dry-run or --status: print JSON")
     parser.add_argument("--wait", action="store_true", help="wait for another run that is working on the same steps")
     local = parser.add_argument_group("on this machine")
-    local.add_argument("--device", choices=DEVICES, default="auto", help="default: %(default)s")
+    local.add_argument("-device", "--device", choices=DEVICES, default="auto", help="default: %(default)s")
     local.add_argument(
         "--gpus",
         nargs="+",
@@ -90,6 +93,7 @@ _OF_SLURM = ("partition", "time", "cpus", "job_option", "gpu_job_option", "cpu_j
 
 def run(arguments: argparse.Namespace) -> int:
     _check_modes(arguments)
+    check_trainers_exist(arguments.trainers)
     from nnunet_ext.crossval.experiment import make_experiment
     from nnunet_ext.crossval.steps import build_graph
     from nnunet_ext.utils.devices import choose_device

@@ -9,9 +9,14 @@ from nnunet_ext.utils.signals import handling
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", default="nnunet_ext_demo", help="working folder (default: %(default)s)")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="default: %(default)s")
+    parser.add_argument("-device", "--device", choices=DEVICES, default="auto", help="default: %(default)s")
     parser.add_argument(
-        "--trainers", nargs="+", default=["SASANTrainer", "StockTrainer"], metavar="T", help="default: %(default)s"
+        "-tr",
+        "--trainers",
+        nargs="+",
+        default=["SASANTrainer", "StockTrainer"],
+        metavar="T",
+        help="default: %(default)s",
     )
     parser.add_argument(
         "--iterations",

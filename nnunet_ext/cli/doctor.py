@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run every operator and a training step of every network, eager and compiled (on the CPU: traced), "
         "against references; prints a table of errors and times (minutes)",
     )
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="device for --check (default: auto)")
+    parser.add_argument(
+        "-device", "--device", choices=DEVICES, default="auto", help="device for --check (default: auto)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.epilog = "Exit code 1 if something needed is missing, or if --check finds something wrong."
 

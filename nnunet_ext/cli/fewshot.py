@@ -53,9 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels", metavar="FOLDER", help="folder with true labels; writes the Dice to dice.csv and dice.md in OUTPUT"
     )
-    parser.add_argument("--folds", nargs="+", metavar="K", help="folds to average (default: all trained folds)")
+    parser.add_argument("-f", "--folds", nargs="+", metavar="K", help="folds to average (default: all trained folds)")
     parser.add_argument("--checkpoint", default="checkpoint_final.pth", help="checkpoint file (default: %(default)s)")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="default: %(default)s")
+    parser.add_argument("-device", "--device", choices=DEVICES, default="auto", help="default: %(default)s")
     parser.epilog = (
         "A scan that cannot be segmented does not stop the others; it is named at the end, and the exit code is 1."
     )

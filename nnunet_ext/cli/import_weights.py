@@ -4,6 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from nnunet_ext.cli.names import IMPORTABLE, known_name, unknown_name
+from nnunet_ext.nnunet.trainers import check_trainers_exist
+
 
 def _stride(text: str) -> int | tuple[int, ...]:
     """An argument of --strides: a number for all axes, or one per axis, separated by commas."""
@@ -41,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, (options, text) in _SETTINGS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **options, help=text)
     trainers = parser.add_argument_group("with the name of a trainer")
-    trainers.add_argument("--plans", type=Path, help="plans file, with dataset.json in the same folder")
+    trainers.add_argument("-p", "--plans", type=Path, help="plans file, with dataset.json in the same folder")
     trainers.add_argument("-c", "--configuration", default="3d_fullres", help="default: %(default)s")
     trainers.add_argument(
         "--initial",
@@ -53,19 +56,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    name = known_name(arguments.network, IMPORTABLE)
+    if arguments.plans is not None and name is None:
+        return _run_for_trainer(arguments)
+    if name is None:
+        raise unknown_name(arguments.network, IMPORTABLE, "; with --plans, the name of a trainer")
+    if arguments.plans is not None or arguments.initial:
+        raise ValueError(f"--plans and --initial are for the name of a trainer, not of the network {name}")
     from nnunet_ext.weights import from_authors, read_state_dict, write_pretrained
-    from nnunet_ext.weights.authors import IMPORTABLE, check_importable
     from nnunet_ext.weights.suggest_trainer import suggest_trainer
 
-    if arguments.plans is not None and arguments.network not in IMPORTABLE:
-        return _run_for_trainer(arguments)
-    if arguments.plans is not None or arguments.initial:
-        raise ValueError(f"--plans and --initial are for the name of a trainer, not of the network {arguments.network}")
-    check_importable(arguments.network)
-    settings = {name: value for name in _SETTINGS if (value := getattr(arguments, name)) is not None}
+    settings = {key: value for key in _SETTINGS if (value := getattr(arguments, key)) is not None}
     state_dict = read_state_dict(arguments.input)
     try:
-        network = from_authors(arguments.network, state_dict, **settings)
+        network = from_authors(name, state_dict, **settings)
     except ValueError as error:
         raise ValueError(f"{arguments.input}: {error}") from error
     write_pretrained(network, arguments.output)
@@ -77,6 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run_for_trainer(arguments: argparse.Namespace) -> int:
+    check_trainers_exist([arguments.network])
     from nnunet_ext.nnunet.plan_settings import read_plan
     from nnunet_ext.weights import for_trainer, read_state_dict, write_pretrained
 

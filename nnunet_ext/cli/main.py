@@ -9,6 +9,7 @@ from nnunet_ext.cli import (
     bench,
     check,
     compare,
+    completion,
     crossval,
     demo,
     doctor,
@@ -20,6 +21,8 @@ from nnunet_ext.cli import (
     predict,
     trainers,
 )
+from nnunet_ext.cli.border import is_users_mistake, warnings_of_ours
+from nnunet_ext.cli.spelling import respelled
 
 _COMMANDS = {
     "trainers": trainers,
@@ -35,24 +38,43 @@ _COMMANDS = {
     "bench": bench,
     "demo": demo,
     "crossval": crossval,
+    "completion": completion,
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a subcommand; a user's mistake gives one line on stderr and exit code 2, a failed run exit code 1."""
-    parser = argparse.ArgumentParser(prog="nnunet_ext", description="Published segmentation networks for nnU-Net v2.")
-    parser.add_argument("--version", action="version", version=f"nnunet_ext {__version__}")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, module in _COMMANDS.items():
-        text = (module.__doc__ or "").strip()
-        sub = subparsers.add_parser(name, help=text.splitlines()[0], description=text)
-        module.add_arguments(sub)
-    arguments = parser.parse_args(argv)
+    """Runs a subcommand; a user's mistake gives one line on stderr and exit code 2, a failed run exit code 1.
+
+    An error that is no user's mistake keeps its traceback.
+    """
+    parser, subparsers = make_parser()
+    given = list(sys.argv[1:] if argv is None else argv)
+    command = next((word for word in given if word in subparsers), None)
+    if command is not None:
+        start = given.index(command) + 1
+        given[start:] = respelled(given[start:], subparsers[command])
+    arguments = parser.parse_args(given)
     try:
-        return _COMMANDS[arguments.command].run(arguments)
+        with warnings_of_ours():
+            return _COMMANDS[arguments.command].run(arguments)
     except (ValueError, OSError) as error:
+        if not is_users_mistake(error):
+            raise
         print(f"nnunet_ext {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nnnunet_ext {arguments.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The command's parser, and those of its subcommands."""
+    parser = argparse.ArgumentParser(prog="nnunet_ext", description="Published segmentation networks for nnU-Net v2.")
+    parser.add_argument("--version", action="version", version=f"nnunet_ext {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = {}
+    for name, module in _COMMANDS.items():
+        text = (module.__doc__ or "").strip()
+        commands[name] = subparsers.add_parser(name, help=text.splitlines()[0], description=text)
+        module.add_arguments(commands[name])
+    return parser, commands

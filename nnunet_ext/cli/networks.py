@@ -4,24 +4,32 @@ import argparse
 import json
 from pathlib import Path
 
+from nnunet_ext.nnunet.trainers import check_trainers_exist
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--plans", help="plans file with its dataset.json in the same folder (default: the papers' settings)"
+        "-p", "--plans", help="plans file with its dataset.json in the same folder (default: the papers' settings)"
     )
     parser.add_argument(
+        "-tr",
         "--trainers",
         nargs="+",
         metavar="TR",
         help="networks of these trainers instead, your own for instance; needs --plans",
     )
     parser.add_argument(
-        "--configuration", default="3d_fullres", help="configuration of the plan (default: %(default)s)"
+        "-c", "--configuration", default="3d_fullres", help="configuration of the plan (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.trainers is not None and arguments.plans is None:
+        raise ValueError("--trainers needs --plans: a trainer builds its network from a plan")
+    check_trainers_exist(arguments.trainers or [])
+    if arguments.plans is not None and not Path(arguments.plans).is_file():
+        raise FileNotFoundError(f"no such file: {arguments.plans}")
     from nnunet_ext.nnunet.dataset_json import read_dataset_json
     from nnunet_ext.nnunet.json_files import read_plans
     from nnunet_ext.profiling.counts import network_costs, trainer_costs
@@ -30,8 +38,6 @@ def run(arguments: argparse.Namespace) -> int:
     if plans is not None:  # their errors name the file and the key
         read_plans(plans)
         read_dataset_json(plans.parent / "dataset.json", "channel_names")
-    if arguments.trainers is not None and plans is None:
-        raise ValueError("--trainers needs --plans: a trainer builds its network from a plan")
     if plans is None or arguments.trainers is None:
         rows = network_costs(plans, arguments.configuration)
     else:

@@ -5,6 +5,8 @@ import json
 import sys
 from contextlib import nullcontext, redirect_stdout
 
+from nnunet_ext.nnunet.trainers import check_trainers_exist
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", "--dataset", required=True, help="number or name of nnU-Net's dataset")
@@ -37,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.gpu_memory <= 0:
+        raise ValueError(f"--gpu-memory {arguments.gpu_memory:g} must be positive")
+    check_trainers_exist([arguments.trainer])
     from nnunet_ext.planning import run as planning
     from nnunet_ext.plans import planner_for
 

@@ -5,22 +5,23 @@ import os
 import sys
 from pathlib import Path
 
+from nnunet_ext.nnunet.trainers import check_trainers_exist
 from nnunet_ext.utils.devices import DEVICES, choose_device
 
 _TRAINER, _PLANS = "nnUNetTrainer", "nnUNetPlans"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-i", dest="input", required=True, metavar="FOLDER", help="scans, named as nnU-Net's")
-    parser.add_argument("-o", dest="output", required=True, metavar="FOLDER", help="for the masks")
-    parser.add_argument("-d", dest="dataset", help="number or name")
-    parser.add_argument("-c", dest="configuration", help="e.g. 3d_fullres")
-    parser.add_argument("-tr", dest="trainer", help=f"default: {_TRAINER}")
-    parser.add_argument("-p", dest="plans", help=f"default: {_PLANS}")
+    parser.add_argument("-i", "--input", required=True, metavar="FOLDER", help="scans, named as nnU-Net's")
+    parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="for the masks")
+    parser.add_argument("-d", "--dataset", help="number or name")
+    parser.add_argument("-c", "--configuration", help="e.g. 3d_fullres")
+    parser.add_argument("-tr", "--trainer", help=f"default: {_TRAINER}")
+    parser.add_argument("-p", "--plans", help=f"default: {_PLANS}")
     parser.add_argument(
         "--model", metavar="FOLDER", help="trained model's folder, TRAINER__PLANS__CONFIGURATION, instead of -d and -c"
     )
-    parser.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="default: all that are trained")
+    parser.add_argument("-f", "--folds", nargs="+", metavar="FOLD", help="default: all that are trained")
     parser.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="default: %(default)s")
     parser.add_argument(
         "-step_size",
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for option, does in (("npp", "preprocess"), ("nps", "write masks")):
         default = os.environ.get(f"nnUNet_{option}", "3")  # a string goes through `type`, as if it had been typed
         parser.add_argument(f"-{option}", type=int, default=default, help=f"processes that {does} (default: {default})")
-    parser.add_argument("-device", choices=DEVICES, default="auto", help="default: %(default)s")
+    parser.add_argument("-device", "--device", choices=DEVICES, default="auto", help="default: %(default)s")
     parser.add_argument("--not_on_device", action="store_true", help="keep predictions in the memory of the CPU")
     parser.add_argument("--disable_progress_bar", action="store_true", help="for logs")
     parser.add_argument("--verbose", action="store_true", help="print nnU-Net's messages")
@@ -56,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not 0 < arguments.step_size <= 1:
         raise ValueError(f"-step_size {arguments.step_size:g} must be above 0 and at most 1")
     _check_model(arguments)
+    check_trainers_exist([arguments.trainer] if arguments.trainer else [])
     device = choose_device(arguments.device)
 
     from nnunet_ext.nnunet.scans import check_other_folder, scans_in

@@ -75,6 +75,7 @@ def trained_folds(folder: Path, wanted: Sequence[int | str] | None, checkpoint: 
         if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"{folder} is not a folder of a trained model (TRAINER__PLANS__CONFIGURATION): no {name}"
+                f"{_others(folder)}"
             )
     trained = [fold for fold in fold_names(folder) if (folder / f"fold_{fold}" / checkpoint).is_file()]
     # As in nnU-Net: the folds of a cross-validation without the model of all cases.
@@ -86,6 +87,12 @@ def trained_folds(folder: Path, wanted: Sequence[int | str] | None, checkpoint: 
             f"it has {', '.join(trained) or 'none'}"
         )
     return folds
+
+
+def _others(folder: Path) -> str:
+    """The models beside a folder, as the end of a sentence."""
+    there = sorted(path.parent.name for path in folder.parent.glob(f"*{_SEPARATOR}*/plans.json"))
+    return f"; models in {folder.parent}: {', '.join(there)}" if there else f"; {folder.parent} has no models"
 
 
 def load_predictor(

@@ -5,7 +5,7 @@ import difflib
 import importlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import redirect_stdout
 from importlib import util
 from inspect import signature
@@ -58,16 +58,27 @@ def trainer_folder(name: str, environment: Mapping[str, str] = os.environ) -> Pa
     """
     if name in known_trainers():
         return trainers_folder()
-    spec = util.find_spec("nnunetv2")
-    packages = list(spec.submodule_search_locations or []) if spec is not None else []
-    folders = [Path(package, "training", "nnUNetTrainer") for package in packages]
-    folders += _external_folders(environment)
     definition = re.compile(rf"^class {re.escape(name)}\b", re.M)
-    for folder in folders:
+    for folder in _folders(environment):
         for file in sorted(folder.rglob("*.py")):
             if definition.search(file.read_text(errors="replace")):
                 return folder
     return None
+
+
+def check_trainers_exist(names: Iterable[str], environment: Mapping[str, str] = os.environ) -> None:
+    """Checks at once, without importing anything, that trainers may exist: their names stand in a folder's files.
+
+    Raises:
+        ValueError: for a name that no file of the trainers' folders mentions.
+    """
+    wanted = [name for name in names if name not in known_trainers()]
+    if not wanted:
+        return
+    texts = [file.read_text(errors="replace") for folder in _folders(environment) for file in folder.rglob("*.py")]
+    for name in wanted:
+        if not any(re.search(rf"\b{re.escape(name)}\b", text) for text in texts):
+            raise _unknown(name)
 
 
 def is_own_trainer(name: str, environment: Mapping[str, str] = os.environ) -> bool:
@@ -79,6 +90,13 @@ def is_own_trainer(name: str, environment: Mapping[str, str] = os.environ) -> bo
 def can_plan(name: str) -> bool:
     """Whether a cross-validation may plan for a trainer: one of ours or of the user's; nnU-Net's own have its plans."""
     return name in known_trainers() or is_own_trainer(name)
+
+
+def _folders(environment: Mapping[str, str]) -> list[Path]:
+    """Folders of trainers: nnU-Net's and those of `nnUNet_extTrainer`."""
+    spec = util.find_spec("nnunetv2")
+    packages = list(spec.submodule_search_locations or []) if spec is not None else []
+    return [Path(package, "training", "nnUNetTrainer") for package in packages] + _external_folders(environment)
 
 
 def _external_folders(environment: Mapping[str, str]) -> list[Path]:
@@ -108,11 +126,15 @@ def find_trainer(name: str) -> type:
             f"{type(error).__name__}: {error}; nnU-Net imports every file of {os.environ.get(TRAINERS_VARIABLE)!r}"
         ) from error
     if found is None:
-        raise ValueError(
-            f"unknown trainer {name!r}; {did_you_mean(name)}known: {', '.join(known_trainers())}, nnU-Net's own, and "
-            f"those of the folders that the environment variable {TRAINERS_VARIABLE} names"
-        )
+        raise _unknown(name)
     return found
+
+
+def _unknown(name: str) -> ValueError:
+    return ValueError(
+        f"unknown trainer {name!r}; {did_you_mean(name)}known: {', '.join(known_trainers())}, nnU-Net's own, and those "
+        f"of the folders that the environment variable {TRAINERS_VARIABLE} names"
+    )
 
 
 def did_you_mean(name: str) -> str:

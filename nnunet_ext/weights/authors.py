@@ -12,7 +12,7 @@ from nnunet_ext.networks.mt_unet.authors_weights import mt_unet_from_authors
 from nnunet_ext.networks.sasan.authors_weights import sasan_from_authors
 from nnunet_ext.networks.u_mamba.authors_weights import umamba_bot_from_authors, umamba_enc_from_authors
 
-_IMPORTERS: dict[str, Callable[..., nn.Module]] = {
+IMPORTERS: dict[str, Callable[..., nn.Module]] = {
     "em_net": em_net_from_authors,
     "faf_net": faf_net_from_authors,
     "lstmsa": lstmsa_from_authors,
@@ -22,15 +22,6 @@ _IMPORTERS: dict[str, Callable[..., nn.Module]] = {
     "umamba_bot": umamba_bot_from_authors,
     "umamba_enc": umamba_enc_from_authors,
 }
-
-IMPORTABLE = frozenset(_IMPORTERS)
-"""Short names of the networks whose authors' weights can be imported."""
-
-
-def check_importable(name: str) -> None:
-    """Raises a ValueError that lists the known names, for a network whose weights cannot be imported."""
-    if name not in _IMPORTERS:
-        raise ValueError(f"unknown network {name!r}; known: {', '.join(sorted(_IMPORTERS))}")
 
 
 def from_authors(name: str, state_dict: Mapping[str, Tensor], **settings: object) -> nn.Module:
@@ -61,8 +52,9 @@ def from_authors(name: str, state_dict: Mapping[str, Tensor], **settings: object
         ValueError: for an unknown name or setting (lists the known ones), or for missing or unexpected keys (lists
             them).
     """
-    check_importable(name)
-    importer = _IMPORTERS[name]
+    if name not in IMPORTERS:
+        raise ValueError(f"unknown network {name!r}; known: {', '.join(sorted(IMPORTERS))}")
+    importer = IMPORTERS[name]
     _, *known = signature(importer).parameters
     unknown = sorted(settings.keys() - set(known))
     if unknown:

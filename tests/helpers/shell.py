@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 
-def bash(script, environment, cwd):
-    """Runs lines with the console commands of this environment, up to the first that fails; returns what they print."""
+def bash(script, environment, cwd, executable=sys.executable):
+    """Runs lines, up to the first that fails, with the console commands beside a Python; returns what they print."""
     done = subprocess.run(
         ["bash", "-euxo", "pipefail", "-c", script],
-        env=environment | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"},
+        env=environment | {"PATH": f"{Path(executable).parent}{os.pathsep}{environment['PATH']}"},
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -1,0 +1,50 @@
+"""The border of the command line: what users see of errors and warnings."""
+
+import linecache
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nnunet_ext
+
+_PACKAGE = Path(nnunet_ext.__file__).parent
+_FRAME = re.compile(r'^  File "(.+)", line (\d+)', re.M)
+
+
+def is_users_mistake(error: BaseException) -> bool:
+    """Whether an error tells users of their mistake: its message is enough, and a traceback would hide it.
+
+    These are errors of the operating system, such as a missing file, and those ValueErrors that a `raise` of this
+    package raises. Any other, for instance a ValueError from within torch, is a fault of the program.
+    """
+    if isinstance(error, OSError):
+        return True
+    return isinstance(error, ValueError) and _raised_here(error)
+
+
+def _raised_here(error: ValueError) -> bool:
+    """Whether the innermost frame is a `raise` of this package; for a process pool's error, that of the worker."""
+    if type(error.__cause__).__name__.lstrip("_") == "RemoteTraceback":
+        frames = _FRAME.findall(str(error.__cause__))
+        return bool(frames) and _is_ours(*frames[-1])
+    innermost = list(traceback.walk_tb(error.__traceback__))[-1:]
+    return any(_is_ours(frame.f_code.co_filename, line) for frame, line in innermost)
+
+
+def _is_ours(file: str, line: str | int) -> bool:
+    if not Path(file).is_relative_to(_PACKAGE):
+        return False
+    return linecache.getline(file, int(line)).lstrip().startswith("raise ")
+
+
+@contextmanager
+def warnings_of_ours() -> Iterator[None]:
+    """Context without the warnings of other packages, which users cannot heed, unless Python's -W is set."""
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.filterwarnings("ignore", module=r"(?!nnunet_ext(\.|$))")
+        yield
