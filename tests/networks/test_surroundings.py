@@ -82,6 +82,8 @@ def test_a_hook_of_all_modules_keeps_what_it_saw(name):
 @traced_network
 @cases
 def test_an_exported_program_gives_what_the_network_gives(name, case, assert_close):
+    if name == "faf_net" and torch.__version__ < "2.6":
+        pytest.skip("PyTorch 2.5 cannot export nested regions without autocast")
     network = build(name, case).eval()
     x, other = images_for(network), images_for(network)
     with torch.no_grad(), warnings.catch_warnings():

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -281,8 +282,9 @@ class _Decoder(nn.Module):
             up = self.upsampling[level]
             x = cpu_channels_last(up(x))
             skip = self.image(image) if level == 0 else skips[level - 1]
-            # In place: no gradient needs the memory of an upsampled map, the largest ones here; but hooks may keep it.
-            x = x + skip if has_hooks(up) else x.add_(skip)
+            # In place: no gradient needs the memory of an upsampled map, the largest ones here; but hooks may keep it,
+            # and torch.export of 2.5 takes it for a constant.
+            x = x + skip if has_hooks(up) or torch.compiler.is_compiling() else x.add_(skip)
             x = self.stages[level](x)
             if level == 0 or (self.deep_supervision and level < self.outputs):
                 outputs.append(conv_1x1(self.seg_layers[level], x))

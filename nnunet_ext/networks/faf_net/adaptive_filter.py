@@ -43,7 +43,7 @@ class AFF(nn.Module):
     def forward(self, maps: Tensor, amplitude: Tensor, phase: Tensor) -> Tensor:
         # In half precision cuFFT supports powers of two only.
         with torch.autocast(maps.device.type, enabled=False):
-            spectrum = torch.fft.rfft2(at_least_float32(maps))
+            spectrum = torch.fft.rfftn(at_least_float32(maps), dim=(-2, -1))  # torch.export of 2.5 fails with rfft2
             modulus, angle = spectrum.abs() * amplitude, spectrum.angle() * phase
             # Not torch.polar: its gradient is wrong for a negative modulus, which the filters may produce.
             filtered = torch.complex(modulus * angle.cos(), modulus * angle.sin())

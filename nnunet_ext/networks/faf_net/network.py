@@ -177,7 +177,7 @@ class FAFNet(nn.Module):
         if support.valid.ndim == 1:
             support = Support(*(t.expand(images.shape[0], *t.shape) for t in support))
 
-        def segment(chunk: Tensor, *of_chunk: Tensor) -> tuple[Tensor, ...]:
+        def segment(chunk: Tensor, *of_chunk: Tensor) -> "tuple[Tensor, ...]":  # torch.compile of 2.5 evaluates it
             features, tau = self.encoder(chunk)
             return self.decoder.segment(features, tau, Support(*of_chunk), chunk.shape[-2:])[:1]
 

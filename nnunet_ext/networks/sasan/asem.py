@@ -56,7 +56,7 @@ class ASEM(nn.Module):
         total: Tensor | None = None
         for a in range(n):
             maps = z.movedim(2 + a, -1)  # (B, K, other spatial axes, E)
-            attentions = cast(list[AxialAttention], list(self.attentions)[a * n : (a + 1) * n])
+            attentions = cast("list[AxialAttention]", list(self.attentions)[a * n : (a + 1) * n])
             mixed = attend_axes(maps, range(1, n + 1), attentions).movedim(-1, 2 + a)
             total = mixed if total is None else total + mixed
         if total is None:
