@@ -128,6 +128,13 @@ setup(
         "bench": ["mambapy"],  # reference for the scan's speed
         # For submitting a cross-validation to Slurm. 1.5.4: the version with which the tests in a real Slurm ran.
         "slurm": ["submitit>=1.5.4"],
+        # The documentation site: `mkdocs build --strict`.
+        "docs": [
+            "mkdocs>=1.6,<2",  # pages that a hook generates; 2 drops plugins
+            "mkdocs-material>=9.5",
+            "mkdocstrings[python]>=0.26",  # the Python reference, from docstrings
+            "ruff>=0.6",  # as test; breaks long signatures
+        ],
         "test": [
             "pytest>=8.0",  # strict configuration
             "pytest-xdist>=3.6",  # runs the tests in two processes

@@ -147,4 +147,4 @@ def test_hard_dependencies_are_the_agreed_ones(built):
     }
     assert "Requires-Python: >=3.10" in lines
     extras = {line.split(":")[1].strip() for line in lines if line.startswith("Provides-Extra")}
-    assert extras == {"baselines", "bench", "mamba", "slurm", "test"}
+    assert extras == {"baselines", "bench", "docs", "mamba", "slurm", "test"}
