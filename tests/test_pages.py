@@ -41,7 +41,7 @@ def test_slurm_command(nnunet, tmp_path):
     pytest.importorskip("submitit")
     (tmp_path / "modules.sh").write_text("module load cuda\n")
     script = block(page("slurm"), "bash", "nnunet_ext crossval").split("\n", 1)[1]  # behind the installation
-    assert "--partition=gpu" in bash(f"{script} --dry-run", nnunet.environment, tmp_path).replace("partition gpu", "")
+    assert "--partition=gpu --account=me" in bash(f"{script} --dry-run", nnunet.environment, tmp_path)
 
 
 @pytest.mark.slow
