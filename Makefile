@@ -1,5 +1,5 @@
 # The usual tasks; CONTRIBUTING.md says more.
-.PHONY: install check test slow results
+.PHONY: install check test slow results docs
 
 install:
 	pip install -e ".[test]"
@@ -19,3 +19,7 @@ slow:
 results: # the pages and figures that are made of benchmarks/results
 	python -m benchmarks.page.results_page
 	python -m benchmarks.page.feature_matrix
+
+docs: # the documentation site, in the folder `site`
+	pip install -e ".[docs]"
+	mkdocs build --strict

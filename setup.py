@@ -129,6 +129,13 @@ setup(
         # For submitting a cross-validation to Slurm. 1.5.4: the version with which the tests in a real Slurm ran.
         "completion": ["shtab>=1.6"],  # `nnunet_ext completion`, made from the parsers
         "slurm": ["submitit>=1.5.4"],
+        # The documentation site: `mkdocs build --strict`.
+        "docs": [
+            "mkdocs>=1.6,<2",  # pages that a hook generates; 2 drops plugins
+            "mkdocs-material>=9.5",
+            "mkdocstrings[python]>=0.26",  # the Python reference, from docstrings
+            "ruff>=0.6",  # as test; breaks long signatures
+        ],
         "test": [
             "pytest>=8.0",  # strict configuration
             "pytest-xdist>=3.6",  # runs the tests in two processes

@@ -1,6 +1,6 @@
 """The registry of measurements: for every CSV file under benchmarks/results, the one command that writes it.
 
-`python -m benchmarks`, the results page and the README are generated from this list.
+`python -m benchmarks`, the results page and the tables of other pages are generated from this list.
 """
 
 from collections.abc import Mapping

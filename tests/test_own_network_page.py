@@ -3,7 +3,6 @@
 import json
 import os
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +12,11 @@ from nnunet_ext.cli.main import main
 from nnunet_ext.training.network_trainer import NetworkTrainer
 from tests.helpers.fresh_environment import install
 from tests.helpers.own_trainers import OLD
+from tests.helpers.pages import blocks, page
 from tests.helpers.shell import bash
 from tests.helpers.workspaces import SHIPPED_CASES, lay_out
 
-PAGE = (Path(__file__).parent.parent / "docs" / "own_network.md").read_text()
+PAGE = page("own_network")
 DATASET = "Dataset004_Hippocampus"
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 ON_CPU = {
@@ -26,16 +26,12 @@ ON_CPU = {
 }
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
-
-
 def commands():
-    return [line for block in blocks("bash") for line in block.strip().splitlines()]
+    return [line for block in blocks(PAGE, "bash") for line in block.strip().splitlines()]
 
 
 def test_the_file_is_complete_and_short(tmp_path, monkeypatch):
-    (text,) = blocks("python")
+    (text,) = blocks(PAGE, "python")
     assert len(text.splitlines()) <= 30
     folder = tmp_path / "my_trainers"
     folder.mkdir()
@@ -106,7 +102,7 @@ def test_every_command(trainer, tmp_path, wheels):
     if trainer == "MonaiUNetTrainer":
         pytest.importorskip("monai")
     else:
-        text = OLD if trainer == "OldTrainer" else blocks("python")[0]
+        text = OLD if trainer == "OldTrainer" else blocks(PAGE, "python")[0]
         (tmp_path / "my_trainers" / f"{trainer}.py").write_text(text)
     *lines, new = commands()
     assert new.startswith("nnunet_ext new MonaiUNetTrainer")

@@ -1,4 +1,4 @@
-"""The plots of the results page: SVG files whose metadata hold a hash of the numbers that they show.
+"""The figures of the pages: SVG files whose metadata hold a hash of the numbers that they show.
 
 A test compares the hash rather than the drawing, because matplotlib's versions draw the same numbers differently.
 """
@@ -15,6 +15,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.page import architecture
 from benchmarks.page.result_files import Results
 from benchmarks.page.tables import STOCK, TRAINER_OF, mean_dice
 
@@ -57,12 +58,14 @@ class Plot:
         alternative: Alternative text.
         data: Function from the results to the numbers shown, which are empty if they were not measured.
         draw: Function that draws the numbers.
+        size: Width and height in inches.
     """
 
     name: str
     alternative: str
     data: Callable[[Results], Data]
     draw: Callable[[Figure, Data], None]
+    size: tuple[float, float] = (7.6, 3.4)
 
 
 def digest(data: Data) -> str:
@@ -92,7 +95,7 @@ def save(plot: Plot, results: Results, folder: Path) -> Path | None:
         return path
     folder.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(7.6, 3.4), layout="constrained", facecolor="white")
+        figure = Figure(figsize=plot.size, layout="constrained", facecolor="white")
         plot.draw(figure, data)
         metadata = {"Title": plot.alternative, "Description": f"numbers sha256 {digest(data)}", "Date": None}
         figure.savefig(path, metadata=metadata)
@@ -198,6 +201,13 @@ PLOTS: Mapping[str, Plot] = {
         Plot("cost", "Time and memory of training steps compared with nnU-Net's", _cost_data, _draw_cost),
         Plot("scaling", "Time and memory of training steps against the patch size", _scaling_data, _draw_scaling),
         Plot("tiles", "Prediction time against the number of tiles", _tiles_data, _draw_tiles),
+        Plot(
+            "architecture",
+            "The layers of the package, from operators at the bottom to commands at the top",
+            lambda results: architecture.layers(),
+            architecture.draw,
+            (7.6, 5.4),
+        ),
     )
 }
 """Plots by the name of their file."""

@@ -1,4 +1,4 @@
-"""Tables of the committed measurements, for both the results page and the README."""
+"""Tables of the committed measurements, for the results page, the README and other pages."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -47,24 +47,23 @@ def shown_dice(dice: Mapping[str, float], trainer: str) -> str:
 
 
 def networks_short(rows: Rows, accuracy: Rows = ()) -> str:
-    """One row per network, float32 and eager: size, training step relative to nnU-Net's, Dice where measured."""
+    """One row per network, float32 and eager: time of a training step relative to nnU-Net's, Dice where measured."""
     dice = mean_dice(accuracy)
-    header = ["network", "patch", "parameters", "multiply-adds", "step time", "step memory"]
     steps = {
         row["network"]: row
         for row in rows
         if (row["what"], row["precision"], row["mode"]) == ("training step", "float32", "eager")
     }
-    stock = steps[STOCK]["added_GB"]
     lines = []
     for name, row in steps.items():
-        sizes = f"{float(row['parameters_M']):.1f} M", f"{float(row['multiply_adds_G']):.1f} G"
-        memory = f"{float(row['added_GB']) / float(stock):.2f}" if stock and row["added_GB"] else ""
-        cells = [name, row["patch"], *sizes, f"{float(row[f'of_{STOCK}']):.2f}", memory]
-        if dice:
-            cells.append(shown_dice(dice, TRAINER_OF.get(name, "")))
-        lines.append(cells)
-    return markdown_table([*header, "Dice"] if dice else header, lines)
+        cells = [name, f"{float(row[f'of_{STOCK}']):.2f}"]
+        lines.append([*cells, shown_dice(dice, TRAINER_OF.get(name, ""))] if dice else cells)
+    header = ["network", f"time of a training step (`{STOCK}`: 1)"]
+    return markdown_table([*header, f"mean Dice after {_budget(accuracy)}, one training"] if dice else header, lines)
+
+
+def _budget(accuracy: Rows) -> str:
+    return f"{' or '.join(_in_order(row['iterations'] for row in accuracy))} iterations"
 
 
 TRAINER_OF = {

@@ -24,7 +24,7 @@ from nnunet_ext.cli import (
 from nnunet_ext.cli.border import is_users_mistake, warnings_of_ours
 from nnunet_ext.cli.spelling import respelled
 
-_COMMANDS = {
+COMMANDS = {
     "trainers": trainers,
     "doctor": doctor,
     "networks": networks,
@@ -40,6 +40,7 @@ _COMMANDS = {
     "crossval": crossval,
     "completion": completion,
 }
+"""Modules of the subcommands, by name."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(given)
     try:
         with warnings_of_ours():
-            return _COMMANDS[arguments.command].run(arguments)
+            return COMMANDS[arguments.command].run(arguments)
     except (ValueError, OSError) as error:
         if not is_users_mistake(error):
             raise
@@ -73,7 +74,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     parser.add_argument("--version", action="version", version=f"nnunet_ext {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands = {}
-    for name, module in _COMMANDS.items():
+    for name, module in COMMANDS.items():
         text = (module.__doc__ or "").strip()
         commands[name] = subparsers.add_parser(name, help=text.splitlines()[0], description=text)
         module.add_arguments(commands[name])

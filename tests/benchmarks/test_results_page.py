@@ -1,4 +1,4 @@
-"""docs/results.md, its figures and the README's tables agree with the CSV files; every file has a command."""
+"""Results page, figures, and tables of README and other pages agree with the CSV files; every file has a command."""
 
 import argparse
 import csv
@@ -15,7 +15,16 @@ from benchmarks.__main__ import main as entry
 from benchmarks.measure import RESULTS
 from benchmarks.page import figures, results_page, tables
 from benchmarks.page.result_files import Results, markdown_table, measured_where
-from benchmarks.page.results_page import FIGURES, README, REPORTED, claims, differences, page, with_tables
+from benchmarks.page.results_page import (
+    FIGURES,
+    README,
+    REPORTED,
+    claims,
+    differences,
+    page,
+    pages_with_tables,
+    with_tables,
+)
 from benchmarks.registry import MEASUREMENTS, measurement_of
 from benchmarks.transcriptions import PLAIN, rows_of
 from nnunet_ext.bench.setting import Setting
@@ -45,13 +54,13 @@ def change(results, name, column, by):
     write(results, name, rows)
 
 
-def test_page_figures_and_readme_show_the_committed_files():
+def test_pages_and_figures_show_the_committed_files():
     assert differences(COMMITTED, OTHERS) == []
 
 
 def test_a_changed_number_is_noticed(copied):
     change(copied, "sasan_cpu", "ours_s", 1)
-    assert differences(copied, OTHERS) == ["docs/results.md", "README.md"]
+    assert differences(copied, OTHERS) == ["docs/results.md", "docs/sasan.md"]
 
 
 def test_a_changed_number_of_a_figure_is_noticed(copied):
@@ -82,7 +91,7 @@ def test_a_changed_number_of_another_page_is_noticed(copied):
 def test_a_changed_number_of_a_paper_is_noticed(tmp_path):
     others = Results(Path(shutil.copytree(REPORTED, tmp_path / "reported")))
     change(others, "papers", "value", 1)
-    assert any(text.startswith("README.md, which should say ' 85.91'") for text in differences(COMMITTED, others))
+    assert any(text.startswith("docs/sasan.md, which should say ' 85.91'") for text in differences(COMMITTED, others))
 
 
 def test_measured_and_reported_numbers_stand_apart():
@@ -119,7 +128,7 @@ def test_files_were_measured_with_committed_code():
 
 
 def test_few_shot_methods_have_five_supports_each():
-    """The README says so."""
+    """docs/fewshot.md says so."""
     rows = COMMITTED.rows("few_shot_hippocampus")
     assert all(len(tables.few_shot_dice(rows, row["method"])) == 5 for row in rows)
 
@@ -155,13 +164,15 @@ def test_what_is_not_there_is_said(tmp_path):
         assert f"* {measurement.title}: " in text
 
 
-def test_tables_of_the_readme_are_replaced_alone(copied):
+def test_tables_of_a_page_are_replaced_alone(copied):
     old = "a\n<!-- table: benchmarks/results/x_cpu.csv -->\n\n| b |\n\n"
     block = "<!-- table: benchmarks/results/gone_cpu.csv -->\n| c |\n<!-- /table -->\nd\n"
     new = with_tables(old + block, copied)
     assert new.startswith(old)
     assert new.endswith("gone_cpu.csv -->\n\nNot measured yet.\n<!-- /table -->\nd\n")
-    assert README.read_text().count("<!-- /table -->") >= 6
+    pages = pages_with_tables()
+    assert README in pages
+    assert sum(path.read_text().count("<!-- /table -->") for path in pages) >= 7
 
 
 def accuracy_rows(trainer, dice):

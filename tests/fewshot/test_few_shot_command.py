@@ -1,8 +1,6 @@
 """`nnunet_ext fewshot` on a model in nnU-Net's layout; a trained one is in test_console.py."""
 
-import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +11,7 @@ import torch
 from nnunet_ext.cli.main import main
 from nnunet_ext.fewshot.model import FewShotModel
 from nnunet_ext.nnunet.scans import scan_of
+from tests.helpers.pages import block, page
 
 LABELS = {0, 2}
 
@@ -323,9 +322,8 @@ def test_models_that_cannot_do_it_are_said(make_model, scans, tmp_path, capsys):
     assert "holds SASAN of SASANTrainer, which cannot learn a class from a support" in capsys.readouterr().err
 
 
-def test_the_readmes_command(make_model, scans, tmp_path, monkeypatch):
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (line,) = re.findall(r"```bash\n(nnunet_ext fewshot .*)\n```", readme)
+def test_the_pages_command(make_model, scans, tmp_path, monkeypatch):
+    line = block(page("fewshot"), "bash", "nnunet_ext fewshot")
     names = {"MODEL": make_model(), "SCAN_0000.nii.gz": scans["image"], "MASK.nii.gz": scans["mask"]}
     names |= {"INPUT": scans["queries"], "OUTPUT": tmp_path / "masks"}
     assert main([str(names.get(word, word)) for word in line.split()[1:]]) == 0
