@@ -47,7 +47,7 @@ def seconds_left(rows: Sequence[Row]) -> float | None:
             heapq.heappushpop(ends, means.get(_trainer(row), average) if left is None else left)
     for row in waiting:  # each on the place that is free first
         heapq.heappush(ends, heapq.heappop(ends) + means.get(_trainer(row), average))
-    return max(ends)
+    return max(ends) or None  # all epochs have ended
 
 
 def _is(row: Row, status: Status) -> bool:

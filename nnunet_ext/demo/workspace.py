@@ -76,7 +76,9 @@ class Workspace:
     def environment(self) -> dict[str, str]:
         """Variables of nnU-Net's commands; the user's own nnU-Net folders are not touched."""
         folders = {name: str(self.root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-        return folders | {"nnUNet_compile": "f", "MPLBACKEND": "Agg"} | self.settings.budget.environment()
+        # One process per training exports predictions: nnU-Net starts eight, and each takes seconds to start.
+        others = {"nnUNet_compile": "f", "nnUNet_def_n_proc": "1", "MPLBACKEND": "Agg"}
+        return folders | others | self.settings.budget.environment()
 
     def lay_out_raw(self) -> None:
         """Copies the shipped scans to nnU-Net's raw format; existing files are kept."""
