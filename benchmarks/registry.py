@@ -235,6 +235,14 @@ _MEASUREMENTS = (
         cuda=True,
     ),
     Measurement(
+        "demo",
+        ("demo_cpu",),
+        "benchmarks.demo --runs 10",
+        "The demo",
+        "`nnunet_ext demo` from raw scans to the report, with new random numbers in every run: time, memory and the "
+        "mean foreground Dice of the validation cases",
+    ),
+    Measurement(
         "few_shot",
         ("few_shot_hippocampus",),
         "benchmarks.few_shot --model FOLDER --raw DATASET_FOLDER --preprocessed DATASET_FOLDER --label 2",

@@ -67,7 +67,7 @@ def test_nnunet_commands(nnunet, tmp_path):
 def test_examples(nnunet, tmp_path):
     bash(f"bash '{ROOT}/examples/demo.sh' '{tmp_path}/a b' cpu", nnunet.environment | BUDGET, tmp_path)
     assert len(list((tmp_path / "a b" / "predictions" / "SASANTrainer").glob("*.nii.gz"))) == 4
-    model = tmp_path / "a b" / "nnUNet_results" / nnunet.dataset / "SASANTrainer__nnUNetPlans__3d_demo"
+    model = tmp_path / "a b" / "nnUNet_results" / nnunet.dataset / "SASANTrainer__nnUNetPlans__3d_fullres"
     scan = next((tmp_path / "a b" / "nnUNet_raw" / nnunet.dataset / "imagesTs").iterdir())
     script = f"python '{ROOT}/examples/predict_one_scan.py' '{model}' '{scan}' mask.nii.gz --device cpu"
     bash(script, nnunet.environment, tmp_path)

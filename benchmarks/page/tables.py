@@ -229,6 +229,14 @@ def planned_memory(rows: Rows) -> str:
     return markdown_table(header, lines)
 
 
+def demo(rows: Rows) -> str:
+    """One row per run of the demo."""
+    trainers = [key for key in rows[0] if key.startswith("dice_")]
+    header = ["run", "seconds", "processor seconds", "peak memory, GB"]
+    header += [f"Dice, {key.removeprefix('dice_')}" for key in trainers]
+    return markdown_table(header, [_cells(row, "run", "seconds", "processor_s", "peak_GB", *trainers) for row in rows])
+
+
 def few_shot(rows: Rows) -> str:
     """One table for each training and label."""
     texts = []
@@ -318,6 +326,7 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "planned_memory_cpu": planned_memory,
     "planned_memory_cuda": planned_memory,
     "few_shot_hippocampus": few_shot,
+    "demo_cpu": demo,
 }
 """Tables by the name of their CSV file; the accuracy table is not here because it needs two files."""
 

@@ -9,8 +9,8 @@ from rich.live import Live
 from rich.table import Table
 
 from nnunet_ext.crossval.runner import Row, Status
-from nnunet_ext.nnunet.trained_model import split_model_name
-from nnunet_ext.nnunet.training_log import Progress, duration, read_progress
+from nnunet_ext.crossval.time_left import progress_of_row, seconds_left
+from nnunet_ext.nnunet.training_log import Progress, duration
 
 _STYLES = {Status.RUNNING: "bold", Status.FINISHED: "green", Status.FAILED: "bold red", Status.BLOCKED: "red"}
 _ORDER = [Status.FAILED, Status.RUNNING, Status.STOPPED, Status.WAITING, Status.BLOCKED, Status.FINISHED]
@@ -19,10 +19,11 @@ _REFRESH_SECONDS = 2.0
 
 
 class LineDisplay:
-    """One line per change, with the time."""
+    """One line per step that starts, with the time, and one for the result of each training and for each failure."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False, soft_wrap=True)
+        self._rows: Sequence[Row] = ()
 
     def __enter__(self) -> "LineDisplay":
         return self
@@ -31,13 +32,29 @@ class LineDisplay:
         pass
 
     def show(self, rows: Sequence[Row]) -> None:
-        pass
+        self._rows = rows
 
     def note(self, row: Row, text: str = "") -> None:
-        where = f" on {row.slot.name}" if row.status is Status.RUNNING and row.slot is not None else ""
-        self._console.print(f"{time.strftime('%H:%M:%S')} {row.status.value:<8} {row.node.name}{where}", markup=False)
+        if row.status is not Status.FINISHED or row.node.fold is not None:
+            line = f"{time.strftime('%H:%M:%S')} {row.status.value:<8} {row.node.name}{self._details(row)}"
+            self._console.print(line, markup=False)
         if text:
             self._console.print(text, markup=False)
+
+    def _details(self, row: Row) -> str:
+        if row.status is Status.FINISHED:
+            dice = progress_of_row(row).dice
+            return "" if dice is None else f": validation Dice {dice:.3f}{self._time_left()}"
+        if row.status is not Status.RUNNING:
+            return ""
+        where = f" on {row.slot.name}" if row.slot is not None and row.node.on_gpu else ""
+        begun = sum(each.status not in (Status.WAITING, Status.BLOCKED) for each in self._rows)
+        count = f" (step {begun} of {len(self._rows)})" if self._rows else ""
+        return f"{where}{count}{self._time_left()}"
+
+    def _time_left(self) -> str:
+        seconds = seconds_left(self._rows)
+        return "" if seconds is None else f", {duration(seconds)} left for the trainings"
 
 
 class TableDisplay(LineDisplay):
@@ -63,7 +80,7 @@ class TableDisplay(LineDisplay):
     def note(self, row: Row, text: str = "") -> None:
         if text:
             super().note(row, text)
-        self._shown = 0.0
+        self._shown = 0.0  # shows the change at once
 
 
 def make_display() -> LineDisplay:
@@ -74,7 +91,9 @@ def make_display() -> LineDisplay:
 def progress_table(rows: Sequence[Row], height: int) -> Table:
     """Failed, running and waiting steps, as many as fit, and the number of finished ones."""
     finished = sum(row.status is Status.FINISHED for row in rows)
-    table = Table(title=f"{finished} of {len(rows)} steps finished", title_justify="left", expand=False)
+    seconds = seconds_left(rows)
+    left = "" if seconds is None else f", {duration(seconds)} left for the trainings"
+    table = Table(title=f"{finished} of {len(rows)} steps finished{left}", title_justify="left", expand=False)
     for column in ("step", "state", "on", "epoch", "Dice", "time left"):
         table.add_column(column, no_wrap=True)
     for row in sorted(rows, key=lambda r: _ORDER.index(r.status))[: max(height, 1)]:
@@ -86,16 +105,15 @@ def _cells(row: Row) -> list[str]:
     cells = [row.node.name, row.status.value, row.slot.name if row.slot is not None else "", "", "", ""]
     if row.node.fold_folder is None or row.status not in (Status.RUNNING, Status.FINISHED):
         return cells
-    since = row.child.began if row.child is not None else 0.0
-    trainer = split_model_name(row.node.fold_folder.parent.name)[0]
-    epoch, dice, left = progress_cells(read_progress(row.node.fold_folder, trainer, since))
+    epoch, dice, left = progress_cells(progress_of_row(row))
     return [*cells[:3], epoch, dice, left] if row.status is Status.RUNNING else [*cells[:4], dice, ""]
 
 
 def progress_cells(progress: Progress) -> list[str]:
     """Epoch, Dice and time left as text."""
-    epoch = f"{progress.epoch}/{progress.epochs}"
+    epoch = f"{progress.epoch}/{progress.epochs}" if progress.begun else "starting"
     if progress.validated:
-        epoch = f"validation, case {progress.validated}"
+        of = f" of {progress.cases}" if progress.cases is not None else ""
+        epoch = f"validation, case {progress.validated}{of}"
     dice = "" if progress.dice is None else f"{progress.dice:.3f}"
     return [epoch, dice, "" if progress.validated else duration(progress.seconds_left)]

@@ -56,6 +56,9 @@ class LocalExecutor:
                 print(f"{waiting} of {len(graph.nodes)} steps to do; logs in {logs}", flush=True)
                 with listening(runner):
                     finished = runner.run()
+        except KeyboardInterrupt:
+            print("\nInterrupted. Run the same command to resume.", file=sys.stderr, flush=True)
+            raise
         finally:
             claims.release()
         if finished:

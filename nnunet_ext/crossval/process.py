@@ -11,6 +11,7 @@ from pathlib import Path
 from nnunet_ext.crossval.completion import State
 from nnunet_ext.crossval.graph import Node
 from nnunet_ext.utils.subprocesses import (
+    STOP_SECONDS,
     ask_to_stop,
     console_script,
     signal_group,
@@ -81,8 +82,9 @@ class Child:
     def ask_to_stop(self) -> None:
         ask_to_stop(self._process)
 
-    def stop(self) -> None:
-        stop_command(self._process, own_group=True)
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """Interrupts the command and kills it, with all that it started, if it has not ended after some seconds."""
+        stop_command(self._process, own_group=True, seconds=seconds)
 
 
 def _usable(command: str, environment: Mapping[str, str]) -> Mapping[str, str]:

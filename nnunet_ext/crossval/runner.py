@@ -16,6 +16,8 @@ from nnunet_ext.crossval.process import Child
 
 _POLL_SECONDS = 0.5
 _REQUEST_SECONDS = 5.0
+_STOP_SECONDS = 1.5
+"""Commands that have not ended this long after an interruption are killed: every step can be resumed after a kill."""
 
 
 class Status(Enum):
@@ -104,6 +106,7 @@ class Runner:
             KeyboardInterrupt: after `interrupt`, when all commands have ended, with their workers.
         """
         try:
+            self._display.show(list(self.rows.values()))
             while True:
                 self._collect()
                 self._start()
@@ -222,8 +225,9 @@ class Runner:
         for row in running:  # all at once: each may take seconds
             if row.child is not None:
                 row.child.ask_to_stop()
+        until = time.monotonic() + _STOP_SECONDS
         for row in running:
             if row.child is not None:
-                row.child.stop()
+                row.child.stop(max(0.0, until - time.monotonic()))
                 row.status = Status.STOPPED
                 self._display.note(row)

@@ -4,25 +4,18 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 from importlib import resources
 from math import ceil
 from pathlib import Path
 
 from nnunet_ext import __version__
-from nnunet_ext.nnunet.trained_model import model_name
-from nnunet_ext.nnunet.trainers import known_trainers, trainers_folder
+from nnunet_ext.nnunet.trainers import known_trainers
 from nnunet_ext.training.budget import Budget
 from nnunet_ext.utils.files import replacing
-from nnunet_ext.utils.subprocesses import is_running
 
-DATASET_ID = 4
 DATASET = "Dataset004_Hippocampus"
-CONFIGURATION = "3d_demo"
-_BASE_CONFIGURATION = "3d_fullres"
-_BATCH_SIZE = 2
-_ITERATIONS_PER_EPOCH = 10
+_ITERATIONS_PER_EPOCH = 50
 _VAL_ITERATIONS = 2
 _MARKER = "nnunet_ext_demo.json"
 
@@ -32,7 +25,7 @@ class Settings:
     """Settings of the demo; a folder can be resumed only with the settings that it was started with.
 
     Attributes:
-        iterations: Training iterations per trainer; numbers above ten are rounded up to a multiple of ten.
+        iterations: Training iterations per trainer; numbers above 50 are rounded up to a multiple of 50.
         device: cpu, cuda or mps.
     """
 
@@ -69,42 +62,28 @@ class Workspace:
             raise ValueError(f"{self.root} is neither empty nor a demo; give another --folder")
         else:
             self.root.mkdir(parents=True, exist_ok=True)
-            write_atomically(marker, json.dumps({"version": __version__, "settings": wanted}, indent=2))
+            with replacing(marker, "w") as file:
+                json.dump({"version": __version__, "settings": wanted}, file, indent=2)
 
     @property
     def raw(self) -> Path:
         return self.root / "nnUNet_raw" / DATASET
 
     @property
-    def preprocessed(self) -> Path:
-        return self.root / "nnUNet_preprocessed" / DATASET
-
-    @property
-    def plans(self) -> Path:
-        return self.preprocessed / "nnUNetPlans.json"
-
-    @property
-    def unlabelled(self) -> Path:
-        return self.raw / "imagesTs"
-
-    def log(self, step: str) -> Path:
-        return self.root / "logs" / f"{step}.txt"
-
-    def model(self, trainer: str) -> Path:
-        return self.root / "nnUNet_results" / DATASET / model_name(trainer, "nnUNetPlans", CONFIGURATION) / "fold_0"
-
-    def predictions(self, trainer: str) -> Path:
-        return self.root / "predictions" / trainer
+    def report(self) -> Path:
+        return self.root / "report"
 
     def environment(self) -> dict[str, str]:
-        """Environment of nnU-Net's commands; the user's own nnU-Net folders are not touched."""
+        """Variables of nnU-Net's commands; the user's own nnU-Net folders are not touched."""
         folders = {name: str(self.root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-        ours = {"nnUNet_extTrainer": str(trainers_folder()), "nnUNet_compile": "f", "MPLBACKEND": "Agg"}
-        defaults = {"nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2"}
-        return defaults | dict(os.environ) | folders | ours | self.settings.budget.environment()
+        # One process per training exports predictions: nnU-Net starts eight, and each takes seconds to start.
+        others = {"nnUNet_compile": "f", "nnUNet_def_n_proc": "1", "MPLBACKEND": "Agg"}
+        return folders | others | self.settings.budget.environment()
 
     def lay_out_raw(self) -> None:
         """Copies the shipped scans to nnU-Net's raw format; existing files are kept."""
+        for name in ("nnUNet_preprocessed", "nnUNet_results"):
+            (self.root / name).mkdir(exist_ok=True)
         source = resources.files("nnunet_ext") / "data" / "hippocampus"
         with resources.as_file(source) as folder:
             for part in ("imagesTr", "labelsTr", "imagesTs"):
@@ -117,59 +96,14 @@ class Workspace:
                         os.replace(partial, target / file.name)
             shutil.copyfile(folder / "dataset.json", self.raw / "dataset.json")
 
-    def claim(self) -> None:
-        """Registers this process as the one that works in the folder.
-
-        Raises:
-            ValueError: if another process works there, or a command that a killed demo left behind.
-        """
-        for file in (self.root / "demo.pid", self.command_pid):
-            if file.is_file() and is_running(pid := int(file.read_text() or 0)) and pid != os.getpid():
-                raise ValueError(
-                    f"process {pid} is still running in {self.root}: wait for it or stop it (or, if that process ID "
-                    f"now belongs to another program, remove {file})"
-                )
-        write_atomically(self.root / "demo.pid", str(os.getpid()))
-
-    @property
-    def command_pid(self) -> Path:
-        """File with the process ID of the running nnU-Net command."""
-        return self.root / "command.pid"
-
-    def add_configuration(self) -> None:
-        """Adds the demo's configuration to nnU-Net's plan: 3d_fullres with batch 2 and half the width, to suit CPUs."""
-        plans = json.loads(self.plans.read_text())
-        if CONFIGURATION not in plans["configurations"]:
-            architecture = deepcopy(plans["configurations"][_BASE_CONFIGURATION]["architecture"])
-            arguments = architecture["arch_kwargs"]
-            arguments["features_per_stage"] = [features // 2 for features in arguments["features_per_stage"]]
-            plans["configurations"][CONFIGURATION] = {
-                "inherits_from": _BASE_CONFIGURATION,
-                "batch_size": _BATCH_SIZE,
-                "architecture": architecture,
-            }
-            write_atomically(self.plans, json.dumps(plans, indent=4))
-
-    @property
-    def preprocessing_done(self) -> Path:
-        """File that exists once nnU-Net's preprocessing has succeeded."""
-        return self.root / "preprocessed.done"
-
-    def count_preprocessed(self) -> int:
-        return len(list((self.preprocessed / f"nnUNetPlans_{_BASE_CONFIGURATION}").glob("*.pkl")))
-
 
 def check_trainers(trainers: Sequence[str]) -> None:
-    """Raises ValueError for a trainer that is not ours (lists the known ones) or is named twice."""
+    """Raises ValueError for fewer than two trainers, one that is not ours (lists the known ones) or is named twice."""
     known = known_trainers()
     for trainer in trainers:
         if trainer not in known:
             raise ValueError(f"unknown trainer {trainer!r}; known: {', '.join(known)}")
     if len(set(trainers)) < len(trainers):
         raise ValueError(f"a trainer is named twice: {' '.join(trainers)}")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file completely or not at all."""
-    with replacing(path, "w") as file:
-        file.write(text)
+    if len(trainers) < 2:
+        raise ValueError(f"--trainers {' '.join(trainers)}: the demo compares trainers; name at least two")

@@ -16,6 +16,7 @@ _LOG_BYTES = 32_768
 _LINE = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+): (.*?)\s*$")
 _EPOCH = re.compile(r"Epoch (\d+)$")
 _BUDGET = re.compile(r"(\d+) epochs, (\d+) training and \d+ validation iterations")
+_SPLIT = re.compile(r"This split has \d+ training and (\d+) validation cases")
 _EPOCHS_IN_NAME = re.compile(r"_(\d+)epochs?\b")
 _NUMBER = r"([-+\d.einfa]+)"
 _VALUES = {
@@ -38,7 +39,8 @@ class TrainingLog:
         scan_seconds: Seconds between one scan of the final validation and the next.
         iterations: Training iterations per epoch, where logged (our trainers do).
         planned_epochs: Epochs of the whole training, where logged (our trainers do).
-        validated: Scans of the final validation that were predicted.
+        validated: Scans of the final validation whose prediction has begun.
+        cases: Validation cases of the fold, where logged (nnU-Net does).
         complete: Whether the last epoch has ended.
     """
 
@@ -47,6 +49,7 @@ class TrainingLog:
     iterations: int | None = None
     planned_epochs: int | None = None
     validated: int = 0
+    cases: int | None = None
     complete: bool = False
 
     def curve(self, key: str) -> tuple[list[int], list[float]]:
@@ -74,7 +77,9 @@ class Progress:
         epochs: Epochs of the whole training.
         dice: Mean pseudo Dice of the last epoch; after the training the validation's mean Dice.
         seconds_per_epoch: Median over the last epochs.
-        validated: Validation cases that were predicted.
+        validated: Validation cases whose prediction has begun.
+        cases: Number of validation cases, where known.
+        begun: Whether an epoch or the validation has begun; until then a resumed training's epoch is unknown.
     """
 
     epoch: int = 0
@@ -82,6 +87,8 @@ class Progress:
     dice: float | None = None
     seconds_per_epoch: float | None = None
     validated: int = 0
+    cases: int | None = None
+    begun: bool = False
 
     @property
     def seconds_left(self) -> float | None:
@@ -100,30 +107,32 @@ def read_training(fold: Path) -> TrainingLog:
 
 
 def read_progress(fold: Path, trainer: str, since: float = 0.0) -> Progress:
-    """Reads the progress of a training from its newest log and its evaluation.
+    """Reads the progress of a training from its logs and its evaluation.
 
     Args:
         fold: nnU-Net's folder of the training.
         trainer: The trainer's name; some of nnU-Net's carry the number of epochs in it.
-        since: Logs last written before this time (seconds since 1970) are ignored.
+        since: Of logs last written before this time (seconds since 1970), only the number of planned epochs counts.
     """
     summary = read_json_if_whole(fold / "validation" / "summary.json")
     validation = None if summary is None else float(summary["foreground_mean"]["Dice"])
-    logs = [file for file in fold.glob("training_log_*.txt") if file.stat().st_mtime >= since]
-    if not logs:
-        return Progress(dice=validation)
-    log = TrainingLog()
-    _read_lines(_ends(max(logs, key=lambda file: file.stat().st_mtime)).splitlines(), log)
+    log, earlier = TrainingLog(), TrainingLog()
+    for file in sorted(fold.glob("training_log_*.txt"), key=lambda file: file.stat().st_mtime):
+        _read_lines(_ends(file).splitlines(), log if file.stat().st_mtime >= since else earlier)
     named = _EPOCHS_IN_NAME.search(trainer)
-    epochs = log.planned_epochs or (int(named[1]) if named else _DEFAULT_EPOCHS)
+    # A validation alone (nnUNetv2_train --val) does not log the training's budget.
+    planned = log.planned_epochs or earlier.planned_epochs
+    epochs = planned or (int(named[1]) if named else _DEFAULT_EPOCHS)
     dice = log.curve("pseudo_dice")[1]
     seconds = log.median("seconds", _RECENT_EPOCHS)
     return Progress(
         epoch=epochs if log.complete else max(log.epochs, default=0),
         epochs=epochs,
-        dice=validation if log.complete and validation is not None else dice[-1] if dice else None,
+        dice=validation if validation is not None and (log.complete or not log.epochs) else dice[-1] if dice else None,
         seconds_per_epoch=None if np.isnan(seconds) else seconds,
         validated=log.validated,
+        cases=log.cases,
+        begun=bool(log.epochs) or log.complete,
     )
 
 
@@ -173,6 +182,8 @@ def _read_lines(lines: Iterable[str], log: TrainingLog) -> None:
             log.complete = True
         elif text.startswith("Training done."):
             log.complete = True
+        elif split := _SPLIT.match(text):
+            log.cases = int(split[1])
         elif budget := _BUDGET.search(text):
             log.planned_epochs, log.iterations = int(budget[1]), int(budget[2])
         elif dice := _DICE.match(text):

@@ -14,7 +14,7 @@ from nnunet_ext.utils.signals import interruptible_children
 
 RESUMABLE_EXIT = 75  # ended on request and can be resumed (EX_TEMPFAIL of sysexits.h)
 TAIL_LINES = 15
-_STOP_SECONDS = 20
+STOP_SECONDS = 20
 
 
 def console_script(name: str, search_path: str | None = None) -> str:
@@ -62,7 +62,7 @@ def ask_to_stop(process: subprocess.Popen) -> None:
             process.send_signal(signal.SIGINT)
 
 
-def stop_command(process: subprocess.Popen, own_group: bool = False, seconds: float = _STOP_SECONDS) -> None:
+def stop_command(process: subprocess.Popen, own_group: bool = False, seconds: float = STOP_SECONDS) -> None:
     """Interrupts a command; kills it if it does not react, and with `own_group` the rest of its group."""
     ask_to_stop(process)
     try:

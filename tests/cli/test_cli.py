@@ -8,9 +8,11 @@ import pytest
 
 import nnunet_ext
 from nnunet_ext.cli.main import main
-from nnunet_ext.demo.workspace import Settings, Workspace
+from nnunet_ext.crossval.preparation import LOCK
+from nnunet_ext.demo.workspace import DATASET, Settings, Workspace
 from nnunet_ext.doctor import diagnose
 from nnunet_ext.nnunet.trainers import find_trainer, known_trainers, trainers_folder
+from nnunet_ext.utils.locks import acquire
 from nnunet_ext.utils.subprocesses import console_script
 
 COMPLETE = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -177,11 +179,14 @@ def test_demo_refuses_other_settings_than_it_began_with(tmp_path, capsys):
 
 def test_demo_refuses_a_folder_in_which_another_one_works(tmp_path, capsys):
     space = Workspace(tmp_path, Settings(iterations=10, device="cpu"))
-    space.command_pid.write_text(str(os.getppid()))
-    before = signal.getsignal(signal.SIGTERM)
-    assert main(["demo", "--folder", str(tmp_path), "--device", "cpu", "--iterations", "10"]) == 2
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert f"process {os.getppid()} is still running" in capsys.readouterr().err
+    (lock,) = acquire({space.root / "nnUNet_preprocessed" / DATASET / LOCK: "the preparation"}).values()
+    before = signal.getsignal(signal.SIGTERM), dict(os.environ)
+    try:
+        assert main(["demo", "--folder", str(tmp_path), "--device", "cpu", "--iterations", "10"]) == 2
+    finally:
+        lock.release()
+    assert (signal.getsignal(signal.SIGTERM), dict(os.environ)) == before
+    assert f"taken by process {os.getpid()}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -192,6 +197,7 @@ def test_demo_refuses_a_folder_in_which_another_one_works(tmp_path, capsys):
             "unknown trainer 'UNetTrainer'; known: EMNetATrainer",
         ),
         (["--trainers", "SASANTrainer", "SASANTrainer"], "named twice"),
+        (["--trainers", "SASANTrainer"], "the demo compares trainers; name at least two"),
         (["--iterations", "0"], "--iterations 0 must be at least 1"),
     ],
 )
@@ -201,7 +207,7 @@ def test_demo_refuses_wrong_options_before_it_writes(tmp_path, capsys, options, 
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize(("iterations", "epochs", "per_epoch"), [(200, 20, 10), (3, 1, 3), (25, 3, 10)])
+@pytest.mark.parametrize(("iterations", "epochs", "per_epoch"), [(200, 4, 50), (3, 1, 3), (75, 2, 50)])
 def test_demo_budget(iterations, epochs, per_epoch):
     budget = Settings(iterations, "cpu").budget
     assert (budget.epochs, budget.iterations) == (epochs, per_epoch)

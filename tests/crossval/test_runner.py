@@ -20,6 +20,7 @@ from nnunet_ext.crossval.graph import Graph, Node
 from nnunet_ext.crossval.local import listening
 from nnunet_ext.crossval.runner import Runner, Status
 from nnunet_ext.utils.locks import LockHeld
+from nnunet_ext.utils.signals import handling
 from nnunet_ext.utils.subprocesses import is_running
 
 # Listens as our trainers do: ends on SIGUSR1, here by writing a file of its own.
@@ -45,6 +46,12 @@ time.sleep(float(sys.argv[2]))
 pathlib.Path(sys.argv[1]).write_text(f"{os.environ.get('CUDA_VISIBLE_DEVICES')} {time.time()}")
 """
 FAILS = "import sys; print('this went wrong'); sys.exit(3)"
+STUBBORN = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+pathlib.Path(sys.argv[1] + ".ready").write_text("yes")
+time.sleep(100)
+"""
 DEAF = "import time; time.sleep(100)"
 
 
@@ -150,6 +157,21 @@ def test_ctrl_c_ends_commands_and_their_workers(node, make_runner, tmp_path):
     while any(is_running(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(is_running(pid) for pid in workers)
+
+
+def test_ctrl_c_returns_in_seconds_although_a_command_ignores_it(node, make_runner, tmp_path):
+    runner = make_runner(node("a", STUBBORN), node("b", STUBBORN))
+    sent: list[float] = []
+
+    def interrupt(*_):
+        sent.append(time.monotonic())
+        runner.interrupt()
+
+    send_when(*(tmp_path / f"{name}.ready" for name in "ab"), number=signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), handling({signal.SIGINT: interrupt}):
+        runner.run()
+    assert time.monotonic() - sent[0] < 3
+    assert statuses(runner) == {"a": "stopped", "b": "stopped"}
 
 
 def test_a_request_ends_what_listens_and_after_the_grace_what_does_not(node, make_runner, tmp_path):

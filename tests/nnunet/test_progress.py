@@ -63,6 +63,23 @@ def test_validation_and_end(log):
     assert read_progress(folder, "X").dice == 0.75
 
 
+def test_validation_cases_are_counted_of_all_in_the_split(log):
+    split = "2026-01-01 10:00:00.0: This split has 19 training and 5 validation cases.\n"
+    assert progress_cells(read_progress(log(split + "2026-01-01 10:00:00.0: predicting a\n"), "X"))[0] == (
+        "validation, case 1 of 5"
+    )
+
+
+def test_a_resumed_training_has_the_true_epoch_and_budget(log):
+    """Until its first epoch has begun no number is shown; the budget is that of the log in which it stands."""
+    folder = log(OURS + EPOCH.format(epoch=7, seconds=5))
+    os.utime(folder / "training_log_2026_1_1_10_00_00.txt", (1000, 1000))
+    assert progress_cells(read_progress(folder, "X", since=2000)) == ["starting", "", "-"]
+    log("2026-01-01 10:00:00.000002: Epoch 6\n", "training_log_2026_1_1_11_00_00.txt")
+    assert progress_cells(read_progress(folder, "X", since=2000)) == ["6/20", "", "-"]
+    assert read_progress(folder, "X").epoch == 6
+
+
 def test_logs_of_earlier_starts_do_not_count(log):
     folder = log(EPOCH.format(epoch=7, seconds=5))
     os.utime(folder / "training_log_2026_1_1_10_00_00.txt", (1000, 1000))

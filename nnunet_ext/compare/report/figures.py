@@ -18,6 +18,7 @@ from nnunet_ext.compare.result import Outcome
 _WIDTH = 5.0  # in inches: the width of a phone's page
 _MOST_DOTS = 5000  # in one plot: more make the page heavy and cover each other
 _MARKED_EPOCHS = 10
+_WHISKER = 1.5  # in lengths of the box, as Tukey draws them
 _DICE = METRICS[PRIMARY]
 
 
@@ -152,13 +153,16 @@ def distributions(outcome: Outcome) -> Plot:
         for label in labels
     )
     height = 1.3 + 0.34 * len(labels) * (len(numbers) + 1)
-    shown = f"median, lines from the 5th to the 95th percentile{', a dot for each case' if dotted else ''}"
+    dots = ", a dot for each case" if dotted else ""
+    shown = f"median, lines to the farthest cases within {_WHISKER:g} box lengths{dots}"
     description = f"Boxes from the first to the third quartile with the {shown}. Means: {text}."
     return draw("distributions", "Dice of each label", description, (_WIDTH, height), paint)
 
 
 def _box(axes: Axes, y: float, values: NDArray[np.float64], shade: str) -> None:
-    low, first, median, third, high = np.percentile(values, [5, 25, 50, 75, 95])
+    first, median, third = np.percentile(values, [25, 50, 75])
+    reach = _WHISKER * (third - first)
+    low, high = min(values[values >= first - reach]), max(values[values <= third + reach])
     axes.plot([low, high], [y, y], color=shade, linewidth=1)
     axes.barh(y, third - first, left=first, height=0.7, color=shade, alpha=0.35, linewidth=0)
     axes.plot([median, median], [y - 0.35, y + 0.35], color=shade, linewidth=2.5)

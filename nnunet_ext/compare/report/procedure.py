@@ -2,6 +2,7 @@
 
 from nnunet_ext.compare.lesions import MATCHING_IOU
 from nnunet_ext.compare.metrics import METRICS, PRIMARY
+from nnunet_ext.compare.report.trust import CONVERGED_RISE, FEWEST_EPOCHS
 from nnunet_ext.compare.result import Outcome
 from nnunet_ext.compare.statistics import RESAMPLES
 
@@ -11,6 +12,13 @@ _EMPTY = {
     "rate": "A case that does not have a label is left out for every method, whatever was predicted there; the "
     "false-positive rates have a table of their own.",
 }
+
+_TRUST = (
+    f"Caveats about trainings: fewer than {FEWEST_EPOCHS} epochs; not converged, if in any fold the mean pseudo Dice "
+    f"of the last tenth of the epochs is more than {METRICS[PRIMARY].shown(CONVERGED_RISE)} points above that of the "
+    "tenth before (from nnU-Net's log, from 20 epochs on); folds that contradict the verdict, if at least one of "
+    "three or more folds has a mean difference of the opposite sign. They change no number and no verdict."
+)
 
 
 def procedure(outcome: Outcome) -> list[str]:
@@ -59,4 +67,5 @@ def procedure(outcome: Outcome) -> list[str]:
             "truth nor prediction has the label."
         ),
         *([lesions] if settings.lesions else []),
+        *([_TRUST] if study.configuration is not None else []),
     ]

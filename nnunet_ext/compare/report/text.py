@@ -8,6 +8,7 @@ from nnunet_ext.compare.analysis import MEAN, Comparison
 from nnunet_ext.compare.lesion_metrics import ALL_METRICS
 from nnunet_ext.compare.metrics import METRICS, PRIMARY, Metric
 from nnunet_ext.compare.needed import needed
+from nnunet_ext.compare.report.trust import warnings
 from nnunet_ext.compare.result import Outcome
 from nnunet_ext.compare.statistics import LEVEL
 
@@ -187,7 +188,7 @@ def lesion_sentence(outcome: Outcome, name: str) -> str:
 
 def notes(outcome: Outcome) -> list[str]:
     """Caveats."""
-    found = list(outcome.study.notes)
+    found = [*outcome.study.notes, *warnings(outcome)]
     cases, folds = len(outcome.study.cases), len(outcome.study.folds)
     if outcome.study.configuration and folds == 1 and not _all_repeated(outcome):
         found.append(
