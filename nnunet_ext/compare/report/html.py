@@ -40,7 +40,10 @@ def html_report(outcome: Outcome) -> str:
         notes=notes(outcome),
         tables=all_tables(outcome),
         plots=plots(outcome),
-        overlays=[(name, list(group)) for name, group in groupby(overlays(outcome), lambda each: each.method)],
+        overlays=[
+            (f"{rank.capitalize()} difference: {case}", list(group))
+            for (rank, case), group in groupby(overlays(outcome), lambda each: (each.rank, each.case))
+        ],
         label_colours=[(name, LABEL_COLOURS[i % len(LABEL_COLOURS)]) for i, name in enumerate(labels)],
         case_heads=_case_heads(outcome),
         cases=_cases(outcome),

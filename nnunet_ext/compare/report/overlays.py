@@ -1,4 +1,4 @@
-"""Pictures of the best, the median and the worst case of each method: truth beside prediction."""
+"""Pictures of the cases with the best, the median and the worst difference: truth beside prediction."""
 
 import base64
 import io
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from nnunet_ext.compare.labels import LabelSet
 from nnunet_ext.compare.metrics import METRICS, PRIMARY
 from nnunet_ext.compare.result import Outcome
-from nnunet_ext.compare.study import Case
 from nnunet_ext.nnunet.geometry import LIMIT, Grid, grid_of, placement
 from nnunet_ext.nnunet.label_maps import read_pair
 
@@ -28,9 +27,9 @@ class Overlay:
 
     Attributes:
         method: Method that made the prediction.
-        rank: best, median or worst.
+        rank: best, median or worst difference.
         case: The case's name.
-        caption: The case, its Dice and the slice.
+        caption: The case's Dice and the slice.
         description: Text alternative.
         png: The picture, in base64.
     """
@@ -44,42 +43,51 @@ class Overlay:
 
 
 def overlays(outcome: Outcome) -> list[Overlay]:
-    """Three pictures per method, of the cases with the highest, middle and lowest mean Dice."""
-    made = []
-    for method in outcome.study.methods:
-        scores = outcome.analysis.case_scores[method.name, PRIMARY]
-        names = list(method.cases)
-        order = [i for i in np.argsort(-scores, kind="stable") if np.isfinite(scores[i])]
-        chosen = dict(zip(("best", "median", "worst"), (0, len(order) // 2, -1), strict=True)) if order else {}
-        for rank, position in chosen.items():
-            index = order[position]
-            case = method.cases[names[index]]
-            made.append(_overlay(method.name, rank, case, float(scores[index]), outcome.study.labels))
-    return made
+    """A row of pictures, one per method, of the cases with the best, the median and the worst difference.
+
+    The difference of a case is that of the challengers' mean Dice to the baseline's.
+    """
+    study = outcome.study
+    differences = np.mean([outcome.analysis.case_differences[name] for name in study.challengers], axis=0)
+    order = [i for i in np.argsort(-differences, kind="stable") if np.isfinite(differences[i])]
+    chosen = dict(zip(("best", "median", "worst"), (0, len(order) // 2, -1), strict=True)) if order else {}
+    names = list(study.cases)
+    return [each for rank, position in chosen.items() for each in _row(outcome, rank, names[order[position]])]
 
 
-def _overlay(method: str, rank: str, case: Case, score: float, labels: LabelSet) -> Overlay:
+def _row(outcome: Outcome, rank: str, name: str) -> list[Overlay]:
+    """Pictures of one case: the same slice and the same part of it for every method."""
     from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 
+    labels = outcome.study.labels
     reader = recursive_find_reader_writer_by_name(labels.reader)()
-    truth, prediction = read_pair(reader, case.truth, case.prediction, labels.values)
-    axis, index = chosen_slice(truth.values, prediction.values, truth.properties["spacing"])
-    maps = [np.take(volume.values, index, axis) for volume in (truth, prediction)]
-    image = _image(reader, case.image, axis, index, truth.grid)
+    cases = {method.name: method.cases[name] for method in outcome.study.methods}
+    pairs = {who: read_pair(reader, case.truth, case.prediction, labels.values) for who, case in cases.items()}
+    truth = next(iter(pairs.values()))[0]
+    predicted = np.any([prediction.values > 0 for _, prediction in pairs.values()], axis=0)
+    axis, index = chosen_slice(truth.values, predicted, truth.properties["spacing"])
     spacing = np.delete(np.asarray(truth.properties["spacing"], dtype=float), axis)
-    window = _window((maps[0] > 0) | (maps[1] > 0))
-    size = truth.values.shape[axis]
-    dice = METRICS[PRIMARY].shown(score)
-    where = f"slice {index + 1} of {size} along axis {axis + 1}"
-    return Overlay(
-        method,
-        rank,
-        case.name,
-        f"{case.name}: Dice {dice}, {where}" + ("" if case.image else " (no image found)"),
-        f"{rank.capitalize()} case of {method}, {case.name}, {where}: outlines of the true labels on the left, of the "
-        f"prediction on the right. Mean Dice {dice}.",
-        _picture(image[window], [each[window] for each in maps], spacing, labels),
-    )
+    window = _window(np.take((truth.values > 0) | predicted, index, axis))
+    where = f"slice {index + 1} of {truth.values.shape[axis]} along axis {axis + 1}"
+    image_file = next(iter(cases.values())).image
+    image = _image(reader, image_file, axis, index, truth.grid)[window]
+    made = []
+    for who, pair in pairs.items():
+        score = outcome.analysis.case_scores[who, PRIMARY][list(outcome.study.cases).index(name)]
+        dice = METRICS[PRIMARY].shown(float(score))
+        maps = [np.take(volume.values, index, axis)[window] for volume in pair]
+        made.append(
+            Overlay(
+                who,
+                rank,
+                name,
+                f"Dice {dice}, {where}" + ("" if image_file else " (no image found)"),
+                f"Case {name}, {where}: outlines of the true labels on the left, of the prediction of {who} on the "
+                f"right. Mean Dice {dice}.",
+                _picture(image, maps, spacing, labels),
+            )
+        )
+    return made
 
 
 def chosen_slice(truth: NDArray[np.integer], prediction: NDArray[np.integer], spacing: Any) -> tuple[int, int]:
