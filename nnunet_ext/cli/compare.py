@@ -4,8 +4,6 @@ import argparse
 import os
 from pathlib import Path
 
-from nnunet_ext.nnunet.trainers import check_trainers_exist
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     trained = parser.add_argument_group("trained models (from nnU-Net's results folder)")
@@ -101,7 +99,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
-    check_trainers_exist(arguments.trainers or [])
     if arguments.reports:
         from nnunet_ext.compare import consensus
 

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.gpu_memory <= 0:
+    if not arguments.gpu_memory > 0:
         raise ValueError(f"--gpu-memory {arguments.gpu_memory:g} must be positive")
     check_trainers_exist([arguments.trainer])
     from nnunet_ext.planning import run as planning

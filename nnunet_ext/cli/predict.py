@@ -127,8 +127,10 @@ def _model_of(arguments: argparse.Namespace) -> str:
     """The model's folder where nnU-Net's training writes it."""
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
+    from nnunet_ext.nnunet.datasets import dataset_name
+
     trainer, plans = arguments.trainer or _TRAINER, arguments.plans or _PLANS
     try:
-        return str(get_output_folder(arguments.dataset, trainer, plans, arguments.configuration))
+        return str(get_output_folder(dataset_name(arguments.dataset), trainer, plans, arguments.configuration))
     except RuntimeError as error:
         raise ValueError(f"-d {arguments.dataset}: {error}") from error

@@ -8,6 +8,7 @@ from nnunet_ext.compare.labels import LabelSet, check_same_labels, label_set
 from nnunet_ext.compare.repeats import check_repeats
 from nnunet_ext.compare.study import Case, Method, Run, Study, check_names
 from nnunet_ext.nnunet.dataset_json import read_dataset_json
+from nnunet_ext.nnunet.datasets import dataset_name
 from nnunet_ext.nnunet.json_files import read_splits, read_summary
 from nnunet_ext.nnunet.scans import label_files
 from nnunet_ext.nnunet.trained_model import fold_names, model_name, pair_plans, repeat_plans, split_model_name
@@ -109,10 +110,9 @@ def collect_cross_validation(
 
 def _folders(dataset: str) -> tuple[Path, Path, Path]:
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
-    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
     try:
-        name = str(maybe_convert_to_dataset_name(dataset))
+        name = dataset_name(dataset)
         results, preprocessed = Path(nnUNet_results) / name, Path(nnUNet_preprocessed) / name
     except RuntimeError as error:
         raise ValueError(str(error).splitlines()[0]) from error

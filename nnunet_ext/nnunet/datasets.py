@@ -16,4 +16,4 @@ def dataset_name(dataset: str) -> str:
     try:
         return str(maybe_convert_to_dataset_name(dataset))
     except RuntimeError as error:
-        raise ValueError(f"-d {dataset}: {error}") from error
+        raise ValueError(f"-d {dataset}: {' '.join(str(error).split())}") from error

@@ -8,8 +8,9 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
 from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id, maybe_convert_to_dataset_name
+from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 
+from nnunet_ext.nnunet.datasets import dataset_name
 from nnunet_ext.nnunet.trainers import find_trainer
 from nnunet_ext.planning.data_identifiers import is_preprocessed
 from nnunet_ext.planning.decisions import WHY_MISSING, Decisions, with_data
@@ -55,7 +56,7 @@ def run(
     _check(gpu_memory, spacing, configurations)
     trainer = find_trainer(trainer_name)
     with _as_value_error():
-        name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
+        name = dataset_name(dataset)
         check_labels(Path(nnUNet_raw) / name)
         if not (Path(nnUNet_preprocessed) / name / "dataset_fingerprint.json").is_file():
             verify_dataset_integrity(str(Path(nnUNet_raw) / name), default_num_processes)
@@ -80,7 +81,7 @@ def run(
 
 def _check(gpu_memory: float, spacing: Sequence[float] | None, configurations: Sequence[str] | None) -> None:
     if not gpu_memory > 0:
-        raise ValueError(f"--gpu-memory {gpu_memory} must be positive")
+        raise ValueError(f"--gpu-memory {gpu_memory:g} must be positive")
     if spacing is not None and (len(spacing) != 3 or min(spacing) <= 0):
         raise ValueError(f"--overwrite-target-spacing {' '.join(map(str, spacing))} must be three positive numbers, mm")
     for configuration in configurations or ():

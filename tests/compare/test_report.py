@@ -181,7 +181,7 @@ def test_missing_labels_are_counted_and_told(results, report, tmp_path):
         (["--predictions", "a=b"], "--predictions needs --labels"),
         (["-d", "4", "-tr", "A", "B", "--labels", "x"], "--labels and --images belong to --predictions"),
         (["-d", "77", "-tr", *NAMES], "Could not find a dataset with the ID 77"),
-        (["-d", "four", "-tr", *NAMES], "did not start with 'Dataset'"),
+        (["-d", "four", "-tr", *NAMES], "-d four must be a number"),
         (["-d", "4", "-tr", *NAMES, "--margin", "0"], "`margin`=0 must be above 0"),
         (["-d", "4", "-tr", *NAMES, "--tolerance", "-1"], "`tolerance`=-1 must be above 0"),
         (["-d", "4", "-tr", *NAMES, "-np", "0"], "-np 0 must be at least 1"),

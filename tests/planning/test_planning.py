@@ -198,7 +198,7 @@ def test_options_and_older_configurations(dataset):
     [
         (["-tr", "Nothing"], "unknown trainer 'Nothing'; known: .*SASANTrainer"),
         (["-tr", "SASANTrainer", "-c", "4d"], "unknown configuration '4d'; known: 2d, 3d_fullres, 3d_lowres"),
-        (["-tr", "SASANTrainer", "--gpu-memory", "0"], "--gpu-memory 0.0 must be positive"),
+        (["-tr", "SASANTrainer", "--gpu-memory", "0"], "--gpu-memory 0 must be positive"),
         (["-tr", "SASANTrainer", "--overwrite-target-spacing", "1", "0", "1"], "must be three positive numbers"),
         (["-tr", "StockTrainer", "--preset", "paper"], "StockTrainer has no preset from a paper"),
         (["-tr", "FAFNetTrainer", "--preset", "paper"], "'resnet101'.* plan it for FAFNetResNet101Trainer"),
