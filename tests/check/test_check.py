@@ -19,9 +19,20 @@ from nnunet_ext.check.values import (
     check_switch,
 )
 from nnunet_ext.cli.main import main
+from nnunet_ext.nnunet.trainers import find_trainer, known_trainers
+from nnunet_ext.training import MONAITrainer
 from tests.helpers.own_trainers import write_own_trainers
 
 SIZE = (8, 8)
+ONE_OF_EACH_NETWORK = {
+    "SASANTrainer",
+    "EMNetTrainer",
+    "LSTMSATrainer",
+    "FAFNetTrainer",
+    "UMambaEncTrainer",
+    "StockTrainer",
+    "MedNeXtTrainer",
+}
 
 
 @pytest.fixture
@@ -185,6 +196,19 @@ def test_a_trainer_of_the_former_signature_is_checked_on_a_plan(nnunet):
     rows = list(run("OldTrainer", nnunet.plans_file, quick=True))
     assert {row.setting for row in rows} >= {"3d_fullres", "2d"}
     assert {row.state for row in rows} <= {"ok", "skipped"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "trainer",
+    [pytest.param(name, marks=[] if name in ONE_OF_EACH_NETWORK else pytest.mark.long) for name in known_trainers()],
+)
+def test_our_own_trainers_pass(trainer):
+    if issubclass(find_trainer(trainer), MONAITrainer) or "UNetPlusPlus" in trainer:
+        pytest.importorskip("monai")
+    rows = list(run(trainer, quick=True))
+    assert [row for row in rows if row.state == "FAILED"] == []
+    assert {row.setting for row in rows} >= {"2D", "3D", "anisotropic", "3 modalities"}
 
 
 @pytest.mark.slow
