@@ -12,7 +12,7 @@ from nnunet_ext.nnunet.datasets import dataset_name
 from nnunet_ext.nnunet.json_files import read_splits, read_summary
 from nnunet_ext.nnunet.scans import label_files
 from nnunet_ext.nnunet.trained_model import fold_names, model_name, pair_plans, repeat_plans, split_model_name
-from nnunet_ext.utils.messages import some_of
+from nnunet_ext.utils.messages import named, some_of
 
 STOCK_TRAINER = "nnUNetTrainer"
 _TRAIN = "nnUNetv2_train {dataset} {configuration} {fold} -tr {trainer} -p {plans}"
@@ -104,7 +104,7 @@ def collect_cross_validation(
     _check_same_cases(methods)
     _check_same_truth(methods)
     if splits is not None and len(chosen) < len(splits):
-        notes.append(f"Folds {', '.join(chosen)} of {len(splits)}: the other cases of the dataset are not used.")
+        notes.append(f"{named('Fold', chosen)} of {len(splits)}: the other cases of the dataset are not used.")
     return Study(f"{results.name}, {configuration}", methods, baseline, labels, chosen, notes, configuration)
 
 

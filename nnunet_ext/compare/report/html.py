@@ -34,7 +34,7 @@ def html_report(outcome: Outcome) -> str:
     return environment.get_template("report.html").render(
         title=study.title,
         baseline=study.baseline,
-        fold_text=f" of folds {', '.join(study.folds)}" if study.configuration else "",
+        fold_text=f" of {named('fold', study.folds)}" if study.configuration else "",
         headline=headline(outcome),
         cards=[_card(outcome, name) for name in study.challengers],
         notes=notes(outcome),
