@@ -14,6 +14,7 @@ from nnunet_ext.compare.report.procedure import procedure
 from nnunet_ext.compare.report.tables import all_tables
 from nnunet_ext.compare.report.text import cost_ratios, headline, interval_text, lesion_sentence, notes, reason
 from nnunet_ext.compare.result import Outcome
+from nnunet_ext.utils.messages import named
 
 _SIGNS = {"better": "\N{BLACK UP-POINTING TRIANGLE}", "worse": "\N{BLACK DOWN-POINTING TRIANGLE}"}
 _SIGNS |= {"equivalent": "=", "inconclusive": "?"}
