@@ -1,11 +1,13 @@
 """Resumes an interrupted preprocessing: nnU-Net's command would remove the finished cases and start over."""
 
 import argparse
+import glob
 import hashlib
 import json
 import multiprocessing
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,14 @@ def _case(job: tuple[Any, ...]) -> None:
     preprocessor.run_case_save(*arguments)
 
 
+def _remove_parts(folder: Path, cases: Collection[str]) -> None:
+    """Removes what an interruption left of cases: the library that writes their arrays refuses existing files."""
+    for case in cases:
+        for name in (case, f"{case}_seg"):
+            for file in folder.glob(f"{glob.escape(name)}.*"):
+                file.unlink()
+
+
 def resume(dataset: str, plans_name: str, configuration: str, processes: int) -> None:
     """Preprocesses the missing cases, then copies the true labels, as nnUNetv2_preprocess does."""
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
@@ -84,6 +94,7 @@ def resume(dataset: str, plans_name: str, configuration: str, processes: int) ->
         for case, files in cases.items()
         if case not in done
     ]
+    _remove_parts(folder, cases.keys() - done)
     print(f"{len(done)} of {len(cases)} cases are done already", flush=True)
     with multiprocessing.get_context("spawn").Pool(max(1, min(processes, len(jobs)))) as pool:
         for _ in tqdm(pool.imap_unordered(_case, jobs), "Preprocessing cases", total=len(jobs)):
