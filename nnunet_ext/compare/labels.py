@@ -19,12 +19,14 @@ class LabelSet:
         ignore_label: Value of the ignore label; None if there is none.
         file_ending: Ending of the names of the segmentation maps.
         reader: Name of nnU-Net's class that reads them.
+        channel: Name of the images' channel that is shown; empty: not known.
     """
 
     labels: Mapping[str, Label]
     ignore_label: int | None
     file_ending: str
     reader: str
+    channel: str = ""
 
     @property
     def values(self) -> frozenset[int]:
@@ -68,7 +70,16 @@ def label_set(dataset: Mapping[str, Any], example: Path) -> LabelSet:
         manager.ignore_label,
         dataset["file_ending"],
         reader.__name__,
+        _channel(dataset, reader.__name__),
     )
+
+
+def _channel(dataset: Mapping[str, Any], reader: str) -> str:
+    """The name of the first channel; colour images are shown with all three."""
+    names = list((dataset.get("channel_names") or dataset.get("modality") or {}).values())
+    if reader == "NaturalImage2DIO" and len(names) > 1:
+        return "colour image"
+    return str(names[0]) if names else ""
 
 
 def _canonical(value: Any) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """From a study to the files of its report."""
 
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -8,19 +9,22 @@ from nnunet_ext.compare.analysis import analyse
 from nnunet_ext.compare.cost import costs, training_logs
 from nnunet_ext.compare.empty_labels import apply_rule
 from nnunet_ext.compare.evaluate import measure
+from nnunet_ext.compare.report.figures import plots as all_plots
+from nnunet_ext.compare.report.files import figure_files
 from nnunet_ext.compare.report.html import html_report
 from nnunet_ext.compare.report.markdown import markdown_report
+from nnunet_ext.compare.report.overlays import scenes as chosen_scenes
 from nnunet_ext.compare.report.summary_json import summary
 from nnunet_ext.compare.result import Outcome
 from nnunet_ext.compare.settings import Settings
 from nnunet_ext.compare.study import Study
 from nnunet_ext.utils.files import check_writable, remove_left_overs, replacing
 
-CACHE = "cache"
+CACHE, FIGURES = "cache", "figures"
 
 
 def compare(study: Study, settings: Settings, output: Path, processes: int, cache: Path | None = None) -> Outcome:
-    """Measures, analyses and writes report.html, report.md, cases.csv and summary.json.
+    """Measures, analyses and writes report.html, report.md, cases.csv, summary.json and the folder figures.
 
     Args:
         study: The study.
@@ -44,15 +48,29 @@ def compare(study: Study, settings: Settings, output: Path, processes: int, cach
     analysis = analyse(study, scores, settings)
     scores = apply_rule(scores, settings.empty_labels)
     outcome = Outcome(study, settings, scores, analysis, costs(study, logs, settings.timed), logs)
+    plots, scenes = all_plots(outcome), chosen_scenes(outcome)
     files = {
         "cases.csv": scores.to_csv(index=False, lineterminator="\n"),
         "summary.json": json.dumps(summary(outcome), indent=2, allow_nan=False) + "\n",
         "report.md": markdown_report(outcome),
-        "report.html": html_report(outcome),
+        "report.html": html_report(outcome, plots, scenes),
     }
+    pictures = figure_files(plots, scenes, study.labels)
     with ExitStack() as stack:  # an existing report is replaced once the new one is complete
         for name in reversed(files):  # the page moves into place last, when everything else is there
             file = stack.enter_context(replacing(output / name, "w"))
             file.write(files[name])
             file.flush()
+        _write_figures(output / FIGURES, pictures)
     return outcome
+
+
+def _write_figures(folder: Path, pictures: Mapping[str, bytes]) -> None:
+    """Writes the figures, and removes those of an earlier report that this one does not have."""
+    folder.mkdir(exist_ok=True)
+    for name, content in pictures.items():
+        with replacing(folder / name) as file:
+            file.write(content)
+    for old in folder.iterdir():
+        if old.suffix in (".pdf", ".svg") and old.name not in pictures:
+            old.unlink()

@@ -151,7 +151,7 @@ def test_plots_and_pictures_have_text_alternatives(open_page, report):
     pictures = browser.find_elements(By.CSS_SELECTOR, ".pictures img")
     assert len(pictures) == 3 * 3
     for picture in pictures:
-        assert "along axis 1" in picture.accessible_name
+        assert "MRI, axial slice" in picture.accessible_name
         assert (
             browser.execute_script("return arguments[0].decode().then(() => arguments[0].naturalWidth)", picture) > 300
         )

@@ -271,5 +271,5 @@ def test_the_readmes_command(made_results, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(line.split()) == 0
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
-        *("cache", "cases.csv", "report.html", "report.md", "summary.json")
+        *("cache", "cases.csv", "figures", "report.html", "report.md", "summary.json")
     ]

@@ -1,6 +1,6 @@
 """report.html: one self-contained page."""
 
-from itertools import groupby
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,9 +8,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nnunet_ext import __version__
 from nnunet_ext.compare.metrics import METRICS, PRIMARY
-from nnunet_ext.compare.report.figures import plots
-from nnunet_ext.compare.report.overlays import LABEL_COLOURS, overlays
+from nnunet_ext.compare.report.overlays import LABEL_COLOURS, Scene, pictures
 from nnunet_ext.compare.report.procedure import procedure
+from nnunet_ext.compare.report.svg import Plot
 from nnunet_ext.compare.report.tables import all_tables
 from nnunet_ext.compare.report.text import cost_ratios, headline, interval_text, lesion_sentence, notes, reason
 from nnunet_ext.compare.result import Outcome
@@ -21,7 +21,7 @@ _SIGNS |= {"equivalent": "=", "inconclusive": "?"}
 _DICE = METRICS[PRIMARY]
 
 
-def html_report(outcome: Outcome) -> str:
+def html_report(outcome: Outcome, plots: Sequence[Plot], scenes: Sequence[Scene]) -> str:
     """The text of report.html."""
     study = outcome.study
     labels = study.labels.labels
@@ -40,10 +40,9 @@ def html_report(outcome: Outcome) -> str:
         cards=[_card(outcome, name) for name in study.challengers],
         notes=notes(outcome),
         tables=all_tables(outcome),
-        plots=plots(outcome),
+        plots=plots,
         overlays=[
-            (f"{rank.capitalize()} difference: {case}", list(group))
-            for (rank, case), group in groupby(overlays(outcome), lambda each: (each.rank, each.case))
+            (f"{scene.rank.capitalize()} difference: {scene.case}", pictures(scene, study.labels)) for scene in scenes
         ],
         label_colours=[(name, LABEL_COLOURS[i % len(LABEL_COLOURS)]) for i, name in enumerate(labels)],
         case_heads=_case_heads(outcome),

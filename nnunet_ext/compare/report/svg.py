@@ -1,21 +1,25 @@
-"""Matplotlib's figures as inline SVG that follows the page's colours and says what it shows."""
+"""Matplotlib's figures: as inline SVG that follows the page's colours and says what it shows, and on paper."""
 
 import html
 import io
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import resources
 
 import matplotlib as mpl
+from matplotlib.collections import Collection
+from matplotlib.colors import get_named_colors_mapping
 from matplotlib.figure import Figure
 
-# Matplotlib needs real colours; each stands for one of the page's, which has a light and a dark value.
-INK, MUTED, GRID, BAND = "#010101", "#020202", "#030303", "#040404"
-SERIES = ("#110101", "#110202", "#110303", "#110404", "#110505", "#110606")
-_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", BAND: "band"} | {
-    colour: f"series-{number}" for number, colour in enumerate(SERIES, 1)
-}
+_BASIC = ("ink", "muted", "grid", "band")
+_SERIES = tuple(f"series-{number}" for number in range(1, 7))
+INK, MUTED, GRID, BAND = (f"report:{name}" for name in _BASIC)
+SERIES = tuple(f"report:{name}" for name in _SERIES)
+# Names of Matplotlib's colours, whose values depend on where a figure is drawn. For the page each value stands for one
+# of the page's colours, which has a light and a dark value.
+_ON_PAGE = {name: f"#01{number:02d}01" for number, name in enumerate((*_BASIC, *_SERIES), 1)}
 TIP = "tip:"
 """Start of a URL whose remainder becomes the text shown over a mark."""
 
@@ -51,17 +55,39 @@ class Plot:
         title: Heading above it.
         description: Text alternative.
         svg: SVG markup.
+        size: Width and height, in inches of 72 pixels.
+        paint: Draws into an empty figure.
     """
 
     key: str
     title: str
     description: str
     svg: str
+    size: tuple[float, float]
+    paint: Callable[[Figure], None]
 
 
-def style() -> AbstractContextManager:
-    """The style in which a figure must be drawn."""
-    return mpl.rc_context(_STYLE)
+@contextmanager
+def _style(colours: Mapping[str, str]) -> Iterator[None]:
+    """The style in which a figure must be drawn, with values of the colours by name."""
+    known = get_named_colors_mapping()
+    for name, value in colours.items():
+        known[f"report:{name}"] = value
+    with mpl.rc_context(_STYLE):
+        yield
+
+
+@contextmanager
+def on_paper(plot: Plot) -> Iterator[Figure]:
+    """Context with the plot's figure in the page's light colours, on white, without texts over marks."""
+    css = resources.files("nnunet_ext.compare.report").joinpath("templates/style.css").read_text(encoding="utf-8")
+    light = {name: re.search(rf"--{name}: (#\w+);", css) for name in _ON_PAGE}  # the light values stand first
+    with _style({name: found[1] for name, found in light.items() if found}):
+        figure = Figure(figsize=plot.size, layout="constrained", facecolor="white")
+        plot.paint(figure)
+        for marks in figure.findobj(Collection):
+            marks.set_urls([])
+        yield figure
 
 
 def colour(number: int) -> str:
@@ -79,12 +105,12 @@ def draw(key: str, title: str, description: str, size: tuple[float, float], pain
         size: Width and height, in inches of 72 pixels.
         paint: Draws into the empty figure.
     """
-    with style():
+    with _style(_ON_PAGE):
         figure = Figure(figsize=size, layout="constrained")
         paint(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return Plot(key, title, description, inline(buffer.getvalue(), key, title, description))
+    return Plot(key, title, description, inline(buffer.getvalue(), key, title, description), size, paint)
 
 
 def inline(svg: str, key: str, title: str, description: str) -> str:
@@ -95,8 +121,8 @@ def inline(svg: str, key: str, title: str, description: str) -> str:
     svg = re.sub(r'xlink:href="#', f'xlink:href="#{key}-', svg)
     svg = svg.replace("url(#", f"url(#{key}-")
     svg = re.sub(rf'<a xlink:href="{TIP}([^"]*)"[^>]*>(.*?)</a>', r"<g><title>\1</title>\2</g>", svg, flags=re.S)
-    for sentinel, variable in _VARIABLES.items():
-        svg = svg.replace(sentinel, f"var(--{variable})")
+    for name, value in _ON_PAGE.items():
+        svg = svg.replace(value, f"var(--{name})")
     view, width = re.search(r'viewBox="([^"]+)"', svg), re.search(r'width="([\d.]+)pt"', svg)
     assert view  # Matplotlib always writes both
     assert width
