@@ -71,13 +71,14 @@ def test_sizes_are_those_of_the_networks_command():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_tutorial_share_and_resume(tmp_path):
     """Every line of the three pages, in one shell: a few of the scans, one iteration for each training."""
     lines = [*blocks(page("tutorial"), "bash"), *blocks(page("resume"), "bash")[:1], *blocks(page("share"), "bash")]
     script = "\n".join(lines)
     script = re.sub(r"(NNUNET_EXT_\w+)=\d+", r"\1=1", script)
     script = re.sub(r"(images|labels)(Tr|Ts)/\*", r"\1\2/hippocampus_0*", script)
-    script = script.replace("-device cpu", "-device cpu -npp 1 -nps 1", 1)
+    script = script.replace(" -device cpu", " -device cpu -npp 1 -nps 1", 1)
     install = "nnUNetv2_install_pretrained_model_from_zip"
     script = script.replace(install, f'mkdir elsewhere && export nnUNet_results="$PWD/elsewhere"\n{install}')
     (tmp_path / "to_nnunet.py").write_text(block(page("tutorial"), "python", "generate_dataset_json"))

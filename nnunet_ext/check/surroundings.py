@@ -93,7 +93,8 @@ def check_hooks(subject: Subject) -> None:
     with torch.no_grad():
         expected = network(x)
         listen(network, [])
-        require_close(network(x), expected, 1e-5, "under hooks the logits differ", "call modules, not their `forward`")
+        # Under hooks other kernels may run, whose rounding a level of few voxels magnifies; a fault is far larger.
+        require_close(network(x), expected, 1e-4, "under hooks the logits differ", "call modules, not their `forward`")
 
 
 def step_results(network: nn.Module, call: Callable[..., Any], x: Tensor) -> list[Tensor]:

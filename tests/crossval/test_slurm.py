@@ -191,10 +191,10 @@ def processes_of_job(job):
 
 
 def test_a_job_that_gets_nowhere_fails_and_says_so(space, submit, ask, wait):
-    """A job with a limit of a minute, too short for one epoch, is not requeued for ever."""
+    """A job with a limit of two minutes, too short for one epoch, is not requeued for ever."""
     preamble = space.root / "preamble.sh"
     preamble.write_text("export NNUNET_EXT_EPOCHS=2 NNUNET_EXT_ITERATIONS=1000000\n")
-    options = ["--time", "1", "--warn-before", "40", "--preamble", str(preamble)]
+    options = ["--time", "2", "--warn-before", "75", "--preamble", str(preamble)]
     job = submit(*options, trainers=["SASANTrainer"], folds=["0"])[SASAN]
     wait(lambda: not ask("squeue", "--noheader"))
     state = ask("scontrol", "show", "job", job)
