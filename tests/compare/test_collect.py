@@ -42,7 +42,7 @@ def test_all_folds_of_all_trainers(results):
 def test_some_folds(results):
     study = collect(folds=["1"])
     assert list(study.cases) == results.splits[1]["val"]
-    assert study.notes == ["Folds 1 of 2: the other cases of the dataset are not used."]
+    assert study.notes == ["Fold 1 of 2: the other cases of the dataset are not used."]
 
 
 def test_the_baseline_is_the_stock_trainer_or_the_one_named_or_the_first(results):

@@ -97,7 +97,8 @@ def relabelled(label):
 @pytest.mark.parametrize("trainer", ["SASANTrainer", "FAFNetTrainer", "StockTrainer"])
 def test_a_label_without_an_output_ends_the_training_with_its_case(make_trainer, change_case, cases, trainer):
     """The loss alone would end in an index error, on CUDA in a device-side assertion."""
-    change_case({cases[0]: relabelled(3)}, train=cases[:2], val=cases[2:4])
+    # Everywhere, so that every patch of the case has it.
+    change_case({cases[0]: lambda data, seg: (data, np.full_like(seg, 3))}, train=cases[:2], val=cases[2:4])
     trainer = make_trainer(trainer)
     expected = f"the preprocessed cases {cases[0]} have labels 3 for which the network has no output; dataset.json has "
     with pytest.raises(ValueError, match=f"{expected}0, 1, 2: correct"):
