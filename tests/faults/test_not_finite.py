@@ -87,13 +87,6 @@ def test_nan_in_an_image_without_supervoxels_ends_the_training_with_its_name(mak
         run_steps(make_trainer("FAFNetFewShotTrainer"), ([], []))
 
 
-def relabelled(label):
-    def change(data, seg):
-        return data, np.where(seg == 2, label, seg)
-
-    return change
-
-
 @pytest.mark.parametrize("trainer", ["SASANTrainer", "FAFNetTrainer", "StockTrainer"])
 def test_a_label_without_an_output_ends_the_training_with_its_case(make_trainer, change_case, cases, trainer):
     """The loss alone would end in an index error, on CUDA in a device-side assertion."""
