@@ -2,28 +2,19 @@
 
 import os
 import shutil
-import subprocess
 import sys
 import sysconfig
 import venv
 from pathlib import Path
 
 from tests.helpers.paths import ROOT
+from tests.helpers.shell import printed_by
 
 
 def python(executable, *arguments, cwd, **environment):
     """Runs a Python outside the checkout; returns what it prints."""
-    done = subprocess.run(
-        [str(executable), *arguments],
-        cwd=cwd,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
-    return done.stdout
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return printed_by([str(executable), *arguments], inherited | environment, cwd)
 
 
 def copy_source(folder):
