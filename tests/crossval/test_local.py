@@ -51,10 +51,10 @@ def test_killed_in_the_middle_and_resumed_to_the_report(space):
     (space.preprocessed / "splits_final.json").unlink(missing_ok=True)
     second = space.results / "SASANTrainer__nnUNetPlans__2d_small" / "fold_0"
     process = start(space)
-    wait_until(lambda: list(second.glob("training_log_*.txt")), process)
+    wait_until(lambda: any("Epoch 0" in log.read_text() for log in second.glob("training_log_*.txt")), process)
     lock = space.results / "crossval" / "locks" / "SASANTrainer__nnUNetPlans__2d_small__fold_0.lock"
     child = read_holder(lock).processes[-1][0]
-    # Its one epoch may end before the status is read.
+    os.killpg(child, signal.SIGSTOP)  # it would end while the status is read
     assert re.search(
         r"^running +train_SASANTrainer__nnUNetPlans_0  epoch [01]/1  .*process", space.crossval("--status").stdout, re.M
     )

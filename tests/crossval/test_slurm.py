@@ -198,9 +198,9 @@ def test_a_job_that_gets_nowhere_fails_and_says_so(space, submit, ask, wait):
     job = submit(*options, trainers=["SASANTrainer"], folds=["0"])[SASAN]
     wait(lambda: not ask("squeue", "--noheader"))
     state = ask("scontrol", "show", "job", job)
-    assert "JobState=FAILED" in state
-    assert "Restarts=0" in state
     (log,) = (space.bookkeeping / "slurm").glob(f"{job}_*_log.out")
+    assert "JobState=FAILED" in state, f"{state}\n{log.read_text()}"
+    assert "Restarts=0" in state
     assert "wrote no new checkpoint between two requeues" in log.read_text()
 
 
