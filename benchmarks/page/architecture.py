@@ -21,7 +21,7 @@ _PURPOSES = {
     "ops": "C, Triton, PyTorch",
     "utils": "files, processes, devices",
 }
-"""What stands beside the name of a package that has a layer of its own."""
+"""Short descriptions of the packages that have a layer of their own."""
 _TOOLS, _NNUNET, _PLAIN = "#e8eaf6", "#fff3e0", "#e8f5e9"
 
 

@@ -1,5 +1,6 @@
 """The network under check, and how a check ends."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -94,6 +95,12 @@ def require_close(actual: Tensor, expected: Tensor, tolerance: float, reason: st
     error = ((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-12)).item()
     if not error <= tolerance:
         raise Failure(f"{reason} by {error:.1e}, more than {tolerance:.0e}", remedy)
+
+
+def rounding(network: nn.Module, x: Tensor) -> float:
+    """The error of float32 against float64, relative to the largest value: levels of few voxels magnify it."""
+    exact, result = outputs_of(copy.deepcopy(network).double(), x.double()), outputs_of(network, x)
+    return max(float(((a - b).abs().max() / b.abs().max()).detach()) for a, b in zip(result, exact, strict=True))
 
 
 def without_dropout(network: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The border of the command line: what users see of errors and warnings."""
+"""Errors and warnings as the command line shows them."""
 
 import linecache
 import re
@@ -7,11 +7,11 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
-import nnunet_ext
-
-_PACKAGE = Path(nnunet_ext.__file__).parent
+_PACKAGES = ("nnunet_ext", "nnunet_ext.plans", "nnunet_ext.trainers")
+"""Our packages; in a checkout the latter two lie beside the first."""
 _FRAME = re.compile(r'^  File "(.+)", line (\d+)', re.M)
 
 
@@ -36,9 +36,10 @@ def _raised_here(error: ValueError) -> bool:
 
 
 def _is_ours(file: str, line: str | int) -> bool:
-    if not Path(file).is_relative_to(_PACKAGE):
-        return False
-    return linecache.getline(file, int(line)).lstrip().startswith("raise ")
+    specs = [spec for name in _PACKAGES if (spec := find_spec(name)) is not None]
+    folders = [folder for spec in specs for folder in spec.submodule_search_locations or ()]
+    ours = any(Path(file).is_relative_to(folder) for folder in folders)
+    return ours and linecache.getline(file, int(line)).lstrip().startswith("raise ")
 
 
 @contextmanager

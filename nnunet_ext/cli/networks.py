@@ -4,6 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
+from nnunet_ext.nnunet.dataset_json import read_dataset_json
+from nnunet_ext.nnunet.json_files import read_plans
 from nnunet_ext.nnunet.trainers import check_trainers_exist
 
 
@@ -28,16 +30,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.trainers is not None and arguments.plans is None:
         raise ValueError("--trainers needs --plans: a trainer builds its network from a plan")
     check_trainers_exist(arguments.trainers or [])
-    if arguments.plans is not None and not Path(arguments.plans).is_file():
-        raise FileNotFoundError(f"no such file: {arguments.plans}")
-    from nnunet_ext.nnunet.dataset_json import read_dataset_json
-    from nnunet_ext.nnunet.json_files import read_plans
-    from nnunet_ext.profiling.counts import network_costs, trainer_costs
-
     plans = Path(arguments.plans) if arguments.plans else None
     if plans is not None:  # their errors name the file and the key
         read_plans(plans)
         read_dataset_json(plans.parent / "dataset.json", "channel_names")
+    from nnunet_ext.profiling.counts import network_costs, trainer_costs
+
     if plans is None or arguments.trainers is None:
         rows = network_costs(plans, arguments.configuration)
     else:

@@ -6,6 +6,7 @@ import sys
 from contextlib import nullcontext, redirect_stdout
 
 from nnunet_ext.nnunet.trainers import check_trainers_exist
+from nnunet_ext.planning.arguments import check_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if not arguments.gpu_memory > 0:
-        raise ValueError(f"--gpu-memory {arguments.gpu_memory:g} must be positive")
+    check_arguments(arguments.gpu_memory, arguments.overwrite_target_spacing, arguments.configurations)
     check_trainers_exist([arguments.trainer])
     from nnunet_ext.planning import run as planning
     from nnunet_ext.plans import planner_for

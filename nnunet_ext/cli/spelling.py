@@ -4,13 +4,13 @@ import argparse
 from collections.abc import Sequence
 
 _NNUNET = {
-    "--fold": "--folds",
-    "--gpu-memory-target": "--gpu-memory",
-    "--overwrite-plans-name": "--plans-name",
-    "--dataset-id": "--dataset",
-    "--dataset-name-or-id": "--dataset",
+    "fold": "folds",
+    "gpu-memory-target": "gpu-memory",
+    "overwrite-plans-name": "plans-name",
+    "dataset-id": "dataset",
+    "dataset-name-or-id": "dataset",
 }
-"""nnU-Net's names of options that are called otherwise here."""
+"""nnU-Net's names of options that have other names here."""
 
 
 def respelled(arguments: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
@@ -26,9 +26,9 @@ def respelled(arguments: Sequence[str], parser: argparse.ArgumentParser) -> list
         if argument == "--":
             return [*result, *arguments[position:]]
         option, equals, value = argument.partition("=")
-        if option.startswith("-") and option not in known and len(_name(option)) > 1:
-            name = _name(option)
-            option = by_name.get(name) or by_name.get(_name(_NNUNET.get(f"--{name}", "")), option)
+        name = _name(option)
+        if option.startswith("-") and option not in known and len(name) > 1:
+            option = by_name.get(name) or by_name.get(_NNUNET.get(name, ""), option)
         result.append(f"{option}{equals}{value}")
     return result
 

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 
 from nnunet_ext.crossval.runner import Row, Status
-from nnunet_ext.crossval.time_left import progress_of_row, seconds_left
+from nnunet_ext.crossval.time_left import progress_of_row, progress_of_trainings, seconds_left
 from nnunet_ext.nnunet.training_log import Progress, duration
 
 _STYLES = {Status.RUNNING: "bold", Status.FINISHED: "green", Status.FAILED: "bold red", Status.BLOCKED: "red"}
@@ -91,21 +91,22 @@ def make_display() -> LineDisplay:
 def progress_table(rows: Sequence[Row], height: int) -> Table:
     """Failed, running and waiting steps, as many as fit, and the number of finished ones."""
     finished = sum(row.status is Status.FINISHED for row in rows)
-    seconds = seconds_left(rows)
+    progress = progress_of_trainings(rows)
+    seconds = seconds_left(rows, progress)
     left = "" if seconds is None else f", {duration(seconds)} left for the trainings"
     table = Table(title=f"{finished} of {len(rows)} steps finished{left}", title_justify="left", expand=False)
     for column in ("step", "state", "on", "epoch", "Dice", "time left"):
         table.add_column(column, no_wrap=True)
     for row in sorted(rows, key=lambda r: _ORDER.index(r.status))[: max(height, 1)]:
-        table.add_row(*_cells(row), style=_STYLES.get(row.status))
+        table.add_row(*_cells(row, progress.get(row.node.name)), style=_STYLES.get(row.status))
     return table
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, progress: Progress | None) -> list[str]:
     cells = [row.node.name, row.status.value, row.slot.name if row.slot is not None else "", "", "", ""]
-    if row.node.fold_folder is None or row.status not in (Status.RUNNING, Status.FINISHED):
+    if progress is None:
         return cells
-    epoch, dice, left = progress_cells(progress_of_row(row))
+    epoch, dice, left = progress_cells(progress)
     return [*cells[:3], epoch, dice, left] if row.status is Status.RUNNING else [*cells[:4], dice, ""]
 
 

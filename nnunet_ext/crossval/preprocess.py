@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.crossval.completion import is_whole_pickle
+from nnunet_ext.nnunet.datasets import dataset_name
 from nnunet_ext.nnunet.json_files import read_json, read_json_if_whole
 from nnunet_ext.utils.files import replacing
 
@@ -75,12 +76,11 @@ def _remove_parts(folder: Path, cases: Collection[str]) -> None:
 def resume(dataset: str, plans_name: str, configuration: str, processes: int) -> None:
     """Preprocesses the missing cases, then copies the true labels, as nnUNetv2_preprocess does."""
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
     from tqdm import tqdm
 
-    name = maybe_convert_to_dataset_name(int(dataset))
+    name = dataset_name(dataset)
     raw, preprocessed = Path(nnUNet_raw, name), Path(nnUNet_preprocessed, name)
     plans = PlansManager(read_json(preprocessed / f"{plans_name}.json"))
     settings = plans.get_configuration(configuration)

@@ -2,10 +2,10 @@
 
 import os
 import webbrowser
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 from nnunet_ext.crossval.experiment import make_experiment
 from nnunet_ext.crossval.gpus import Slot, make_slots
@@ -53,7 +53,7 @@ def run(
         flush=True,
     )
     space.lay_out_raw()
-    with _environment(space.environment()):
+    with mock.patch.dict(os.environ, space.environment()):  # nnU-Net reads it here, and its commands inherit it
         experiment = make_experiment(
             DATASET,
             _CONFIGURATION,
@@ -98,15 +98,3 @@ def _at_low_resolution(graph: Graph) -> Graph:
     plan = graph.nodes[name]
     command = [*plan.command(), "-overwrite_target_spacing", *_SPACING]
     return Graph({**graph.nodes, name: replace(plan, command=lambda: command)}.values())
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Sets environment variables within a block, which nnU-Net and its commands read."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)

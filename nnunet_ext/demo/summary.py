@@ -27,7 +27,8 @@ def summary_text(file: Path) -> str:
     for entrant in content["entrants"]:
         values = [means[entrant, label, False] for label in labels] + [means[entrant, "mean", True]]
         table.add_row(entrant, *(f"{value:.3f}" for value in values))
-    console = Console(file=io.StringIO(), width=120)
+    output = io.StringIO()
+    console = Console(file=output, width=120)
     console.print(f"Dice of the {content['cases']} validation cases:")
     console.print(table)
-    return f"{console.file.getvalue().rstrip()}\n\n{content['headline']}"  # type: ignore[attr-defined]
+    return f"{output.getvalue().rstrip()}\n\n{content['headline']}"

@@ -80,6 +80,11 @@ def grid_of(properties: Mapping[str, Any], shape: Sequence[int]) -> Grid:
     return Grid(tuple(int(size) for size in shape), affine)
 
 
+def has_position(properties: Mapping[str, Any]) -> bool:
+    """Whether the properties that nnU-Net's readers return place the image in space; PNG and TIFF do not."""
+    return "sitk_stuff" in properties or "nibabel_stuff" in properties
+
+
 def placement(moving: Grid, fixed: Grid) -> Placement | None:
     """How `moving` is stored relative to `fixed`, the closest of all orders of axes and directions.
 

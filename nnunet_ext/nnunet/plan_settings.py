@@ -10,7 +10,7 @@ from nnunet_ext.nnunet.trainers import build_network
 
 @dataclass(frozen=True)
 class PlanSetting:
-    """What determines a network in a plan.
+    """A configuration of a plan, with all that a network is built from.
 
     Attributes:
         plans: nnU-Net's ``PlansManager``.

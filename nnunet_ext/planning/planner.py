@@ -19,6 +19,7 @@ from nnunet_ext.networks.own import takes
 from nnunet_ext.nnunet.trained_model import default_plans
 from nnunet_ext.nnunet.trainers import find_trainer, network_of
 from nnunet_ext.planning.architecture import describe
+from nnunet_ext.planning.arguments import CONFIGURATIONS
 from nnunet_ext.planning.data_identifiers import shared_identifiers
 from nnunet_ext.planning.fitting import Candidate, Fitting, Search
 from nnunet_ext.planning.patches import LEARNT_MULTIPLES, Refusal, rounded_up
@@ -30,7 +31,6 @@ GIGABYTE = 10**9
 MARGIN = 0.1
 """Fraction of the GPU's memory left free for the CUDA context, cuDNN's workspaces and fragmentation, which no trace
 sees."""
-CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 _CASCADE = "3d_cascade_fullres"
 
 

@@ -12,9 +12,10 @@ from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_t
 
 from nnunet_ext.nnunet.datasets import dataset_name
 from nnunet_ext.nnunet.trainers import find_trainer
+from nnunet_ext.planning.arguments import check_arguments
 from nnunet_ext.planning.data_identifiers import is_preprocessed
 from nnunet_ext.planning.decisions import WHY_MISSING, Decisions, with_data
-from nnunet_ext.planning.planner import CONFIGURATIONS, TracedPlanner
+from nnunet_ext.planning.planner import TracedPlanner
 from nnunet_ext.planning.verification import check_labels
 
 
@@ -53,7 +54,7 @@ def run(
         ValueError: if the dataset, the trainer or a configuration is unknown, if nnU-Net cannot train on the labels or
             files, or if nothing fits the memory.
     """
-    _check(gpu_memory, spacing, configurations)
+    check_arguments(gpu_memory, spacing, configurations)
     trainer = find_trainer(trainer_name)
     with _as_value_error():
         name = dataset_name(dataset)
@@ -77,16 +78,6 @@ def run(
     return Decisions(
         planner, plans, tuple(configurations or ()), preprocessed=ready, file=None if dry_run else planner.write(plans)
     )
-
-
-def _check(gpu_memory: float, spacing: Sequence[float] | None, configurations: Sequence[str] | None) -> None:
-    if not gpu_memory > 0:
-        raise ValueError(f"--gpu-memory {gpu_memory:g} must be positive")
-    if spacing is not None and (len(spacing) != 3 or min(spacing) <= 0):
-        raise ValueError(f"--overwrite-target-spacing {' '.join(map(str, spacing))} must be three positive numbers, mm")
-    for configuration in configurations or ():
-        if configuration not in CONFIGURATIONS:
-            raise ValueError(f"unknown configuration {configuration!r}; known: {', '.join(CONFIGURATIONS)}")
 
 
 @contextmanager

@@ -9,9 +9,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
-from nnunet_ext.nnunet.trainers import build_network
+from nnunet_ext.nnunet.plan_settings import plan_setting
 from nnunet_ext.profiling.contract import NNUNetStep, TraceableTrainer
 from nnunet_ext.profiling.memory import Step
 from nnunet_ext.utils.fake_modules import built_on_fake_tensors
@@ -40,18 +39,9 @@ def trainer_step(
         trainer.device = torch.device(device)
         # A compiled program cannot be traced operator by operator; it needs less memory rather than more.
         trainer._do_i_compile = lambda: False
-        managers = trainer.plans_manager, trainer.configuration_manager
-        trainer.num_input_channels = determine_num_input_channels(*managers, dataset_json)
-        outputs = trainer.label_manager.num_segmentation_heads
-        trainer.network = built_on_fake_tensors(
-            lambda: build_network(
-                trainer,
-                *managers,
-                input_channels=trainer.num_input_channels,
-                num_classes=outputs,
-                deep_supervision=trainer.enable_deep_supervision,
-            )
-        )
+        setting = plan_setting(trainer.plans_manager, configuration, dataset_json)
+        trainer.num_input_channels = setting.input_channels
+        trainer.network = built_on_fake_tensors(lambda: setting.network(trainer, trainer.enable_deep_supervision))
         optimiser, _ = trainer.configure_optimizers()
         trainer.loss = trainer._build_loss()
         traced = trainer if isinstance(trainer, TraceableTrainer) else NNUNetStep(trainer)

@@ -33,13 +33,16 @@ def for_trainer(
     convert = getattr(found, "convert_weights", None)
     given = dict(state_dict if convert is None else convert(dict(state_dict)))
     own = network.state_dict()
-    kept = {name for name in own if any(part in name for part in initial)}
+
+    def keeps(name: str) -> bool:
+        return any(part in name for part in initial)
+
     unused = [part for part in initial if not any(part in name for name in own)]
     if unused:
         raise ValueError(f"no weights of {trainer}'s network have {some_of(unused)} in their names")
-    taken = {name: value for name, value in given.items() if not any(part in name for part in initial)}
+    taken = {name: value for name, value in given.items() if not keeps(name)}
     faults = {
-        "missing": [name for name in own if name not in taken and name not in kept],
+        "missing": [name for name in own if name not in taken and not keeps(name)],
         "unexpected": [name for name in taken if name not in own],
         "of another shape": [
             f"{name} ({_sizes(value)} instead of {_sizes(own[name])})"

@@ -1,4 +1,4 @@
-"""What users see of errors, warnings and options in other spellings."""
+"""Errors, warnings and the spelling of options on the command line."""
 
 import argparse
 import shutil
@@ -18,6 +18,7 @@ from nnunet_ext.cli.main import main, make_parser
 from nnunet_ext.cli.names import IMPORTABLE, MEASURED, known_name
 from nnunet_ext.cli.spelling import respelled
 from nnunet_ext.nnunet.trained_model import pair_plans
+from nnunet_ext.plans import planner_for
 from nnunet_ext.utils.devices import choose_device
 from nnunet_ext.weights.authors import IMPORTERS
 
@@ -28,7 +29,7 @@ FAULT = partial(torch.zeros(2).view, -5)
 
 
 def error_of(function):
-    with pytest.raises((ValueError, RuntimeError, OSError)) as caught:
+    with pytest.raises((ValueError, RuntimeError, OSError, KeyError)) as caught:
         function()
     return caught.value
 
@@ -42,6 +43,7 @@ def in_a_pool(function):
     ("function", "mistake"),
     [
         (MISTAKE, True),
+        (partial(planner_for, type("Own", (), {"planner": "nnunet_ext.plans.NoPlanner"})), True),  # raised in `plans`
         (partial(open, "/no/such/file"), True),
         (partial(choose_device, "no such device"), False),  # a KeyError
         (partial(int, "one"), False),
@@ -49,9 +51,7 @@ def in_a_pool(function):
     ],
 )
 def test_mistakes_of_users_are_told_from_faults(function, mistake):
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - of any kind
-        function()
-    assert is_users_mistake(caught.value) == mistake
+    assert is_users_mistake(error_of(function)) == mistake
 
 
 @pytest.mark.parametrize(("function", "mistake"), [(MISTAKE, True), (partial(int, "one"), False)])

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import nnunet_ext
-from nnunet_ext.check.subject import outputs_of, without_dropout
+from nnunet_ext.check.subject import outputs_of, rounding, without_dropout
 from nnunet_ext.check.surroundings import listen, traced_outputs
 from nnunet_ext.ops import once
 from tests.helpers.small_networks import EVERY, build, images_for
@@ -21,12 +21,6 @@ traced_network = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in ("em_net", "mt_unet") else name for name in EVERY]
 )
 cases = pytest.mark.parametrize("case", ["2d", "3d"])
-
-
-def rounding(network, x):
-    """The error of float32 against float64: up to 1e-4 in U-Mamba, whose lowest level has few voxels here."""
-    exact, result = outputs_of(copy.deepcopy(network).double(), x.double()), outputs_of(network, x)
-    return max(float(((a - b).abs().max() / b.abs().max()).detach()) for a, b in zip(result, exact, strict=True))
 
 
 @traced_network

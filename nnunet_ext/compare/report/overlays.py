@@ -17,7 +17,7 @@ from nnunet_ext.compare.labels import LabelSet
 from nnunet_ext.compare.metrics import METRICS, PRIMARY
 from nnunet_ext.compare.report.planes import slice_text
 from nnunet_ext.compare.result import Outcome
-from nnunet_ext.nnunet.geometry import LIMIT, Grid, grid_of, placement
+from nnunet_ext.nnunet.geometry import LIMIT, Grid, grid_of, has_position, placement
 from nnunet_ext.nnunet.label_maps import read_pair
 
 LABEL_COLOURS = ("#ffb000", "#4cc9f0", "#ff6fae", "#9be564", "#c69cff", "#ff8552", "#5eead4", "#f4e04d")
@@ -137,7 +137,7 @@ def _image(reader: Any, path: Path | None, axis: int, index: int, grid: Grid) ->
     found = placement(grid_of(properties, image.shape[1:]), grid)
     if found is None or found.deviation > LIMIT:
         return black
-    if len(image) >= 3 and "sitk_stuff" not in properties and "nibabel_stuff" not in properties:  # RGB, and opacity
+    if len(image) >= 3 and not has_position(properties):  # RGB, and opacity
         return np.stack([np.take(found.apply(channel), index, axis) for channel in image[:3]], -1) / 255
     values = np.take(found.apply(image[0]), index, axis)
     low, high = np.percentile(values, [1, 99])
@@ -193,7 +193,7 @@ def paint_scene(scene: Scene, labels: LabelSet) -> Figure:
 
 def _png(scene: Scene, maps: Mapping[str, NDArray[np.integer]], labels: LabelSet, enlarged: bool = True) -> str:
     window = scene.window if enlarged else None
-    figure = _figure(scene, 2, window)
+    figure = _figure(scene, 2, window)  # a single panel too, so that all pictures of a row have one size
     for axes, (title, labelled) in zip(_panels(figure, len(maps)), maps.items(), strict=True):
         _show(axes, scene, labelled, labels, window)
         _title(axes, title)

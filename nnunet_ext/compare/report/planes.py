@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_ext.nnunet.geometry import Grid
+from nnunet_ext.nnunet.geometry import Grid, has_position
 
 _PLANES = ("sagittal", "coronal", "axial")
 """Planes across the axes of space: right to left, front to back, foot to head."""
@@ -23,11 +23,10 @@ def slice_text(channel: str, properties: Mapping[str, Any], grid: Grid, axis: in
         axis: Axis across which the slice lies.
         index: Number of the slice, from 0.
     """
-    in_space = "sitk_stuff" in properties or "nibabel_stuff" in properties
-    if not in_space and grid.shape[axis] == 1:
+    if not has_position(properties) and grid.shape[axis] == 1:
         return channel or "image"
     direction = np.abs(grid.affine[:3, axis]) / np.linalg.norm(grid.affine[:3, axis])
     plane = _PLANES[int(direction.argmax())] if direction.max() >= _STRAIGHT else "oblique"
     number = f"slice {index + 1} of {grid.shape[axis]}"
-    named = f"{plane} {number}" if in_space else f"{number} along axis {axis + 1}"
+    named = f"{plane} {number}" if has_position(properties) else f"{number} along axis {axis + 1}"
     return f"{channel}, {named}" if channel else named
