@@ -43,10 +43,11 @@ class Case:
 
 CASES = (
     Case("2D", (48, 40), (1, 1)),
-    Case("3D", (24, 32, 24), (1, 1, 1)),
+    Case("3D", (24, 32, 40), (1, 1, 1)),
     Case("anisotropic", (8, 40, 48), (3, 1, 1)),
     Case("3 modalities", (48, 40), (1, 1), 3),
 )
+"""Patches of which one axis is above 32 at least: after five halvings, attention has more than one voxel to weigh."""
 
 
 def subjects(trainer: type, plans_file: Path | None, device: str) -> Iterator[tuple[str, Subject | Exception]]:
