@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from nnunet_ext.utils.messages import some_of
+from nnunet_ext.utils.safe_load import NotPlainError, load_plain
 from nnunet_ext.utils.torch_private import OptimizedModule
 
 FINAL_CHECKPOINT = "checkpoint_final.pth"
@@ -17,22 +17,30 @@ CHECKPOINTS = (FINAL_CHECKPOINT, LATEST_CHECKPOINT, "checkpoint_best.pth")
 
 _NEEDED = ("network_weights", "optimizer_state", "current_epoch", "init_args", "trainer_name", "logging")
 _SHOWN = 4
+_TRUST = (
+    "If you trust its author, load it with nnU-Net's own commands, which do execute it; or, if it is your own, allow "
+    "these classes by torch.serialization.add_safe_globals in the trainer's module"
+)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Reads a checkpoint of nnU-Net; its tensors stay in the file until they are used.
 
-    As in nnU-Net, the whole file is unpickled: untrusted files can execute code.
+    Unlike nnU-Net's own reading, it never executes code that a file may contain, so that a stranger's model is safe.
 
     Raises:
         FileNotFoundError: if there is no such file.
+        NotPlainError: if it holds Python objects that could execute code; names them. nnU-Net may then read it, but
+            nothing of this package does.
         ValueError: for a file that is cut off, empty, not written by torch, or from another program; it names the file.
     """
     path = Path(path)
     with path.open("rb"):  # the operating system's own words, where it cannot be opened
         pass
     try:
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
+        content = load_plain(path, mmap=True)
+    except NotPlainError as error:
+        raise NotPlainError(path, error.objects, _TRUST) from error
     # The type of torch's error depends on which bytes are wrong.
     except Exception as error:
         state = "is empty" if path.stat().st_size == 0 else "cannot be read: it is cut off, or was not written by torch"

@@ -26,6 +26,7 @@ from nnunet_ext.training.divergence import StepGuard, bad_cases, not_finite, unk
 from nnunet_ext.training.network_trainer import NetworkTrainer
 from nnunet_ext.utils.files import check_writable, named_errors, remove, replacing
 from nnunet_ext.utils.messages import some_of
+from nnunet_ext.utils.safe_load import without_numpy
 from nnunet_ext.utils.subprocesses import RESUMABLE_EXIT
 
 _CHECKPOINT_KEY = "nnunet_ext"
@@ -220,6 +221,8 @@ class PluginTrainer(NetworkTrainer):
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's checkpoint and our state; the file is replaced in one step, so that a kill never damages it.
 
+        It holds tensors and plain values alone, so that ``torch.load(..., weights_only=True)`` reads it.
+
         Raises:
             OSError: with the file and the reason, a full disk for instance; an existing checkpoint stays.
         """
@@ -235,7 +238,7 @@ class PluginTrainer(NetworkTrainer):
             checkpoint = torch.load(base, map_location="cpu", mmap=True, weights_only=False)
             checkpoint[_CHECKPOINT_KEY] = self.extra_state()
             with replacing(filename) as file:
-                torch.save(checkpoint, file)
+                torch.save(without_numpy(checkpoint), file)
             del checkpoint  # it maps the file that is removed below
         finally:
             remove(base)

@@ -1,7 +1,5 @@
 """Reads the authors' weight files and writes nnU-Net's."""
 
-import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ext.utils.files import replacing
+from nnunet_ext.utils.safe_load import NotPlainError, load_plain
 
+_ALONE = (
+    "Ask for the network's state_dict() alone; or, if you trust its author, load it yourself with "
+    "torch.load(..., weights_only=False), save the state_dict() and import that file"
+)
 _NESTED_UNDER = ("state_dict", "model_state_dict", "network_weights", "model", "net")
 
 
@@ -28,12 +31,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     with path.open("rb"):  # raises the operating system's own error if the file cannot be opened
         pass
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about an unusual pickle protocol; only whether it loads matters
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_plain(path)
+    except NotPlainError as error:
+        raise NotPlainError(path, error.objects, _ALONE) from error
     # The type of torch's error depends on which bytes are wrong.
     except Exception as error:
-        raise ValueError(f"{path} cannot be read safely: {_reason(path, error)}") from error
+        raise ValueError(f"{path} cannot be read safely: {_reason(path)}") from error
     for key in _NESTED_UNDER:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -54,14 +57,7 @@ def write_pretrained(network: nn.Module, path: str | Path) -> None:
         torch.save({"network_weights": network.state_dict()}, file)
 
 
-def _reason(path: Path, error: Exception) -> str:
+def _reason(path: Path) -> str:
     if path.stat().st_size == 0:
         return "it is empty"
-    named = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if named:
-        return (
-            f"it holds Python objects besides tensors ({named[1]}), and loading those can execute arbitrary code. Ask "
-            "for the network's state_dict() alone; or, if you trust its author, load it yourself with "
-            "torch.load(..., weights_only=False), save the state_dict() and import that file"
-        )
     return "it is truncated or was not written by torch; copy or download it again"

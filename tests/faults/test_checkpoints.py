@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 
+import numpy as np
 import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -14,7 +15,18 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunet_ext.cli.main import main
 from nnunet_ext.nnunet.checkpoints import read_checkpoint
 from nnunet_ext.nnunet.trained_model import load_predictor
+from nnunet_ext.utils.safe_load import NotPlainError
 from nnunet_ext.weights import write_pretrained
+
+
+class Executes:
+    """An object whose unpickling executes a command."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
 
 
 def plans_with(nnunet, configuration="3d_fullres_tiny", **change):
@@ -104,6 +116,33 @@ def test_a_damaged_or_foreign_checkpoint_is_named_and_nothing_of_it_is_taken(tra
     file.unlink()
     with pytest.raises(FileNotFoundError, match=str(file)):
         trainer.load_checkpoint(str(file))
+
+
+def test_a_checkpoint_holds_plain_values_alone(trained):
+    trainer, file = trained
+    trainer.logger.log("mean_fg_dice", np.float64(0.1), 0)
+    trainer._best_ema = np.float32(0.25)
+    trainer.save_checkpoint(str(file))
+    content = torch.load(file, weights_only=True)
+    assert content["logging"]["mean_fg_dice"] == [0.1]
+    assert content["_best_ema"] == 0.25
+    assert content["init_args"] == trainer.my_init_kwargs
+
+
+@pytest.mark.parametrize("reads", ["resuming", "prediction"])
+def test_code_in_a_checkpoint_is_not_executed(trained, tmp_path, monkeypatch, reads):
+    trainer, file = trained
+    content = torch.load(file, weights_only=True)
+    torch.save(content | {"surprise": Executes(f"touch {tmp_path}/executed")}, file)
+    model = tmp_path / "model"
+    (model / "fold_0").mkdir(parents=True)
+    file = file.rename(model / "fold_0" / file.name)
+    for name, what in (("plans", trainer.my_init_kwargs["plans"]), ("dataset", trainer.dataset_json)):
+        (model / f"{name}.json").write_text(json.dumps(what))
+    read = {"resuming": lambda: trainer.load_checkpoint(str(file)), "prediction": lambda: load_predictor(model, "cpu")}
+    with pytest.raises(NotPlainError, match=rf"{file.name} holds Python objects .*system.*execute arbitrary code"):
+        read[reads]()
+    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("name", ["SASANTrainer", "EMNetTrainer"])
