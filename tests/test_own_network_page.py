@@ -22,6 +22,7 @@ FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 ON_CPU = {
     "nnunet_ext crossval": " --device cpu -np 1",
     "nnunet_ext bench": " --device cpu --repeats 1 -o bench",
+    "nnunet_ext install": " --device cpu",
     "nnunet_ext predict": " -device cpu -npp 1 -nps 1",
 }
 
@@ -109,8 +110,10 @@ def test_every_command(trainer, tmp_path, wheels):
     if trainer == "MonaiUNetTrainer":
         lines.insert(0, new)
     lines = [line + next((more for start, more in ON_CPU.items() if line.startswith(start)), "") for line in lines]
-    installing = next(i for i, line in enumerate(lines) if line.startswith("nnUNetv2_install"))
+    installing = next(i for i, line in enumerate(lines) if line.startswith("nnunet_ext install"))
+    lines.insert(installing + 1, 'export nnUNet_extTrainer="$(find elsewhere -name trainers)"')  # as it prints
     lines.insert(installing, 'export nnUNet_results="$PWD/elsewhere"')
+    lines.insert(installing, "unset nnUNet_extTrainer && rm -r my_trainers")
     script = "\n".join(lines).replace("PoolNet", trainer.removesuffix("Trainer"))
     script = script.replace("INPUT", str(tmp_path / "nnUNet_raw" / DATASET / "imagesTs")).replace("OUTPUT", "masks")
     printed = run(script, tmp_path, install(wheel, tmp_path))

@@ -79,7 +79,7 @@ def test_tutorial_share_and_resume(tmp_path):
     script = re.sub(r"(NNUNET_EXT_\w+)=\d+", r"\1=1", script)
     script = re.sub(r"(images|labels)(Tr|Ts)/\*", r"\1\2/hippocampus_0*", script)
     script = script.replace(" -device cpu", " -device cpu -npp 1 -nps 1", 1)
-    install = "nnUNetv2_install_pretrained_model_from_zip"
+    install = "nnunet_ext install"
     script = script.replace(install, f'mkdir elsewhere && export nnUNet_results="$PWD/elsewhere"\n{install}')
     (tmp_path / "to_nnunet.py").write_text(block(page("tutorial"), "python", "generate_dataset_json"))
     unset = {"nnUNet_extTrainer", "NNUNET_EXT_EPOCHS", "NNUNET_EXT_ITERATIONS", "NNUNET_EXT_VAL_ITERATIONS", *FOLDERS}

@@ -34,7 +34,13 @@ def test_the_citation_names_this_version():
     assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
-@pytest.mark.parametrize("command", [["hadolint", "containers/Dockerfile"], ["shellcheck", "containers/predict.sh"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["hadolint", "containers/Dockerfile", "containers/Dockerfile.model"],
+        ["shellcheck", "containers/predict.sh"],
+    ],
+)
 def test_container_files_are_in_order(command):
     executable = shutil.which(command[0])
     assert executable is not None, f"{command[0]} is in the test extra"
@@ -47,6 +53,15 @@ def test_both_containers_run_the_same_script():
         text = (ROOT / "containers" / recipe).read_text()
         assert "containers/predict.sh" in text
         assert "nnUNet_results=/tmp/nnUNet_results" in text
+
+
+def test_both_containers_install_a_packed_model_where_their_script_looks_for_it():
+    for recipe in ("Dockerfile.model", "model.def"):
+        assert (
+            "nnunet_ext install /tmp/model.zip --results /model --device cpu"
+            in (ROOT / "containers" / recipe).read_text()
+        )
+    assert "NNUNET_EXT_MODEL:-/model" in (ROOT / "containers" / "predict.sh").read_text()
 
 
 @pytest.mark.slow

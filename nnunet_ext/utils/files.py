@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import hashlib
 import os
 import time
 import uuid
@@ -86,6 +87,15 @@ def check_writable(folder: str | Path) -> None:
         raise OSError(error.errno, f"cannot write into this folder: {error.strerror}", str(folder)) from error
     finally:
         remove(probe)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 digest of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()  # hashlib.file_digest needs Python 3.11
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def check_whole(path: str | Path) -> None:

@@ -1,0 +1,40 @@
+"""Pack a trained model into one file, with checksums, a model card and an example that proves it."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="folder DATASET/TRAINER__PLANS__CONFIGURATION of the results")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the file to write, model.zip")
+    parser.add_argument("-f", "--folds", nargs="+", metavar="FOLD", help="default: all that are trained")
+    parser.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="default: %(default)s")
+    parser.add_argument("--licence", default="not stated", help="the model's licence, such as CC-BY-4.0")
+    parser.add_argument("--report", type=Path, metavar="FOLDER", help="report of compare or crossval, for its accuracy")
+    parser.add_argument("--intended-use", metavar="TEXT", help="for the model card (default: research)")
+    parser.epilog = (
+        "nnUNetv2_install_pretrained_model_from_zip installs the file as well. It holds no scans and no names of cases "
+        "beyond those in nnU-Net's own plans."
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from nnunet_ext.sharing.card import Statements
+    from nnunet_ext.sharing.packing import pack
+
+    given = {"intended_use": arguments.intended_use, "report": arguments.report}
+    statements = Statements(**{key: value for key, value in given.items() if value is not None})
+    output = Path(arguments.output)
+    manifest = pack(
+        arguments.model,
+        output,
+        arguments.folds,
+        checkpoint=arguments.checkpoint,
+        licence=arguments.licence,
+        statements=statements,
+    )
+    print(f"wrote {output}: {manifest.model}, folds {', '.join(manifest.folds)}, {output.stat().st_size / 1e6:.1f} MB")
+    if manifest.code:
+        print(f"with the source of {manifest.trainer}; who installs it must allow code")
+    print(f"install with: nnunet_ext install {output.name}")
+    return 0
