@@ -129,6 +129,7 @@ setup(
         # For submitting a cross-validation to Slurm. 1.5.4: the version with which the tests in a real Slurm ran.
         "completion": ["shtab>=1.6"],  # `nnunet_ext completion`, made from the parsers
         "slurm": ["submitit>=1.5.4"],
+        "hub": ["huggingface_hub>=0.26"],  # `pack --push` and `install hf://...`; comes with nnunetv2 through timm
         # The documentation site: `mkdocs build --strict`.
         "docs": [
             "mkdocs>=1.6,<2",  # pages that a hook generates; 2 drops plugins
@@ -146,6 +147,7 @@ setup(
             "check-jsonschema>=0.30",  # workflows, issue forms, CITATION.cff
             "submitit>=1.5.4",  # as slurm
             "shtab>=1.6",  # as completion
+            "huggingface_hub>=0.26",  # as hub
             "setuptools>=77",  # the wheel test builds without isolation
             "monai>=1.5",  # as baselines; reference for the surface distances
             "einops",  # as baselines

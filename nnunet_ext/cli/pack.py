@@ -12,6 +12,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--licence", default="not stated", help="the model's licence, such as CC-BY-4.0")
     parser.add_argument("--report", type=Path, metavar="FOLDER", help="report of compare or crossval, for its accuracy")
     parser.add_argument("--intended-use", metavar="TEXT", help="for the model card (default: research)")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to this Hugging Face repository, too")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.epilog = (
         "nnUNetv2_install_pretrained_model_from_zip installs the file as well. It holds no scans and no names of cases "
         "beyond those in nnU-Net's own plans."
@@ -36,5 +38,13 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"wrote {output}: {manifest.model}, folds {', '.join(manifest.folds)}, {output.stat().st_size / 1e6:.1f} MB")
     if manifest.code:
         print(f"with the source of {manifest.trainer}; who installs it must allow code")
-    print(f"install with: nnunet_ext install {output.name}")
+    source = output.name
+    if arguments.push is not None:
+        from nnunet_ext.sharing.archive import read_text
+        from nnunet_ext.sharing.hub import push
+        from nnunet_ext.sharing.manifest import CARD
+
+        card = read_text(output, f"{manifest.model}/{CARD}")
+        source = push(output, card, arguments.push, manifest.licence, arguments.private)
+    print(f"install with: nnunet_ext install {source}")
     return 0

@@ -32,6 +32,12 @@ def write_archive(path: Path, files: Mapping[str, Path | str]) -> None:
                 archive.write(content, name)
 
 
+def read_text(path: Path, name: str) -> str:
+    """A text file of an archive."""
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(name).decode("utf-8")
+
+
 def check_members(archive: zipfile.ZipFile, folder: str) -> list[zipfile.ZipInfo]:
     """The files in an archive, all of which must lie in one folder.
 
