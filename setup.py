@@ -148,6 +148,8 @@ setup(
             "submitit>=1.5.4",  # as slurm
             "shtab>=1.6",  # as completion
             "huggingface_hub>=0.26",  # as hub
+            "dcm2niix; platform_system == 'Linux'",  # the page on DICOM
+            "highdicom>=0.23",  # the page on DICOM
             "setuptools>=77",  # the wheel test builds without isolation
             "monai>=1.5",  # as baselines; reference for the surface distances
             "einops",  # as baselines
