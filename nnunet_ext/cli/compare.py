@@ -18,6 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="plans, one name for all trainers or one for each (default: nnUNetPlans)",
     )
     trained.add_argument("-f", "--folds", nargs="+", help="folds (default: all that were trained)")
+    trained.add_argument(
+        "--ensemble", type=Path, metavar="FOLDER", help="nnU-Net's folder of an ensemble of them, for the report"
+    )
+    trained.add_argument(
+        "--masks", nargs="+", default=[], metavar="NAME=FOLDER", help="predicted masks of other scans, for the report"
+    )
     held_out = parser.add_argument_group("a held-out test set (instead)")
     held_out.add_argument("--predictions", nargs="+", metavar="NAME=FOLDER", help="folders written by nnUNetv2_predict")
     held_out.add_argument("--labels", type=Path, help="folder of the true labels")
@@ -106,6 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{place.name}: mean rank {place.mean_rank:.2f} (95% interval {place.low:.2f} to {place.high:.2f})")
         print(f"\nReport: {arguments.output / 'consensus.html'}")
         return 0
+    from nnunet_ext.compare.beyond import read_beyond
     from nnunet_ext.compare.collect import collect_cross_validation
     from nnunet_ext.compare.heldout import collect_predictions
     from nnunet_ext.compare.repeats import read_repeats, with_groups
@@ -140,7 +147,9 @@ def run(arguments: argparse.Namespace) -> int:
         empty_labels=arguments.empty_labels,
         lesions=tuple(dict.fromkeys(arguments.lesions)),
     )
-    outcome = compare(study, settings, arguments.output, arguments.processes, arguments.cache)
+    first = next(iter(study.methods[0].cases.values()))
+    beyond = read_beyond(arguments.ensemble, arguments.masks, first.truth.name.removeprefix(first.name))
+    outcome = compare(study, settings, arguments.output, arguments.processes, arguments.cache, beyond)
     print(f"\n{headline(outcome)}")
     for name in study.challengers:
         parts = (sentence(outcome, name), lesion_sentence(outcome, name), cost_sentence(outcome, name))
@@ -166,6 +175,8 @@ def _check(arguments: argparse.Namespace) -> None:
             raise ValueError("--repeats belongs to -d and -tr; with --predictions give --repeats-of NAME=FOLDER,FOLDER")
         if arguments.labels is None:
             raise ValueError("--predictions needs --labels, the folder of the true labels")
+        if arguments.ensemble or arguments.masks:
+            raise ValueError("--ensemble and --masks belong to -d and -tr")
     elif arguments.dataset is None or not arguments.trainers:
         raise ValueError("nothing to compare: give -d and -tr, or --predictions and --labels")
     elif arguments.labels or arguments.images:

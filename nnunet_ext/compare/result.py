@@ -1,11 +1,12 @@
 """The complete result of a comparison, from which reports are written."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 
 from nnunet_ext.compare.analysis import Analysis
+from nnunet_ext.compare.beyond import Beyond
 from nnunet_ext.compare.cost import Cost
 from nnunet_ext.compare.settings import Settings
 from nnunet_ext.compare.study import Study
@@ -23,6 +24,7 @@ class Outcome:
         analysis: The statistical results.
         costs: Costs by method; empty for folders of predictions.
         logs: Training logs by method and fold; likewise.
+        beyond: What was made beside the compared trainings.
     """
 
     study: Study
@@ -31,3 +33,4 @@ class Outcome:
     analysis: Analysis
     costs: Mapping[str, Cost]
     logs: Mapping[str, Mapping[str, TrainingLog]]
+    beyond: Beyond = field(default_factory=Beyond)

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from nnunet_ext.compare.analysis import analyse
+from nnunet_ext.compare.beyond import Beyond
 from nnunet_ext.compare.cost import costs, training_logs
 from nnunet_ext.compare.empty_labels import apply_rule
 from nnunet_ext.compare.evaluate import measure
@@ -21,9 +22,17 @@ from nnunet_ext.compare.study import Study
 from nnunet_ext.utils.files import check_writable, remove_left_overs, replacing
 
 CACHE, FIGURES = "cache", "figures"
+_NOTHING = Beyond()
 
 
-def compare(study: Study, settings: Settings, output: Path, processes: int, cache: Path | None = None) -> Outcome:
+def compare(
+    study: Study,
+    settings: Settings,
+    output: Path,
+    processes: int,
+    cache: Path | None = None,
+    beyond: Beyond = _NOTHING,
+) -> Outcome:
     """Measures, analyses and writes report.html, report.md, cases.csv, summary.json and the folder figures.
 
     Args:
@@ -32,6 +41,7 @@ def compare(study: Study, settings: Settings, output: Path, processes: int, cach
         output: Folder of the report; created if it is missing.
         processes: Largest number of worker processes.
         cache: Folder in which scores are kept; None: in the report's folder.
+        beyond: What was made beside the compared trainings, for the report.
 
     Raises:
         ValueError: as `measure`, and for invalid settings.
@@ -47,7 +57,7 @@ def compare(study: Study, settings: Settings, output: Path, processes: int, cach
     logs = training_logs(study)
     analysis = analyse(study, scores, settings)
     scores = apply_rule(scores, settings.empty_labels)
-    outcome = Outcome(study, settings, scores, analysis, costs(study, logs, settings.timed), logs)
+    outcome = Outcome(study, settings, scores, analysis, costs(study, logs, settings.timed), logs, beyond)
     plots, scenes = all_plots(outcome), chosen_scenes(outcome)
     files = {
         "cases.csv": scores.to_csv(index=False, lineterminator="\n"),

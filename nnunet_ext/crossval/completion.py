@@ -191,6 +191,15 @@ def report_state(
     return State.FINISHED if newer else State.NOT_STARTED
 
 
+def holds_beyond(report: Path, ensemble: bool, masks: Sequence[str], sources: Iterable[Path]) -> bool:
+    """Whether a report has the ensemble and the folders of masks, and is newer than the ensemble's evaluation."""
+    summary = read_json_if_whole(report / "summary.json")
+    if summary is None or (summary.get("ensemble") is not None) != ensemble:
+        return False
+    named = [row["name"] for row in summary.get("masks", [])]
+    return named == list(masks) and is_newer(report / "report.html", list(sources))
+
+
 def prediction_state(target: Path, cases: Sequence[str], ending: str, sources: Sequence[Path]) -> State:
     """Whether all cases were predicted since the last source was written."""
     done = bool(cases) and all(is_newer(target / f"{case}{ending}", sources) for case in cases)

@@ -46,6 +46,12 @@ def ensemble_state(experiment: Experiment) -> State:
     return State.FINISHED if (chosen / "postprocessing.json").is_file() else State.NOT_STARTED
 
 
+def chosen_ensemble(experiment: Experiment) -> Path | None:
+    """nnU-Net's folder of the ensemble of the two best; None before they are known."""
+    best = best_two(experiment)
+    return None if best is None else _ensemble_folder(experiment, best)
+
+
 def _ensemble_folder(experiment: Experiment, best: Sequence[Model]) -> Path:
     """nnU-Net's folder of an ensemble."""
     names = "___".join(experiment.model_folder(model).name for model in best)

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from nnunet_ext.crossval import completion
-from nnunet_ext.crossval.ensemble import ensemble_step
+from nnunet_ext.crossval.ensemble import chosen_ensemble, ensemble_step
 from nnunet_ext.crossval.experiment import Experiment, Model
 from nnunet_ext.crossval.graph import Graph, Node
 from nnunet_ext.crossval.machines import differ
@@ -35,8 +36,10 @@ def build_graph(experiment: Experiment) -> Graph:
         nodes.append(_compare(e))
     if e.ensemble:
         nodes.append(ensemble_step(e, _pools(e, e.models)))
-    if e.test is not None:
-        nodes += prediction_steps(e)
+    predictions = prediction_steps(e) if e.test is not None else []
+    nodes += predictions
+    if len(e.models) > 1 and (e.ensemble or predictions):
+        nodes.append(_report(e, tuple(node.name for node in predictions) or ("ensemble",)))
     return Graph(nodes)
 
 
@@ -97,24 +100,55 @@ def _pool(e: Experiment, model: Model) -> Node:
 
 
 def _compare(e: Experiment) -> Node:
-    trainings = [train_name(model, fold) for model in e.repeated_models for fold in e.folds]
+    lock = e.locks / f"{e.configuration}__compare.lock"
+    needs = _pools(e, e.repeated_models)
+    command = partial(_compare_command, e)
+    return Node("compare", needs, partial(_compared, e), command, "compare", follows=True, lock=lock)
+
+
+def _report(e: Experiment, needs: tuple[str, ...]) -> Node:
+    """The same report once more, from the scores that were kept, with the ensemble and the masks of other scans."""
+
+    def masks() -> dict[str, Path]:
+        folder = e.report / "predictions"
+        found = [*(model.name for model in e.models), *(["ensemble"] if e.ensemble else [])]
+        return {name: folder / name for name in found} if e.test is not None else {}
 
     def command() -> list[str]:
-        options = ["nnunet_ext", "compare", "-d", e.dataset_id, "-c", e.configuration, *e.model_options]
-        for option, value in _report_options(e).items():
-            if value is not None:
-                options += [option, str(value)]
-        if e.untimed or differ(e, trainings):
-            options.append("--untimed")
-        return [*options, "-f", *map(str, e.folds), "-o", str(e.report)]
+        options = _compare_command(e)
+        ensemble = chosen_ensemble(e) if e.ensemble else None
+        if ensemble is not None:
+            options += ["--ensemble", str(ensemble)]
+        if masks():
+            options += ["--masks", *(f"{name}={folder}" for name, folder in masks().items())]
+        return options
 
+    def read() -> completion.State:
+        ensemble = chosen_ensemble(e) if e.ensemble else None
+        sources = [ensemble / "summary.json"] if ensemble is not None else []
+        whole = completion.holds_beyond(e.report, ensemble is not None, list(masks()), sources)
+        return _compared(e) if whole else completion.State.NOT_STARTED
+
+    lock = e.locks / f"{e.configuration}__compare.lock"
+    return Node("report", ("compare", *needs), read, command, "report", follows=True, lock=lock)
+
+
+def _compared(e: Experiment) -> completion.State:
     # The report names trainers, with their plans only where these differ.
     names = [model.trainer if len(e.plans) == 1 else model.name for model in e.models]
     pooled = [e.pooled_folder(model) for model in e.repeated_models]
-    folds = [str(fold) for fold in e.folds]
-    read = partial(completion.report_state, e.report, names, folds, pooled, e.baseline)
-    lock = e.locks / f"{e.configuration}__compare.lock"
-    return Node("compare", _pools(e, e.repeated_models), read, command, "compare", follows=True, lock=lock)
+    return completion.report_state(e.report, names, [str(fold) for fold in e.folds], pooled, e.baseline)
+
+
+def _compare_command(e: Experiment) -> list[str]:
+    options = ["nnunet_ext", "compare", "-d", e.dataset_id, "-c", e.configuration, *e.model_options]
+    for option, value in _report_options(e).items():
+        if value is not None:
+            options += [option, str(value)]
+    trainings = [train_name(model, fold) for model in e.repeated_models for fold in e.folds]
+    if e.untimed or differ(e, trainings):
+        options.append("--untimed")
+    return [*options, "-f", *map(str, e.folds), "-o", str(e.report)]
 
 
 def _report_options(e: Experiment) -> dict[str, object]:

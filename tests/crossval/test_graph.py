@@ -40,7 +40,7 @@ def test_parts_and_commands(space):
         *("fingerprint", "plan_nnUNetPlans", "preprocess_nnUNetPlans", "unpack_nnUNetPlans"),
         *(f"train_{stock}_0", f"train_{sasan}_0", f"train_{stock}_1", f"train_{sasan}_1"),
         *(f"pool_{stock}", f"pool_{sasan}", "compare", "ensemble"),
-        *(f"predict_{stock}", f"predict_{sasan}", "predict_ensemble"),
+        *(f"predict_{stock}", f"predict_{sasan}", "predict_ensemble", "report"),
     ]
     prepared = ("fingerprint", "plan_nnUNetPlans", "preprocess_nnUNetPlans", "unpack_nnUNetPlans")
     assert graph.nodes[f"train_{sasan}_1"].needs == prepared
@@ -54,6 +54,10 @@ def test_parts_and_commands(space):
         f"nnunet_ext compare -d 4 -c 2d_small -tr StockTrainer SASANTrainer -p nnUNetPlans -f 0 1 -o {space.report}"
     )
     assert "BEST" in found["predict_ensemble"]
+    assert graph.nodes["report"].needs == ("compare", f"predict_{stock}", f"predict_{sasan}", "predict_ensemble")
+    folders = [f"{name}={space.report / 'predictions' / name}" for name in (stock, sasan, "ensemble")]
+    assert found["report"] == f"{found['compare']} --masks {' '.join(folders)}"
+    assert "report" not in space.graph().nodes
 
 
 def test_several_gpus_train_one_fold(space):

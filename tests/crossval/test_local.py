@@ -273,6 +273,9 @@ def test_to_the_predictions_of_an_ensemble(space):
     (case,) = (file.name.replace("_0000", "") for file in (space.raw / "imagesTs").iterdir())
     for name in ("StockTrainer__nnUNetPlans", "SASANTrainer__nnUNetPlans", "ensemble"):
         assert (space.report / "predictions" / name / case).is_file()
+    summary = json.loads((space.report / "summary.json").read_text())
+    assert len(summary["ensemble"]["models"]) == 2
+    assert [row["masks"] for row in summary["masks"]] == [1, 1, 1]
 
     # Remade, nothing is left of the earlier run, not even half a mask.
     (ensemble,) = space.results.glob("ensembles/ensemble___*")

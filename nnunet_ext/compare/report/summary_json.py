@@ -19,7 +19,7 @@ SCHEMA = 2
 
 def summary(outcome: Outcome) -> dict[str, Any]:
     """The content of summary.json; missing numbers are null."""
-    study, analysis = outcome.study, outcome.analysis
+    study, analysis, beyond = outcome.study, outcome.analysis, outcome.beyond
     comparisons = [
         {
             "entrant": c.method,
@@ -106,6 +106,10 @@ def summary(outcome: Outcome) -> dict[str, Any]:
             "repeats": {method.name: len(method.runs) for method in study.methods},
             "groups": dict(study.groups) if study.groups else None,
             "costs": {name: asdict(cost) for name, cost in outcome.costs.items()},
+            "ensemble": {"models": list(beyond.ensemble), "foreground_mean": beyond.dice} if beyond.ensemble else None,
+            "masks": [
+                {"name": name, "masks": n, "folder": beyond.folders[name]} for name, n in beyond.predicted.items()
+            ],
             "notes": notes(outcome),
         }
     )

@@ -115,7 +115,7 @@ def all_tables(outcome: Outcome) -> list[Table]:
     """Every table that has rows, in the order of the report."""
     makers = (
         *(result_table, size_table, variance_table, label_table, lesion_table, lesion_total_table),
-        *(false_positive_table, metric_table, rank_table, cost_table),
+        *(false_positive_table, metric_table, rank_table, cost_table, ensemble_table, mask_table),
     )
     return [table for table in (make(outcome) for make in makers) if table.rows]
 
@@ -146,6 +146,23 @@ def cost_table(outcome: Outcome) -> Table:
         )
     heads = ["", "parameters", "multiply-adds", "epoch", "peak memory", "predicted scan"]
     return Table("Cost", [*heads, f"epochs {TIMES} iterations", "patch"], rows)
+
+
+def ensemble_table(outcome: Outcome) -> Table:
+    """The ensemble of the two best beside its members; no rows without one."""
+    beyond, dice = outcome.beyond, METRICS[PRIMARY]
+    rows = []
+    if beyond.ensemble:
+        rows = [[name, dice.shown(value)] for name, value in outcome.analysis.nnunet_means.items()]
+        rows.append([f"ensemble of {' and '.join(beyond.ensemble)}", dice.shown(beyond.dice)])
+    return Table("Ensemble of the two best", ["", f"nnU-Net's foreground_mean, {unit(dice, outcome)}"], rows)
+
+
+def mask_table(outcome: Outcome) -> Table:
+    """Predicted masks of scans without labels; no rows without any."""
+    beyond = outcome.beyond
+    rows = [[name, str(number), beyond.folders[name]] for name, number in beyond.predicted.items()]
+    return Table("Masks of other scans", ["", "masks", "folder"], rows, text_columns=(0, 2))
 
 
 def _number(value: float, unit: str) -> str:

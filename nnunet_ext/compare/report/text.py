@@ -214,6 +214,11 @@ def notes(outcome: Outcome) -> list[str]:
             for name, (epochs, iterations) in trained.items()
         ]
         found.append(f"The trainings were not equally long, as far as the logs tell: {'; '.join(texts)}.")
+    if outcome.beyond.ensemble:
+        found.append(
+            "The ensemble's two models were chosen by the cases on which it is evaluated here: its Dice is optimistic, "
+            "and no verdict is given on it."
+        )
     patches = {cost.patch_size for cost in outcome.costs.values() if cost.patch_size}
     if len(patches) > 1:
         found.append("The plans have different patch sizes: multiply-adds are of one patch each.")
