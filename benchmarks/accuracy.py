@@ -30,8 +30,8 @@ from typing import Any
 from benchmarks.measure import RESULTS, environment, write_csv
 from nnunet_ext.compare.cost import network_size
 from nnunet_ext.crossval.experiment import child_environment
+from nnunet_ext.nnunet.budget import Budget
 from nnunet_ext.nnunet.training_log import read_training
-from nnunet_ext.training.budget import Budget
 
 TRAINERS = (
     "StockTrainer",

@@ -10,8 +10,8 @@ from math import ceil
 from pathlib import Path
 
 from nnunet_ext import __version__
+from nnunet_ext.nnunet.budget import Budget
 from nnunet_ext.nnunet.trainers import known_trainers
-from nnunet_ext.training.budget import Budget
 from nnunet_ext.utils.files import replacing
 
 DATASET = "Dataset004_Hippocampus"

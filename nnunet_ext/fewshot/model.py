@@ -22,10 +22,10 @@ from nnunet_ext.fewshot.slices import image_slice, window, window_start
 from nnunet_ext.fewshot.surroundings import surroundings
 from nnunet_ext.networks import FAFNet
 from nnunet_ext.networks.faf_net.head import Support, logit
-from nnunet_ext.nnunet.checkpoints import uncompiled
 from nnunet_ext.nnunet.label_maps import align, read_label_map
 from nnunet_ext.nnunet.scans import Scan, read_scan
 from nnunet_ext.nnunet.trained_model import DEFAULT_CHECKPOINT, load_predictor
+from nnunet_ext.utils.torch_private import uncompiled
 
 _TILE_STEP = 0.5  # nnU-Net's
 

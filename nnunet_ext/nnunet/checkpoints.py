@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from nnunet_ext.utils.messages import some_of
 from nnunet_ext.utils.safe_load import NotPlainError, load_plain
-from nnunet_ext.utils.torch_private import OptimizedModule
 
 FINAL_CHECKPOINT = "checkpoint_final.pth"
 LATEST_CHECKPOINT = "checkpoint_latest.pth"
@@ -56,11 +55,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "Weights of another program: `nnunet_ext import-weights`, then nnUNetv2_train ... -pretrained_weights"
         )
     return dict(content)
-
-
-def uncompiled(network: nn.Module) -> nn.Module:
-    """The network that torch.compile may have wrapped, whose weights checkpoints hold."""
-    return network._orig_mod if isinstance(network, OptimizedModule) else network
 
 
 def misfits(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:

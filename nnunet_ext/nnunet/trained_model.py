@@ -7,10 +7,11 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_ext.nnunet.checkpoints import FINAL_CHECKPOINT, differences, read_checkpoint, uncompiled
+from nnunet_ext.nnunet.checkpoints import FINAL_CHECKPOINT, differences, read_checkpoint
 from nnunet_ext.nnunet.dataset_json import read_dataset_json, require
 from nnunet_ext.nnunet.json_files import read_plans
 from nnunet_ext.nnunet.trainers import register_trainers
+from nnunet_ext.utils.torch_private import uncompiled
 
 if TYPE_CHECKING:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor

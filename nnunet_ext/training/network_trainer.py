@@ -11,8 +11,9 @@ from nnunet_ext.networks.from_plan import network_from_plan, output_scales, voca
 from nnunet_ext.networks.outputs import adopt, switch_deep_supervision
 from nnunet_ext.networks.own import is_ours, locate_network, takes
 from nnunet_ext.networks.topology import Topology
-from nnunet_ext.nnunet.checkpoints import refuse_misfits, uncompiled
+from nnunet_ext.nnunet.checkpoints import refuse_misfits
 from nnunet_ext.profiling.outputs import measured_scales
+from nnunet_ext.utils.torch_private import uncompiled
 
 
 class NetworkTrainer(nnUNetTrainer):

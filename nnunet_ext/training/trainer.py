@@ -13,6 +13,7 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import Tensor, nn
 
 from nnunet_ext import __version__
+from nnunet_ext.nnunet.budget import Budget
 from nnunet_ext.nnunet.checkpoints import (
     LATEST_CHECKPOINT,
     differences,
@@ -20,7 +21,6 @@ from nnunet_ext.nnunet.checkpoints import (
     read_checkpoint,
 )
 from nnunet_ext.profiling.contract import nnunet_batch_loss, nnunet_example_batch
-from nnunet_ext.training.budget import Budget
 from nnunet_ext.training.checkpoint_request import CheckpointRequest
 from nnunet_ext.training.divergence import StepGuard, bad_cases, not_finite, unknown_labels
 from nnunet_ext.training.network_trainer import NetworkTrainer

@@ -4,6 +4,7 @@ PyTorch may change them in any release. Such changes are handled here alone, and
 runs all of it under the installed release.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,6 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo import OptimizedModule
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     FakeTensor,
@@ -28,7 +28,6 @@ __all__ = [
     "DataDependentOutputException",
     "FakeTensor",
     "FakeTensorMode",
-    "OptimizedModule",
     "TorchDispatchMode",
     "all_finite",
     "autocast_without_gpu",
@@ -39,6 +38,7 @@ __all__ = [
     "storage_key",
     "tree_leaves",
     "tree_map_only",
+    "uncompiled",
     "unset_fake_temporarily",
 ]
 
@@ -101,6 +101,12 @@ def autocast_without_gpu() -> Iterator[None]:
         yield
 
 
+def uncompiled(network: nn.Module) -> nn.Module:
+    """The network that torch.compile may have wrapped, whose weights checkpoints hold."""
+    compiler = sys.modules.get("torch._dynamo.eval_frame")  # its import takes a second and 80 MB
+    return network._orig_mod if compiler is not None and isinstance(network, compiler.OptimizedModule) else network
+
+
 def forget_compilations() -> None:
     """Removes everything that torch.compile has compiled in this process."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
