@@ -1,16 +1,23 @@
-"""Reads the authors' weight files and writes nnU-Net's."""
+"""Reads weight files of others without executing what they may contain, and writes nnU-Net's."""
 
 import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nnunet_ext.networks.adapting.tied import geometry_of
 from nnunet_ext.utils.files import replacing
 
+GEOMETRY = "nnunet_ext_geometry"
+"""Key of a file under which `write_pretrained` keeps what the tensors' shapes do not show."""
 _NESTED_UNDER = ("state_dict", "model_state_dict", "network_weights", "model", "net")
+_NAMED_SINCE = (2, 7)
+"""PyTorch's version since which an allowed global may have another name than its own."""
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -22,18 +29,36 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         FileNotFoundError: if there is no such file.
         ValueError: if the file holds anything other than tensors and plain values, or no state dict.
     """
+    return state_dict_of(read_safely(path), path)
+
+
+def read_safely(path: str | Path) -> Any:
+    """Reads a file of torch's that may hold tensors, plain values, and numpy's numbers, as nnU-Net's checkpoints do.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged or holds anything else, which could execute code.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     with path.open("rb"):  # raises the operating system's own error if the file cannot be opened
         pass
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_numbers()):
             warnings.simplefilter("ignore")  # about an unusual pickle protocol; only whether it loads matters
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     # The type of torch's error depends on which bytes are wrong.
     except Exception as error:
         raise ValueError(f"{path} cannot be read safely: {_reason(path, error)}") from error
+
+
+def state_dict_of(content: Any, path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a file's content, at the top level or under one of the usual keys.
+
+    Raises:
+        ValueError: if there is none; the message names the file.
+    """
     for key in _NESTED_UNDER:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -51,7 +76,17 @@ def write_pretrained(network: nn.Module, path: str | Path) -> None:
         OSError: if the file cannot be written; the message has its name and the reason.
     """
     with replacing(path) as file:
-        torch.save({"network_weights": network.state_dict()}, file)
+        torch.save({"network_weights": network.state_dict(), GEOMETRY: geometry_of(network)}, file)
+
+
+def _numbers() -> list[Any]:
+    """What a pickled number of numpy's consists of, under the names of numpy 1 and 2."""
+    kinds = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type)]
+    scalar = np.float64(0).__reduce__()[0]
+    allowed: list[Any] = [np.dtype, scalar, *kinds]
+    if torch.__version__ >= _NAMED_SINCE:  # type: ignore[operator]
+        allowed += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    return allowed
 
 
 def _reason(path: Path, error: Exception) -> str:
