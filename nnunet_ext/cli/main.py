@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from nnunet_ext import __version__
 from nnunet_ext.cli import (
+    adapt_weights,
     bench,
     check,
     compare,
@@ -34,6 +35,7 @@ COMMANDS = {
     "predict": predict,
     "fewshot": fewshot,
     "import-weights": import_weights,
+    "adapt-weights": adapt_weights,
     "compare": compare,
     "bench": bench,
     "demo": demo,
