@@ -28,13 +28,14 @@ def checkpoint(trainer):
 def plan(tmp_path):
     """Writes a trainer's plan, changed to another patch, channels and labels, and returns its file."""
 
-    def write(trainer, patch=None, channels=1, labels=3):
+    def write(trainer, patch=None, channels=1, labels=3, zoom=1.0):
         plans, dataset = (json.loads((MODELS / trainer / f"{name}.json").read_text()) for name in ("plans", "dataset"))
         configuration = plans["configurations"]["tiny"]
         if patch is not None:
             configuration["patch_size"] = patch
             if "patch_size" in configuration["architecture"]["arch_kwargs"]:
                 configuration["architecture"]["arch_kwargs"]["patch_size"] = patch
+        configuration["spacing"] = [zoom * mm for mm in configuration["spacing"]]
         dataset["channel_names"] = {str(i): "MRI" for i in range(channels)}
         dataset["labels"] = {"background": 0} | {f"label {i}": i for i in range(1, labels)}
         (tmp_path / "plans.json").write_text(json.dumps(plans))
@@ -82,6 +83,20 @@ def test_a_checkpoint_for_its_own_plan(trainer, plan, capsys):
     assert [row["fate"] for row in written["weights"]] == ["taken"] * len(given)
     result = torch.load(output, weights_only=True)["network_weights"]
     assert all(torch.equal(result[key], value) for key, value in given.items())
+
+
+@pytest.mark.parametrize("trainer", ["SASANTrainer", "EMNetTrainer"])
+def test_filters_follow_the_spacing(trainer, plan, capsys):
+    """The same patch in voxels of another size: other frequencies in cycles per patch."""
+    code, output = run(checkpoint(trainer), plan(trainer, zoom=2.0), "--json")
+    assert code == 0
+    rows = json.loads(capsys.readouterr().out)["weights"]
+    how = {row["how"] for row in rows if row["fate"] != "taken"}
+    assert how == {"resampled in frequency"}
+    old, new = read_source(checkpoint(trainer)).weights, read_source(output).weights
+    if trainer == "SASANTrainer":
+        masks = (weights["encoder.fine.0.mask"] for weights in (new, old))
+        torch.testing.assert_close(*(mask[0, :, k, 0, 0] for mask, k in zip(masks, (2, 1), strict=True)))
 
 
 def test_an_adapted_file_says_for_what_it_is(plan, tmp_path, capsys):

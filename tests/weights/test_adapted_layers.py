@@ -6,8 +6,9 @@ from torch import nn
 
 from nnunet_ext.networks import LSTMSA
 from nnunet_ext.networks.adapting.grids import aligned, grid_like, resample, resampling
-from nnunet_ext.networks.adapting.spectra import resize_full, resize_half
-from nnunet_ext.networks.em_net.adapting import resize_filter
+from nnunet_ext.networks.adapting.spectra import resize_half_spectrum, resize_spectrum
+from nnunet_ext.networks.adapting.tied import Origin
+from nnunet_ext.networks.em_net.adapting import TIED as EM_NET
 from nnunet_ext.networks.em_net.efl import EFL
 from nnunet_ext.networks.faf_net.adapting import resize_filters
 from nnunet_ext.networks.faf_net.adaptive_filter import FilterBranch
@@ -23,12 +24,16 @@ SIZES = [(8, 12), (8, 11), (7, 12), (7, 9), (12, 8), (11, 8), (12, 7), (9, 7)]
 
 
 def seen_on(maps, size):
-    """Maps (..., *P), band-limited, as another grid samples them: their spectrum, cropped or extended."""
+    """Maps (..., *P), band-limited, as another grid over the same field of view samples them."""
     axes = tuple(range(-len(size), 0))
-    spectrum = torch.fft.fftn(maps, dim=axes, norm="forward")
-    for axis, new in zip(axes, size, strict=True):
-        spectrum = resize_full(spectrum, new, axis)
-    return torch.fft.ifftn(spectrum, dim=axes, norm="forward").real
+    spectrum = torch.view_as_real(torch.fft.fftn(maps, dim=axes, norm="forward"))
+    spectrum = resize_spectrum(spectrum, [axis - 1 for axis in axes], size, [1] * len(size))
+    return torch.fft.ifftn(torch.view_as_complex(spectrum.contiguous()), dim=axes, norm="forward").real
+
+
+def repeated(maps, times):
+    """Maps (..., *P), so many times along each axis."""
+    return maps.repeat(*(1,) * (maps.ndim - len(times)), *times)
 
 
 def band_limited(shape, frequencies):
@@ -65,48 +70,105 @@ def test_grids_are_inferred_from_their_proportions(number, like, grid):
 
 
 @pytest.mark.parametrize(("old", "new"), [(o, n) for o, n in SIZES if o < n])
-@pytest.mark.parametrize("resize", [resize_full, resize_half])
-def test_up_and_down_in_frequency_is_the_identity(old, new, resize):
-    half = resize is resize_half
-    filters = torch.randn(3, old // 2 + 1 if half else old, 2)
-    assert torch.equal(resize(resize(filters, new, 1), old, 1), filters)
+@pytest.mark.parametrize("same", ["field of view", "voxels"])
+def test_up_and_down_in_frequency_is_the_identity(old, new, same):
+    up = 1 if same == "field of view" else new / old
+    filters = torch.randn(3, old, 2)
+    back = resize_spectrum(resize_spectrum(filters, [1], [new], [up]), [1], [old], [1 / up])
+    torch.testing.assert_close(back, filters, rtol=0, atol=0 if up == 1 else 1e-5)
+    half = torch.randn(3, 5, old // 2 + 1, 2)
+    there = resize_half_spectrum(half, (5, old), (5, new), (1, up))
+    back = resize_half_spectrum(there, (5, new), (5, old), (1, 1 / up))
+    inner = slice(0 if up == 1 else 1, old // 2 + (up == 1))  # the others may have parts without an effect
+    torch.testing.assert_close(back[:, :, inner], half[:, :, inner], rtol=0, atol=0 if up == 1 else 1e-5)
+
+
+def test_frequencies_beyond_the_old_ones_are_zero():
+    filters = torch.ones(1, 8)
+    assert resize_spectrum(filters, [1], [12], [1])[0].tolist() == [1] * 5 + [0] * 3 + [1] * 4
+    torch.testing.assert_close(resize_spectrum(filters, [1], [12], [1.5]), torch.ones(1, 12))
 
 
 @pytest.mark.parametrize("levels", [1, 2])
 @pytest.mark.parametrize(("old", "new"), [((8, 12), (12, 10)), ((7, 12), (9, 9)), ((12, 9, 8), (8, 12, 7))])
-def test_masks_of_fine(old, new, levels, assert_close):
+def test_masks_of_fine_in_other_voxels(old, new, levels, assert_close):
     """Level 1 and a lower level, whose band is cropped."""
-    layers = []
-    for size in (old, new):
-        patch = tuple(levels * s for s in size)
-        layers.append(FINE(4, size, patch).double())
-    mask = torch.randn_like(layers[0].mask)
-    layers[0].mask.data = mask
-    layers[1].mask.data = resize_mask(mask, new)
-    image = band_limited((2, 2, *(levels * s for s in old)), [(min(s) - 1) // 2 for s in zip(old, new, strict=True)])
-    expected = seen_on(layers[0].low_band(image_spectrum(image)), new)
+    before, after = fines(old, new, levels, zoom=[1] * len(old))
+    limits = [(min(s) - 1) // 2 for s in zip(old, new, strict=True)]
+    image = band_limited((2, 2, *(levels * s for s in old)), limits)
+    expected = seen_on(before.low_band(image_spectrum(image)), new)
     there = seen_on(image, [levels * s for s in new])
-    assert_close(layers[1].low_band(image_spectrum(there)), expected, 1e-10)
+    assert_close(after.low_band(image_spectrum(there)), expected, 1e-10)
 
 
-def test_a_mask_goes_up_and_down():
-    mask = torch.randn(1, 3, 6, 5, 8)
-    assert torch.equal(resize_mask(resize_mask(mask, (9, 6, 12)), (6, 5, 8)), mask)
+@pytest.mark.parametrize("levels", [1, 2])
+@pytest.mark.parametrize(
+    ("old", "new"), [((4, 6), (8, 6)), ((3, 4), (6, 12)), ((6, 9, 8), (6, 3, 4)), ((5, 3), (5, 9))]
+)
+def test_masks_of_fine_in_another_patch(old, new, levels, assert_close):
+    """An image that repeats that of the shorter patch. Level 1 and a lower level, whose band is cropped."""
+    before, after = fines(old, new, levels, zoom=[n / o for o, n in zip(old, new, strict=True)])
+    shorter = [min(s) for s in zip(old, new, strict=True)]
+    limits = [(s - 1) // 2 for s in shorter]
+    image = band_limited((2, 2, *(levels * s for s in shorter)), limits)
+    times = {size: [s // o for s, o in zip(size, shorter, strict=True)] for size in (old, new)}
+    low = {
+        size: fine.low_band(image_spectrum(repeated(image, times[size])))
+        for size, fine in ((old, before), (new, after))
+    }
+    # Of one period each.
+    first = (..., *(slice(s) for s in shorter))
+    assert_close(low[new][first], low[old][first], 1e-10)
+
+
+def fines(old, new, levels, zoom):
+    """A layer with a random mask, and one for another grid."""
+    before, after = (FINE(4, size, tuple(levels * s for s in size)).double() for size in (old, new))
+    before.mask.data = torch.randn_like(before.mask)
+    after.mask.data = resize_mask(before.mask.data, new, zoom)
+    return before, after
 
 
 @pytest.mark.parametrize("exchanged", [False, True])
 @pytest.mark.parametrize(("old", "new"), [((8, 12), (11, 9)), ((4, 7, 6), (6, 6, 9))])
-def test_filters_of_em_net(old, new, exchanged, assert_close):
-    layers = [EFL(3, size, exchanged).double() for size in (old, new)]
-    layers[1].weight.data = resize_filter(layers[0].weight.data, layers[1].size)
-    limits = [(min(s) - 1) // 2 for s in zip(layers[0].size, layers[1].size, strict=True)]
-    maps = band_limited((2, 3, *layers[0].size), limits)
+def test_filters_of_em_net_in_other_voxels(old, new, exchanged, assert_close):
+    before, after, adapted = efls(old, new, exchanged, zoom=(1,) * len(old))
+    after.weight.data = adapted
+    limits = [(min(s) - 1) // 2 for s in zip(before.size, after.size, strict=True)]
+    maps = band_limited((2, 3, *before.size), limits)
+    assert_close(filtered(after, seen_on(maps, after.size)), seen_on(filtered(before, maps), after.size), 1e-10)
 
-    def filtered(layer, x):
-        return layer._filter_space(x.movedim(1, -1)).movedim(-1, 1)
 
-    expected = seen_on(filtered(layers[0], maps), layers[1].size)
-    assert_close(filtered(layers[1], seen_on(maps, layers[1].size)), expected, 1e-10)
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("exchanged", [False, True])
+@pytest.mark.parametrize(
+    ("old", "new"), [((4, 6), (8, 12)), ((6, 4), (3, 8)), ((3, 4, 6), (6, 4, 9)), ((5, 9), (5, 3))]
+)
+def test_filters_of_em_net_in_another_patch(old, new, exchanged, known, assert_close):
+    """Maps that repeat those of the shorter patch, where the longer one is a multiple of it."""
+    zoom = tuple(n / o for o, n in zip(old, new, strict=True)) if known else None
+    before, after, adapted = efls(old, new, exchanged, zoom)
+    after.weight.data = adapted
+    shorter = [min(s) if max(s) % min(s) == 0 else 1 for s in zip(before.size, after.size, strict=True)]
+    maps = torch.randn(2, 3, *shorter, dtype=torch.float64)
+    results = [
+        filtered(layer, repeated(maps, [s // o for s, o in zip(layer.size, shorter, strict=True)]))
+        for layer in (before, after)
+    ]
+    first = (..., *(slice(s) for s in shorter))
+    assert_close(results[1][first], results[0][first], 1e-10)
+
+
+def efls(old, new, exchanged, zoom):
+    """A layer over space, one for another grid, and the adapted filter for it."""
+    before, after = (EFL(3, size, exchanged).double() for size in (old, new))
+    tied = EM_NET[EFL]
+    adapted = tied.adapt(before.state_dict(), after, Origin(tied.geometry(before), zoom))
+    return before, after, adapted["weight"]
+
+
+def filtered(layer, maps):
+    return layer._filter_space(maps.movedim(1, -1)).movedim(-1, 1)
 
 
 @pytest.mark.parametrize(("old", "new"), [((12, 2), (12, 3)), ((12, 2), (18, 2)), ((12, 3), (20, 4)), ((8, 8), (9, 9))])
@@ -184,7 +246,7 @@ def test_scores_of_lstmsa_do_not_grow_with_the_slices(attention_size, assert_clo
         LSTMSA(1, 2, size, attention_size=attention_size, features_per_stage=3).double() for size in ((8, 8), (16, 24))
     )
     state = before.state_dict()
-    after.load_state_dict(state | SCORES.adapt(state, after, SCORES.geometry(before)))
+    after.load_state_dict(state | SCORES.adapt(state, after, Origin(SCORES.geometry(before))))
     states = States(*torch.randn(4, 1, 1, 8, 8, 3, dtype=torch.float64))
     larger = States(*(s.repeat_interleave(2, 2).repeat_interleave(3, 3) for s in states))
     for old, new in zip(before.decoder.attentions, after.decoder.attentions, strict=True):

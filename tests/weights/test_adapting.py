@@ -136,6 +136,7 @@ def test_a_grid_that_tensors_do_not_show_is_left_or_inferred():
 
 def test_equal_numbers_of_tokens_on_other_grids_are_interpolated():
     old, new = planned("em_net", (32, 24)), planned("em_net", (24, 32))
+    nn.init.normal_(old.encoder.stages[0][0].pos)
     _, rows = adapted(old, new)
     assert rows["encoder.stages.0.0.pos"].fate == "adapted"
 

@@ -17,6 +17,24 @@ class NotAdaptable(Exception):
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What is known of the network that weights are from.
+
+    Attributes:
+        geometry: Geometry of the module.
+        zoom: Length of the new patch in units of the old one, per axis, measured in mm; None: unknown, and voxels are
+            taken to be of the same size.
+    """
+
+    geometry: Geometry
+    zoom: tuple[float, ...] | None = None
+
+    def zoom_of(self, old: Sequence[int], new: Sequence[int]) -> tuple[float, ...]:
+        """`zoom`, for a map that has `old` voxels in the old network and `new` ones in the new network."""
+        return tuple(m / n for n, m in zip(old, new, strict=True)) if self.zoom is None else self.zoom
+
+
+@dataclass(frozen=True)
 class Tied:
     """Parameters of a module that are tied to the patch, and how they travel.
 
@@ -26,17 +44,19 @@ class Tied:
         geometry: Function from a module to its geometry; an empty one: nothing in this module is tied.
         guess: Function from a file's tensors, by relative name, and the new module to the geometry of the old one, for
             files that do not say it; None: it cannot be told.
-        adapt: Function from the file's tensors, by relative name, the new module and the old geometry to the new
-            tensors. It may leave out parameters that stay as they are, and raise `NotAdaptable`. Differences that have
-            nothing to do with the patch (channels) are left to the caller, which compares shapes.
+        adapt: Function from the file's tensors, by relative name, the new module and the origin to the new tensors. It
+            may leave out parameters that stay as they are, and raise `NotAdaptable`. Differences that have nothing to
+            do with the patch (channels) are left to the caller, which compares shapes.
         how: What is done, in a few words, for the table.
+        in_mm: Whether the parameters depend on the size of voxels as well.
     """
 
     parameters: tuple[str, ...]
     geometry: Callable[[Any], Geometry]
     guess: Callable[[Mapping[str, Tensor], Any], Geometry | None]
-    adapt: Callable[[Mapping[str, Tensor], Any, Geometry], Mapping[str, Tensor]]
+    adapt: Callable[[Mapping[str, Tensor], Any, Origin], Mapping[str, Tensor]]
     how: str
+    in_mm: bool = False
 
 
 Declaration = Mapping[type[nn.Module], Tied] | Tied

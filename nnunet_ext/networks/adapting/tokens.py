@@ -6,15 +6,15 @@ from typing import Any
 from torch import Tensor
 
 from nnunet_ext.networks.adapting.grids import grid_like, resample
-from nnunet_ext.networks.adapting.tied import Geometry, Tied, sizes
+from nnunet_ext.networks.adapting.tied import Geometry, Origin, Tied, sizes
 
 
 def _guess(old: Mapping[str, Tensor], module: Any) -> Geometry | None:
     return grid_like(old["pos"].shape[1], module.size)
 
 
-def _adapt(old: Mapping[str, Tensor], module: Any, geometry: Geometry) -> dict[str, Tensor]:
-    return {"pos": resample(old["pos"], sizes(geometry), module.size, axis=1)}
+def _adapt(old: Mapping[str, Tensor], module: Any, origin: Origin) -> dict[str, Tensor]:
+    return {"pos": resample(old["pos"], sizes(origin.geometry), module.size, axis=1)}
 
 
 POSITIONS = Tied(("pos",), lambda module: tuple(module.size), _guess, _adapt, "interpolated between tokens (DCT)")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from nnunet_ext.networks.adapting.grids import aligned, along, grid_like
-from nnunet_ext.networks.adapting.tied import Declaration, Geometry, Tied, sizes
+from nnunet_ext.networks.adapting.tied import Declaration, Geometry, Origin, Tied, sizes
 from nnunet_ext.networks.faf_net.adaptive_filter import FilterBranch
 
 
@@ -35,8 +35,8 @@ def _guess(old: Mapping[str, Tensor], module: FilterBranch) -> Geometry | None:
     return grid_like(old["down.weight"].shape[1], module.grid)
 
 
-def _adapt(old: Mapping[str, Tensor], module: FilterBranch, geometry: Geometry) -> dict[str, Tensor]:
-    weight, bias = resize_filters(old["down.weight"], old["down.bias"], sizes(geometry), module.grid)
+def _adapt(old: Mapping[str, Tensor], module: FilterBranch, origin: Origin) -> dict[str, Tensor]:
+    weight, bias = resize_filters(old["down.weight"], old["down.bias"], sizes(origin.geometry), module.grid)
     return {"down.weight": weight, "down.bias": bias}
 
 

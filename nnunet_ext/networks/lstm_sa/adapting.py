@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nnunet_ext.networks.adapting.tied import Geometry, NotAdaptable, Tied, sizes
+from nnunet_ext.networks.adapting.tied import Geometry, NotAdaptable, Origin, Tied, sizes
 
 _QUERY = re.compile(r"decoder\.attentions\.\d+\.query\.(weight|bias)")
 
@@ -17,7 +17,7 @@ def _geometry(module: Any) -> Geometry:
     return () if module.patch_size is None else (prod(module.patch_size[-2:]), module.attention_size)
 
 
-def _adapt(old: Mapping[str, Tensor], module: Any, geometry: Geometry) -> dict[str, Tensor]:
+def _adapt(old: Mapping[str, Tensor], module: Any, origin: Origin) -> dict[str, Tensor]:
     """The new weights of the queries.
 
     A score is a sum over the V voxels of a slice, divided by sqrt(s): V / sqrt(s) times a mean over voxels, which
@@ -25,7 +25,7 @@ def _adapt(old: Mapping[str, Tensor], module: Any, geometry: Geometry) -> dict[s
     the projection by (V / sqrt(s)) / (V' / sqrt(s')) keeps the scores. SALSTM's are states without weights: there only
     s' = s (V' / V)^2, a setting of the trainer, keeps them.
     """
-    (voxels, size), (new_voxels, new_size) = sizes(geometry), sizes(_geometry(module))
+    (voxels, size), (new_voxels, new_size) = sizes(origin.geometry), sizes(_geometry(module))
     factor = (voxels / size**0.5) / (new_voxels / new_size**0.5)
     if factor == 1:
         return {}

@@ -1,28 +1,25 @@
 """How SASAN's masks and axial attentions travel to another patch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from nnunet_ext.networks.adapting.features import norms, strongest
 from nnunet_ext.networks.adapting.grids import along, resampling
-from nnunet_ext.networks.adapting.spectra import resize_full
-from nnunet_ext.networks.adapting.tied import Declaration, Geometry, Tied, sizes
+from nnunet_ext.networks.adapting.spectra import resize_spectrum
+from nnunet_ext.networks.adapting.tied import Declaration, Geometry, Origin, Tied, sizes
 from nnunet_ext.networks.sasan.axial_attention import AxialAttention, default_heads
 from nnunet_ext.networks.sasan.fourier import FINE, fold_mask, unfold_mask
 
 
-def resize_mask(stored: Tensor, size: tuple[int, ...]) -> Tensor:
-    """A stored mask (1, C, *P_l), cropped or extended to another size in frequency; see `spectra`.
+def resize_mask(stored: Tensor, size: Sequence[int], zoom: Sequence[float]) -> Tensor:
+    """A stored mask (1, C, *P_l) for another size; see `spectra`.
 
     The stored order keeps M(-k) beside M(k) along the last axis, so the mask is brought to the FFT's order first. The
     low band has the image's amplitudes whatever the size, so the factors need no scale.
     """
-    mask = unfold_mask(stored)
-    for axis, new in enumerate(size, start=2):
-        mask = resize_full(mask, new, axis)
-    return fold_mask(mask)
+    return fold_mask(resize_spectrum(unfold_mask(stored), range(2, stored.ndim), size, zoom))
 
 
 def resize_attention(old: Mapping[str, Tensor], module: AxialAttention, heads: int) -> dict[str, Tensor]:
@@ -67,8 +64,9 @@ def _size_of_mask(module: FINE) -> Geometry:
     return tuple(module.mask.shape[2:])
 
 
-def _adapt_mask(old: Mapping[str, Tensor], module: FINE, _: Geometry) -> dict[str, Tensor]:
-    return {"mask": resize_mask(old["mask"], tuple(module.mask.shape[2:]))}
+def _adapt_mask(old: Mapping[str, Tensor], module: FINE, origin: Origin) -> dict[str, Tensor]:
+    mask, size = old["mask"], module.mask.shape[2:]
+    return {"mask": resize_mask(mask, size, origin.zoom_of(mask.shape[2:], size))}
 
 
 def _heads(module: AxialAttention) -> Geometry:
@@ -80,8 +78,8 @@ def _guess_heads(old: Mapping[str, Tensor], _: AxialAttention) -> Geometry:
     return embedding, default_heads(embedding)
 
 
-def _adapt_attention(old: Mapping[str, Tensor], module: AxialAttention, geometry: Geometry) -> dict[str, Tensor]:
-    return resize_attention(old, module, heads=sizes(geometry)[1])
+def _adapt_attention(old: Mapping[str, Tensor], module: AxialAttention, origin: Origin) -> dict[str, Tensor]:
+    return resize_attention(old, module, heads=sizes(origin.geometry)[1])
 
 
 TIED: Declaration = {
@@ -90,7 +88,8 @@ TIED: Declaration = {
         _size_of_mask,
         lambda old, _: tuple(old["mask"].shape[2:]),
         _adapt_mask,
-        "cropped or extended in frequency",
+        "resampled in frequency",
+        in_mm=True,
     ),
     AxialAttention: Tied(
         ("qkv.weight", "out.weight", "out.bias"),

@@ -9,7 +9,7 @@ from torch import Tensor
 from nnunet_ext.blocks.mamba import Direction
 from nnunet_ext.networks.adapting.features import norms, placed, placed_on_zero, strongest
 from nnunet_ext.networks.adapting.grids import grid_like, resample, resample_input
-from nnunet_ext.networks.adapting.tied import Declaration, Geometry, NotAdaptable, Tied, sizes
+from nnunet_ext.networks.adapting.tied import Declaration, Geometry, NotAdaptable, Origin, Tied, sizes
 from nnunet_ext.networks.u_mamba.mamba_layer import MambaLayer
 
 _VOXELS, _CHANNELS = "voxels as tokens", "channels as tokens"
@@ -69,8 +69,8 @@ def _guess(old: Mapping[str, Tensor], module: MambaLayer) -> Geometry | None:
     return (_VOXELS,) if width == module.norm.normalized_shape[0] else (_CHANNELS,)
 
 
-def _adapt(old: Mapping[str, Tensor], module: MambaLayer, geometry: Geometry) -> dict[str, Tensor]:
-    kind, grid = geometry[0], sizes(geometry)
+def _adapt(old: Mapping[str, Tensor], module: MambaLayer, origin: Origin) -> dict[str, Tensor]:
+    kind, grid = origin.geometry[0], sizes(origin.geometry)
     if kind != _geometry(module)[0]:
         raise NotAdaptable(f"{kind} in the file, {_geometry(module)[0]} here")
     return resize_channel_tokens(old, module, grid) if module.channel_tokens else {}

@@ -1,12 +1,13 @@
 """Weights of a network for the same network of another plan."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
-from nnunet_ext.networks.adapting.tied import Geometry, NotAdaptable, Tied, tied_modules
+from nnunet_ext.networks.adapting.tied import Geometry, NotAdaptable, Origin, Tied, tied_modules
 from nnunet_ext.utils.messages import some_of
 from nnunet_ext.weights.adapting.kernels import Convolution, adapt_kernel
 from nnunet_ext.weights.adapting.report import Fate, Row
@@ -18,7 +19,10 @@ _MISSING = "not in the file"
 
 
 def adapt_weights(
-    state_dict: Mapping[str, Tensor], network: nn.Module, geometry: Mapping[str, Geometry] | None = None
+    state_dict: Mapping[str, Tensor],
+    network: nn.Module,
+    geometry: Mapping[str, Geometry] | None = None,
+    zoom: Sequence[float] | None = None,
 ) -> tuple[dict[str, Tensor], list[Row]]:
     """Weights for a network from those that it had on another plan, with another patch, spacing, channels, classes or
     number of stages.
@@ -36,6 +40,8 @@ def adapt_weights(
         network: The network of the new plan, with its initial values. It is not changed.
         geometry: `geometry_of` the network that the weights are from, by path of the module; None, or without an entry:
             it is inferred from the tensors and the new network, as far as possible.
+        zoom: Length of the new patch in units of the old one, per axis and measured in mm; None: voxels are of the same
+            size.
 
     Returns:
         A complete state dict of the network, and what became of each weight.
@@ -44,7 +50,7 @@ def adapt_weights(
         ValueError: for weights of another network, or of 2D for a network in 3D and vice versa.
     """
     file = {_WRAPPERS.sub("", name): value for name, value in state_dict.items()}
-    adaptation = _Adaptation(file, network, geometry or {})
+    adaptation = _Adaptation(file, network, geometry or {}, None if zoom is None else tuple(zoom))
     adaptation.check_family()
     for path, module, tied in tied_modules(network):
         adaptation.tied(path, module, tied)
@@ -60,6 +66,7 @@ class _Adaptation:
         file: The given weights.
         network: The new network.
         geometry: Known geometry of the old network.
+        zoom: As in `adapt_weights`.
         result: New weights by name.
         found: Rows by name.
         settings: Rows of settings that are no weights.
@@ -69,6 +76,7 @@ class _Adaptation:
     file: dict[str, Tensor]
     network: nn.Module
     geometry: Mapping[str, Geometry]
+    zoom: tuple[float, ...] | None
     result: dict[str, Tensor] = field(default_factory=dict)
     found: dict[str, Row] = field(default_factory=dict)
     settings: list[Row] = field(default_factory=list)
@@ -105,12 +113,13 @@ class _Adaptation:
             return
         known = self.geometry.get(path) or tied.guess(old, module)
         same_shapes = all(old[name].shape == self.result[f"{start}{name}"].shape for name in tied.parameters)
-        if same_shapes and known in (None, tied.geometry(module)):
+        same_voxels = not tied.in_mm or self.zoom is None or all(z == 1 for z in self.zoom)
+        if same_shapes and same_voxels and known in (None, tied.geometry(module)):
             return
         try:
             if known is None:
                 raise NotAdaptable("the file does not say for which patch size it is")
-            adapted = tied.adapt(old, module, known)
+            adapted = tied.adapt(old, module, Origin(known, self.zoom))
         except (NotAdaptable, RuntimeError) as error:  # torch's error: tensors that do not fit each other
             why = str(error) if isinstance(error, NotAdaptable) else "its tensors do not fit each other"
             if not tied.parameters:
@@ -161,7 +170,8 @@ class _Adaptation:
             self._note(name, "left", "another width", part)
             return
         self.result[name] = value
-        self._note(name, "adapted", how, part)
+        same = value.shape == self.file[name].shape and torch.equal(value, self.file[name])
+        self._note(name, "taken" if same else "adapted", "" if same else how, part)
 
     def _note(self, name: str, fate: Fate, how: str = "", part: str = "") -> None:
         old = self.file.get(name)

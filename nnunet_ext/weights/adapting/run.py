@@ -10,7 +10,7 @@ from nnunet_ext.nnunet.plan_settings import read_plan
 from nnunet_ext.nnunet.trainers import find_trainer
 from nnunet_ext.weights.adapting.adapt import adapt_weights
 from nnunet_ext.weights.adapting.report import Row, counts
-from nnunet_ext.weights.adapting.source import read_source
+from nnunet_ext.weights.adapting.source import extent, read_source
 from nnunet_ext.weights.files import write_pretrained
 
 
@@ -67,8 +67,11 @@ def adapt_file(source: Path, output: Path, plans: Path, configuration: str, trai
     if name is None:
         raise ValueError(f"{source} does not say which trainer its weights are for: name it with -tr")
     network: nn.Module = setting.network(find_trainer(name), deep_supervision=True)
+    zoom = None
+    if given.extent is not None:
+        zoom = [new / old for new, old in zip(extent(setting.configuration), given.extent, strict=False)]
     try:
-        weights, rows = adapt_weights(given.weights, network, given.geometry)
+        weights, rows = adapt_weights(given.weights, network, given.geometry, zoom)
     except ValueError as error:
         raise ValueError(f"{source}: {error}; the network is that of {name}") from error
     network.load_state_dict(weights)

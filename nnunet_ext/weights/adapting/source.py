@@ -31,11 +31,13 @@ class Source:
         weights: Names and values.
         trainer: Name of the trainer; None: the file does not say.
         geometry: Geometry of the network that the weights are from, as far as it is known; see `adapt_weights`.
+        extent: Size of its patch in mm, per axis; None: the file does not say.
     """
 
     weights: dict[str, Tensor]
     trainer: str | None
     geometry: dict[str, Geometry]
+    extent: tuple[float, ...] | None
 
 
 def read_source(path: str | Path) -> Source:
@@ -48,14 +50,19 @@ def read_source(path: str | Path) -> Source:
     content = read_safely(path)
     weights = state_dict_of(content, path)
     trainer = content.get("trainer_name")
-    known = content.get(GEOMETRY)
+    known, size = content.get(GEOMETRY), None
     if not isinstance(known, Mapping) or not all(isinstance(value, tuple) for value in known.values()):
-        known = _of_plan(trainer, content.get("init_args"))
-    return Source(weights, trainer if isinstance(trainer, str) else None, dict(known))
+        known, size = _of_plan(trainer, content.get("init_args"))
+    return Source(weights, trainer if isinstance(trainer, str) else None, dict(known), size)
 
 
-def _of_plan(trainer: Any, init_args: Any) -> dict[str, Geometry]:
-    """Geometry of the network that a checkpoint's trainer builds from the checkpoint's plan, on fake tensors.
+def extent(configuration: Any) -> tuple[float, ...]:
+    """Size of the patch in mm, per axis, in nnU-Net's ``ConfigurationManager``."""
+    return tuple(n * mm for n, mm in zip(configuration.patch_size, configuration.spacing, strict=True))
+
+
+def _of_plan(trainer: Any, init_args: Any) -> tuple[dict[str, Geometry], tuple[float, ...] | None]:
+    """Geometry of the network that a checkpoint's trainer builds from the checkpoint's plan, and extent of its patch.
 
     The plan is as untrusted as the rest of the file, and building a network calls classes that plans name. So this is
     done for networks of ours only, which have the declarations anyway, and of the arguments in the plan only numbers,
@@ -63,9 +70,9 @@ def _of_plan(trainer: Any, init_args: Any) -> dict[str, Geometry]:
     """
     try:
         found: Any = find_trainer(trainer)
-        network = network_of(found)
-        if network is None or not is_ours(network):
-            return {}
+        network_class = network_of(found)
+        if network_class is None or not is_ours(network_class):
+            return {}, None
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
         setting = plan_setting(
@@ -73,10 +80,11 @@ def _of_plan(trainer: Any, init_args: Any) -> dict[str, Geometry]:
         )
         _keep_harmless(setting.configuration.configuration["architecture"])
         with FakeTensorMode(), torch.device("cpu"):
-            return geometry_of(built_on_fake_tensors(lambda: setting.network(found, deep_supervision=True)))
+            network = built_on_fake_tensors(lambda: setting.network(found, deep_supervision=True))
+        return geometry_of(network), extent(setting.configuration)
     # A file without a plan, an unknown trainer, or a plan that the network refuses: then the tensors have to say it.
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, AssertionError):
-        return {}
+        return {}, None
 
 
 def _keep_harmless(architecture: dict[str, Any]) -> None:
