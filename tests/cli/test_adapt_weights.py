@@ -143,6 +143,21 @@ def test_files_that_cannot_be(plan, tmp_path, capsys):
     assert "is the input: give another file" in capsys.readouterr().err
 
 
+def test_a_trainer_that_is_not_installed(plan, tmp_path, capsys):
+    """The network's geometry is then that of the trainer that is named instead."""
+    content = torch.load(checkpoint("EMNetTrainer"), weights_only=False) | {"trainer_name": "TheirTrainer"}
+    torch.save(content, tmp_path / "theirs.pth")
+    plans = plan("EMNetTrainer")
+    assert run(tmp_path / "theirs.pth", plans)[0] == 2
+    error = capsys.readouterr().err
+    assert "unknown trainer 'TheirTrainer'" in error
+    assert "name another trainer of the same network with -tr" in error
+    assert run(tmp_path / "theirs.pth", plans, "-tr", "EMNetTrainer")[0] == 0
+    assert read_source(tmp_path / "theirs.pth", "EMNetTrainer").geometry == geometry_of(
+        network_for("EMNetTrainer", plans)
+    )
+
+
 class _Payload:
     def __reduce__(self):
         return (exec, ("open('executed', 'w')",))

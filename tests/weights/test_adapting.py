@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from torch import nn
 
@@ -103,6 +104,18 @@ def test_stages_count_from_the_finest():
         assert torch.equal(back.state_dict()[key], new.state_dict()[key])
 
 
+@pytest.mark.parametrize(("old_stages", "new_stages"), [(3, 4), (4, 3)])
+def test_nnunets_own_decoder_counts_from_the_lowest(old_stages, new_stages):
+    old, new = (
+        PlainConvUNet(1, n, (4, 6, 8, 8)[:n], nn.Conv2d, 3, (1, 2, 2, 2)[:n], 1, 2, 1) for n in (old_stages, new_stages)
+    )
+    new, rows = adapted(old, new)
+    finest = "decoder.stages.{}.convs.0.conv.weight".format
+    assert torch.equal(new.state_dict()[finest(new_stages - 2)], old.state_dict()[finest(old_stages - 2)])
+    assert rows["decoder.transpconvs.1.weight"].fate == "taken"
+    assert {rows["encoder.stages.2.0.convs.0.conv.weight"].fate, rows[finest(1)].fate} == {"taken"}
+
+
 def test_a_layer_of_another_kind_is_not_taken():
     """A stage that begins with frequency layers on one plan and with Mamba on the other."""
     old, new = planned("em_net", (32, 32), n_stages=4), planned("em_net", (32, 32), n_stages=5)
@@ -143,12 +156,13 @@ def test_equal_numbers_of_tokens_on_other_grids_are_interpolated():
 
 def test_mt_unet_alone_and_as_a_backbone():
     old, new = MTUNet(**MT_UNET), MTUNet(**MT_UNET | {"patch_size": (64, 64)})
+    nn.init.normal_(old.encoder.downsampling[3][2].pos)
     _, rows = adapted(old, new)
     assert names(rows, "adapted") == {"encoder.downsampling.3.2.pos"}
-    old, new = (planned("salstm", patch, backbone="mt_unet") for patch in ((32, 32), (64, 64)))
+    old, new = (planned("salstm", net.patch_size, backbone=net) for net in (old, new))
     new, rows = adapted(old, new)
     assert names(rows, "adapted") == {"backbone.encoder.downsampling.3.2.pos"}
-    assert "{'attention_size': 16384}" in rows["SALSTM"].how
+    assert f"{{'attention_size': {round(64**4 / (96 * 64))}}}" in rows["SALSTM"].how
 
 
 def test_other_widths_are_left():

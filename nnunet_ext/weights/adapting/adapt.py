@@ -11,6 +11,7 @@ from nnunet_ext.networks.adapting.tied import Geometry, NotAdaptable, Origin, Ti
 from nnunet_ext.utils.messages import some_of
 from nnunet_ext.weights.adapting.kernels import Convolution, adapt_kernel
 from nnunet_ext.weights.adapting.report import Fate, Row
+from nnunet_ext.weights.adapting.stages import renumbered
 
 _HEAD = re.compile(r"(.*\.seg_layers(?:\.\d+)?)\.")
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
@@ -32,7 +33,8 @@ def adapt_weights(
 
     * Parameters that are tied to the patch: as their network's class declares (`nnunet_ext.networks.adapting`).
     * Kernels that read the image, for another number of channels, and kernels of another size: see `kernels`.
-    * Stages have the same names on every plan, counted from the finest; additional ones are left, missing ones unused.
+    * Stages are counted from the finest, as their names do in our networks; nnU-Net's decoders are renumbered.
+      Additional stages are left, missing ones unused.
     * Heads (`seg_layers`, FAF-Net's prototypes among them) are taken whole or left: for equal numbers of classes.
 
     Args:
@@ -49,7 +51,7 @@ def adapt_weights(
     Raises:
         ValueError: for weights of another network, or of 2D for a network in 3D and vice versa.
     """
-    file = {_WRAPPERS.sub("", name): value for name, value in state_dict.items()}
+    file = renumbered({_WRAPPERS.sub("", name): value for name, value in state_dict.items()}, network)
     adaptation = _Adaptation(file, network, geometry or {}, None if zoom is None else tuple(zoom))
     adaptation.check_family()
     for path, module, tied in tied_modules(network):

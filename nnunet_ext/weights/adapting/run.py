@@ -62,11 +62,15 @@ def adapt_file(source: Path, output: Path, plans: Path, configuration: str, trai
     if output.resolve() == source.resolve():
         raise ValueError(f"the output {output} is the input: give another file")
     setting = read_plan(plans, configuration)
-    given = read_source(source)
+    given = read_source(source, trainer)
     name = trainer or given.trainer
     if name is None:
         raise ValueError(f"{source} does not say which trainer its weights are for: name it with -tr")
-    network: nn.Module = setting.network(find_trainer(name), deep_supervision=True)
+    try:
+        found = find_trainer(name)
+    except ValueError as error:
+        raise ValueError(f"{error}; it wrote {source}: name another trainer of the same network with -tr") from error
+    network: nn.Module = setting.network(found, deep_supervision=True)
     zoom = None
     if given.extent is not None:
         zoom = [new / old for new, old in zip(extent(setting.configuration), given.extent, strict=False)]

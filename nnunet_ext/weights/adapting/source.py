@@ -40,8 +40,12 @@ class Source:
     extent: tuple[float, ...] | None
 
 
-def read_source(path: str | Path) -> Source:
+def read_source(path: str | Path, trainer: str | None = None) -> Source:
     """Reads a checkpoint of nnU-Net's, or a file of `write_pretrained`, without executing what it may contain.
+
+    Args:
+        path: The file.
+        trainer: Trainer of the same network, in case the one that the file names is not installed here.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -49,11 +53,12 @@ def read_source(path: str | Path) -> Source:
     """
     content = read_safely(path)
     weights = state_dict_of(content, path)
-    trainer = content.get("trainer_name")
+    named = content.get("trainer_name")
     known, size = content.get(GEOMETRY), None
     if not isinstance(known, Mapping) or not all(isinstance(value, tuple) for value in known.values()):
-        known, size = _of_plan(trainer, content.get("init_args"))
-    return Source(weights, trainer if isinstance(trainer, str) else None, dict(known), size)
+        init_args = content.get("init_args")
+        known, size = _of_plan(named, init_args) or _of_plan(trainer, init_args) or ({}, None)
+    return Source(weights, named if isinstance(named, str) else None, dict(known), size)
 
 
 def extent(configuration: Any) -> tuple[float, ...]:
@@ -61,18 +66,20 @@ def extent(configuration: Any) -> tuple[float, ...]:
     return tuple(n * mm for n, mm in zip(configuration.patch_size, configuration.spacing, strict=True))
 
 
-def _of_plan(trainer: Any, init_args: Any) -> tuple[dict[str, Geometry], tuple[float, ...] | None]:
-    """Geometry of the network that a checkpoint's trainer builds from the checkpoint's plan, and extent of its patch.
+def _of_plan(trainer: Any, init_args: Any) -> tuple[dict[str, Geometry], tuple[float, ...]] | None:
+    """Geometry of the network that a trainer builds from a checkpoint's plan, and extent of its patch; None: unknown.
 
     The plan is as untrusted as the rest of the file, and building a network calls classes that plans name. So this is
     done for networks of ours only, which have the declarations anyway, and of the arguments in the plan only numbers,
     names in our own tables, and classes of torch.nn are used.
     """
+    if not isinstance(trainer, str) or not isinstance(init_args, Mapping):
+        return None
     try:
         found: Any = find_trainer(trainer)
         network_class = network_of(found)
         if network_class is None or not is_ours(network_class):
-            return {}, None
+            return None
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
         setting = plan_setting(
@@ -81,10 +88,11 @@ def _of_plan(trainer: Any, init_args: Any) -> tuple[dict[str, Geometry], tuple[f
         _keep_harmless(setting.configuration.configuration["architecture"])
         with FakeTensorMode(), torch.device("cpu"):
             network = built_on_fake_tensors(lambda: setting.network(found, deep_supervision=True))
-        return geometry_of(network), extent(setting.configuration)
-    # A file without a plan, an unknown trainer, or a plan that the network refuses: then the tensors have to say it.
+        size = extent(setting.configuration)
+        return (geometry_of(network), size) if min(size) > 0 else None
+    # An unknown trainer, a damaged plan, or one that the network refuses: then the tensors have to say it.
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, AssertionError):
-        return {}, None
+        return None
 
 
 def _keep_harmless(architecture: dict[str, Any]) -> None:
