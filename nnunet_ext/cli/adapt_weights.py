@@ -4,6 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
+from nnunet_ext.nnunet.dataset_json import read_dataset_json
+from nnunet_ext.nnunet.json_files import read_plans
 from nnunet_ext.nnunet.trainers import check_trainers_exist
 
 
@@ -23,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.trainer is not None:
         check_trainers_exist([arguments.trainer])
+    read_plans(arguments.plans)  # the errors name the file and the key
+    read_dataset_json(arguments.plans.parent / "dataset.json", "channel_names")
     from nnunet_ext.weights.adapting.report import report_text
     from nnunet_ext.weights.adapting.run import adapt_file
 

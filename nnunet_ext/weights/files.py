@@ -81,7 +81,7 @@ def write_pretrained(network: nn.Module, path: str | Path) -> None:
 
 def _numbers() -> list[Any]:
     """What a pickled number of numpy's consists of, under the names of numpy 1 and 2."""
-    kinds = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type)]
+    kinds = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"}
     scalar = np.float64(0).__reduce__()[0]
     allowed: list[Any] = [np.dtype, scalar, *kinds]
     if torch.__version__ >= _NAMED_SINCE:  # type: ignore[operator]

@@ -138,6 +138,10 @@ def test_files_that_cannot_be(plan, tmp_path, capsys):
     (tmp_path / "dataset.json").unlink()
     assert run(checkpoint("SASANTrainer"), plans)[0] == 2
     assert "dataset.json" in capsys.readouterr().err
+    plans.write_text("{")
+    assert run(checkpoint("SASANTrainer"), plans)[0] == 2
+    assert f"{plans} is cut off or not valid JSON" in capsys.readouterr().err
+    plans = plan("SASANTrainer")
     copy = shutil.copy(checkpoint("SASANTrainer"), tmp_path / "adapted.pth")
     assert run(copy, plans)[0] == 2
     assert "is the input: give another file" in capsys.readouterr().err

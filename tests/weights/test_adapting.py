@@ -172,6 +172,15 @@ def test_other_widths_are_left():
     assert rows["encoder.stages.0.0.conv.weight"].fate == "taken"
 
 
+def test_tensors_that_do_not_fit_each_other_are_left():
+    old, new = planned("em_net", (32, 24)).state_dict(), planned("em_net", (48, 40))
+    old |= {"encoder.stages.0.0.pos": torch.zeros(3), "encoder.stages.2.0.weight": torch.zeros(4, 2)}
+    _, rows = adapt_weights(old, new, {"decoder.stages.1.0": (5, 7)})
+    whys = {row.name: row.how for row in rows if row.fate == "left" and not is_head(row.name)}
+    assert set(whys) == {"encoder.stages.0.0.pos", "encoder.stages.2.0.weight", "decoder.stages.1.0.pos"}
+    assert set(whys.values()) == {"its tensors do not fit each other"}
+
+
 def test_names_that_ddp_and_compilation_change_are_known():
     old = planned("sasan", (32, 24))
     wrapped = {f"module._orig_mod.{key}": value for key, value in old.state_dict().items()}

@@ -39,7 +39,7 @@ def adapt_weights(
 
     Args:
         state_dict: Names and values of the weights; what DDP and torch.compile add to names is ignored.
-        network: The network of the new plan, with its initial values. It is not changed.
+        network: The network of the new plan, with its initial values, on the CPU. It is not changed.
         geometry: `geometry_of` the network that the weights are from, by path of the module; None, or without an entry:
             it is inferred from the tensors and the new network, as far as possible.
         zoom: Length of the new patch in units of the old one, per axis and measured in mm; None: voxels are of the same
@@ -51,7 +51,7 @@ def adapt_weights(
     Raises:
         ValueError: for weights of another network, or of 2D for a network in 3D and vice versa.
     """
-    file = renumbered({_WRAPPERS.sub("", name): value for name, value in state_dict.items()}, network)
+    file = renumbered({_WRAPPERS.sub("", name): value.detach().cpu() for name, value in state_dict.items()}, network)
     adaptation = _Adaptation(file, network, geometry or {}, None if zoom is None else tuple(zoom))
     adaptation.check_family()
     for path, module, tied in tied_modules(network):
@@ -113,16 +113,17 @@ class _Adaptation:
             for name in module.state_dict():
                 self._note(f"{start}{name}", "left", why, path)
             return
-        known = self.geometry.get(path) or tied.guess(old, module)
         same_shapes = all(old[name].shape == self.result[f"{start}{name}"].shape for name in tied.parameters)
         same_voxels = not tied.in_mm or self.zoom is None or all(z == 1 for z in self.zoom)
-        if same_shapes and same_voxels and known in (None, tied.geometry(module)):
-            return
         try:
+            known = self.geometry.get(path) or tied.guess(old, module)
+            if same_shapes and same_voxels and known in (None, tied.geometry(module)):
+                return
             if known is None:
                 raise NotAdaptable("the file does not say for which patch size it is")
             adapted = tied.adapt(old, module, Origin(known, self.zoom))
-        except (NotAdaptable, RuntimeError) as error:  # torch's error: tensors that do not fit each other
+        # Errors but the first: tensors, or tensors and geometry, of different numbers of axes or other sizes.
+        except (NotAdaptable, RuntimeError, ValueError, IndexError) as error:
             why = str(error) if isinstance(error, NotAdaptable) else "its tensors do not fit each other"
             if not tied.parameters:
                 self.settings.append(Row(type(module).__name__, "setting", why))
