@@ -65,7 +65,7 @@ def resize_half_spectrum(filters: Tensor, old: Sequence[int], size: Sequence[int
     full = resize_spectrum(_completed(filters, old[-1]), others, size[:-1], zoom[:-1])
     bins = size[-1] // 2 + 1
     if (old[-1], zoom[-1]) != (size[-1], 1):
-        full = along(_rows(torch.arange(bins) / zoom[-1], old[-1]), full, last)
+        full = along(_rows(torch.arange(bins, dtype=torch.float64) / zoom[-1], old[-1]), full, last)
     return full.narrow(last, 0, bins).contiguous()
 
 
@@ -83,18 +83,13 @@ def _interpolation(old: int, new: int, zoom: float) -> Tensor:
 def _rows(frequency: Tensor, n: int) -> Tensor:
     """Matrix (frequencies, n) that evaluates the trigonometric polynomial through n factors; 0 beyond the last bin.
 
-    Its entries are 1 / n times the sum of cos(2 pi x (k - f) / n) over the voxels x of a kernel around 0, of which both
-    ends count half if n is even.
+    An entry is 1 / n times the sum of cos(2 pi x u / n), u = k - f, over the voxels x of a kernel around 0, whose ends
+    count half if n is even: sin(pi u) / (n sin(pi u / n)) for odd n, sin(pi u) / (n tan(pi u / n)) for even n.
     """
-    frequency = frequency.double()
     beyond = frequency.abs() > n // 2 + 0.5 + _EXACT
     frequency = frequency.clamp(-n / 2, n / 2)
-    distance = torch.arange(n, dtype=torch.float64) - frequency[:, None]
-    voxels = torch.arange(-(n // 2), n // 2 + 1, dtype=torch.float64)
-    weight = torch.ones_like(voxels)
-    if n % 2 == 0:
-        weight[0] = weight[-1] = 0.5
-    rows = (torch.cos(2 * pi / n * distance[..., None] * voxels) @ weight) / n
+    angle = pi * (torch.arange(n, dtype=torch.float64) - frequency[:, None])
+    rows = angle.sin() / (n * ((angle / n).sin() if n % 2 else (angle / n).tan()))
     known = frequency.round()
     exact = torch.nn.functional.one_hot(known.long() % n, n).double()
     rows = torch.where(((frequency - known).abs() < _EXACT)[:, None], exact, rows)
