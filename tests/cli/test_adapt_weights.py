@@ -204,3 +204,41 @@ def test_a_checkpoints_plan_imports_and_calls_nothing(architecture, plan, tmp_pa
     code, _ = run(tmp_path / "evil.pth", plan("SASANTrainer"))
     assert code == 0
     assert not Path("executed").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_nnunet_trains_from_adapted_weights(nnunet):
+    plans = nnunet.plans
+    other = plans["configurations"]["3d_fullres_tiny"] | {"patch_size": [24, 16, 32]}
+    nnunet.write_plans(plans | {"configurations": plans["configurations"] | {"other": other}})
+    budget = {f"NNUNET_EXT_{name}": "1" for name in ("EPOCHS", "ITERATIONS", "VAL_ITERATIONS")}
+
+    def train(configuration, *options):
+        arguments = ("4", configuration, "0", "-tr", "SASANTrainer", "-device", "cpu")
+        return nnunet.run("nnUNetv2_train", *arguments, *options, **budget)
+
+    train("3d_fullres_tiny")
+    trained = nnunet.model("SASANTrainer", "3d_fullres_tiny") / "checkpoint_final.pth"
+    refused = nnunet.attempt(
+        "nnUNetv2_train",
+        "4",
+        "other",
+        "0",
+        "-tr",
+        "SASANTrainer",
+        "-device",
+        "cpu",
+        "-pretrained_weights",
+        str(trained),
+        **budget,
+    )
+    assert refused.returncode != 0
+    assert "The shape of the parameters of key" in refused.stdout
+    adapted = nnunet.root / "adapted.pth"
+    printed = nnunet.run(
+        "nnunet_ext", "adapt-weights", str(trained), str(adapted), "-p", str(nnunet.plans_file), "-c", "other"
+    )
+    assert "resampled in frequency" in printed
+    assert "Loading pretrained weights" in train("other", "-pretrained_weights", str(adapted))
+    assert (nnunet.model("SASANTrainer", "other") / "checkpoint_final.pth").is_file()
