@@ -1,18 +1,21 @@
 """Runs the commands and snippets of the pages of docs; docs/own_network.md has a test file of its own."""
 
 import argparse
+import json
 import os
 import re
+import shutil
 
 import pytest
 import torch
 
 from nnunet_ext.cli import bench
 from tests.helpers.pages import block, blocks, page
+from tests.helpers.paths import TESTS
 from tests.helpers.shell import bash
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-WITH_SNIPPETS = ("baselines", "lstm_sa", "planning", "python")
+WITH_SNIPPETS = ("baselines", "lstm_sa", "planning", "python", "transfer")
 
 
 @pytest.mark.parametrize("name", WITH_SNIPPETS)
@@ -26,6 +29,17 @@ def test_python_snippets_run(name):
 def test_import_command(golden, tmp_path):
     torch.save(golden("sasan").state_dict, tmp_path / "AUTHORS.pth")
     bash(block(page("python"), "bash", "import-weights"), dict(os.environ), tmp_path)
+    assert (tmp_path / "PRETRAINED.pth").is_file()
+
+
+def test_adapt_command(tmp_path):
+    model = TESTS / "data" / "version_0_1_0" / "SASANTrainer"
+    plans = json.loads((model / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"] = plans["configurations"]["tiny"]
+    (tmp_path / "PLANS.json").write_text(json.dumps(plans))
+    shutil.copy(model / "dataset.json", tmp_path)
+    shutil.copy(model / "fold_all" / "checkpoint_final.pth", tmp_path / "CHECKPOINT.pth")
+    assert "taken unchanged" in bash(block(page("transfer"), "bash", "adapt-weights"), dict(os.environ), tmp_path)
     assert (tmp_path / "PRETRAINED.pth").is_file()
 
 

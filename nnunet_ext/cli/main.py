@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from nnunet_ext import __version__
 from nnunet_ext.cli import (
+    adapt_weights,
     bench,
     check,
     compare,
@@ -38,6 +39,7 @@ COMMANDS = {
     "import-weights": import_weights,
     "pack": pack,
     "install": install,
+    "adapt-weights": adapt_weights,
     "compare": compare,
     "bench": bench,
     "demo": demo,

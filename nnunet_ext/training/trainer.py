@@ -271,7 +271,7 @@ class PluginTrainer(NetworkTrainer):
         raise ValueError(
             f"the checkpoint {filename} does not fit this training: {'; '.join(others) or 'other code'} "
             f"({some_of(found, 4)}). Resume with the plan and the labels that it was trained with, or move the folder "
-            "of this fold away and train again without --c"
+            "of this fold away and train again without --c; `nnunet_ext adapt-weights` carries weights to another plan"
         )
 
 

@@ -9,14 +9,20 @@ import numpy as np
 import torch
 
 _CORE = getattr(np, "_core", None) or np.core  # renamed by NumPy 2
-_NUMPY = [
-    _CORE.multiarray.scalar,
-    _CORE.multiarray._reconstruct,
+_MAKERS = (_CORE.multiarray.scalar, _CORE.multiarray._reconstruct)
+_RENAMED_SINCE = (2, 7)
+"""PyTorch's version since which an allowed object may have another name than its own."""
+_NUMPY: list[Any] = [
+    *_MAKERS,
     np.ndarray,
     np.dtype,
     *{type(np.dtype(kind)) for kind in "?bhilqBHILQefd"},
 ]
 """NumPy's numbers and arrays, which nnU-Net's logs and scores hold: constructors, and the classes of their types."""
+
+
+if torch.__version__ >= _RENAMED_SINCE:  # type: ignore[operator]
+    _NUMPY += [(make, f"numpy.{core}.multiarray.{make.__name__}") for make in _MAKERS for core in ("core", "_core")]
 
 
 class NotPlainError(ValueError):

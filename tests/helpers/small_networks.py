@@ -52,6 +52,22 @@ def build(name, case, input_channels=1, num_classes=3, deep_supervision=False, n
     )
 
 
+def planned(name, patch_size, input_channels=1, num_classes=3, n_stages=4, **settings):
+    """A network for the plan of a patch, wide enough at its lowest stages for U-Mamba's channels to be tokens there."""
+    return with_support(
+        NETWORKS[name].network(
+            input_channels=input_channels,
+            num_classes=num_classes,
+            patch_size=patch_size,
+            n_stages=n_stages,
+            features_per_stage=(4, 6, 8, 16, 16)[:n_stages],
+            conv_op=nn.Conv2d if len(patch_size) == 2 else nn.Conv3d,
+            deep_supervision=True,
+            **{"kernel_sizes": 3, "strides": 2} | FURTHER.get(name, {}) | settings,
+        )
+    )
+
+
 def with_support(network):
     """Gives few-shot networks the support that they need for prediction."""
     if hasattr(network, "set_support"):

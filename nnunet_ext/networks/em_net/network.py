@@ -26,6 +26,7 @@ from nnunet_ext.blocks.conv import ConvNormAct, conv_1x1
 from nnunet_ext.blocks.dimension import conv_transpose_op
 from nnunet_ext.blocks.layout import cpu_channels_last
 from nnunet_ext.networks.checks import check_input, check_widths
+from nnunet_ext.networks.em_net.adapting import TIED
 from nnunet_ext.networks.em_net.csr_mamba import CSRMamba
 from nnunet_ext.networks.em_net.efl import EFL, check_layout
 from nnunet_ext.networks.entry import at_any_precision, with_empty_batches
@@ -105,6 +106,8 @@ class EMNet(nn.Module):
         ValueError: for sizes that do not fit together (see `Topology.create`), fewer than two stages, a patch that
             leaves one voxel at the lowest stage, an unknown variant or layout, or an invalid number of outputs.
     """
+
+    tied_to_patch = TIED
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from nnunet_ext.blocks.dimension import spatial_dims
 from nnunet_ext.networks.checks import check_widths
 from nnunet_ext.networks.chunks import in_chunks
 from nnunet_ext.networks.entry import at_any_precision, with_empty_batches
+from nnunet_ext.networks.faf_net.adapting import TIED
 from nnunet_ext.networks.faf_net.dilated_resnet import RESNETS, DilatedResNet
 from nnunet_ext.networks.faf_net.encoder import FAFEncoder
 from nnunet_ext.networks.faf_net.head import Episode, FAFHead, Support, shots, summarise
@@ -70,6 +71,8 @@ class FAFNet(nn.Module):
         ValueError: for sizes that do not fit together, unknown encoders, weights or thresholds.
         RuntimeError: if pretrained weights cannot be downloaded.
     """
+
+    tied_to_patch = TIED
 
     def __init__(
         self,

@@ -25,6 +25,7 @@ from nnunet_ext.networks.checks import check_input, check_widths
 from nnunet_ext.networks.chunks import checkpointed
 from nnunet_ext.networks.entry import at_any_precision, with_empty_batches
 from nnunet_ext.networks.heads import check_heads, drop_unused_heads
+from nnunet_ext.networks.lstm_sa.adapting import SCORES
 from nnunet_ext.networks.lstm_sa.backbones import build_backbone
 from nnunet_ext.networks.lstm_sa.conv_lstm import Memory, SliceLSTM
 from nnunet_ext.networks.lstm_sa.state_attention import StateAttention, project
@@ -47,6 +48,7 @@ learning rate per step, needs epochs before the network starts to learn.
 class _SliceNetwork(nn.Module):
     """Base class of SALSTM and LSTMSA, which differ only in their attention."""
 
+    tied_to_patch = SCORES
     gated: bool
 
     def __init__(

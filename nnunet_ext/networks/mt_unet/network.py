@@ -15,12 +15,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nnunet_ext.blocks.channelwise import to_volume
 from nnunet_ext.blocks.layout import cpu_channels_last
 from nnunet_ext.networks.checks import check_input, check_widths
 from nnunet_ext.networks.entry import at_any_precision, with_empty_batches
 from nnunet_ext.networks.mt_unet.double_conv import ConvBatchNorm, DoubleConv, Pointwise
 from nnunet_ext.networks.mt_unet.mixed_attention import EAModule
+from nnunet_ext.networks.mt_unet.position_embedding import TIED, PositionEmbedding
 from nnunet_ext.networks.topology import PerStage, Topology
 
 STEM_LEVELS = 3
@@ -68,6 +68,8 @@ class MTUNet(nn.Module):
         ValueError: for an architecture other than MT-UNet's, and for sizes that do not fit together; see
             `Topology.create`.
     """
+
+    tied_to_patch = TIED
 
     def __init__(
         self,
@@ -166,18 +168,6 @@ class _Decoder(nn.Module):
         return [logits] if self.deep_supervision else logits
 
 
-class _PositionEmbedding(nn.Module):
-    """x + pos."""
-
-    def __init__(self, channels: int, size: Sequence[int]) -> None:
-        super().__init__()
-        self.size = tuple(size)
-        self.pos = nn.Parameter(torch.zeros(1, self.size[0] * self.size[1], channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + to_volume(self.pos, self.size)
-
-
 def _down(level: int, width: int, features: int, topology: Topology) -> nn.Module:
     if level == 0:
         return nn.Identity()
@@ -186,7 +176,7 @@ def _down(level: int, width: int, features: int, topology: Topology) -> nn.Modul
     if level > STEM_LEVELS:
         return ConvBatchNorm(width, features, kernel_size=2, stride=2)
     tokens = ConvBatchNorm(width, features, kernel_size=1)
-    return nn.Sequential(nn.MaxPool2d(2), tokens, _PositionEmbedding(features, topology.sizes[level]))
+    return nn.Sequential(nn.MaxPool2d(2), tokens, PositionEmbedding(features, topology.sizes[level]))
 
 
 def _ea_modules(channels: int, heads: int, window: int) -> nn.Sequential:

@@ -20,6 +20,7 @@ from nnunet_ext.blocks.layout import cpu_channels_last
 from nnunet_ext.networks.checks import check_input, check_widths
 from nnunet_ext.networks.entry import at_any_precision, with_empty_batches
 from nnunet_ext.networks.heads import check_heads, drop_unused_heads
+from nnunet_ext.networks.sasan.adapting import TIED
 from nnunet_ext.networks.sasan.asem import ASEM
 from nnunet_ext.networks.sasan.fourier import FINE, image_spectrum
 from nnunet_ext.networks.topology import PerStage, Topology
@@ -52,6 +53,8 @@ class SASAN(nn.Module):
     Raises:
         ValueError: for sizes that do not fit together; see `Topology.create`.
     """
+
+    tied_to_patch = TIED
 
     def __init__(
         self,

@@ -34,7 +34,7 @@ class MambaLayer(nn.Module):
 
     def __init__(self, channels: int, size: Sequence[int], channel_tokens: bool) -> None:
         super().__init__()
-        self.channel_tokens = channel_tokens
+        self.channel_tokens, self.size = channel_tokens, tuple(size)
         width = prod(size) if channel_tokens else channels
         self.norm = ChannelNorm(width)
         self.mamba = Mamba(width)

@@ -26,6 +26,7 @@ from nnunet_ext.networks.checks import check_input, check_widths
 from nnunet_ext.networks.entry import at_any_precision, with_empty_batches
 from nnunet_ext.networks.heads import check_heads, drop_unused_heads
 from nnunet_ext.networks.topology import PerStage, Topology, numbers_per_stage
+from nnunet_ext.networks.u_mamba.adapting import TIED
 from nnunet_ext.networks.u_mamba.mamba_layer import MambaLayer
 from nnunet_ext.networks.u_mamba.residual_block import ResidualBlock
 
@@ -97,6 +98,7 @@ class UMamba(nn.Module):
             lowest stage, or an unknown variant.
     """
 
+    tied_to_patch = TIED
     plan_arguments = ("n_conv_per_stage", "n_conv_per_stage_decoder")
     """Arguments besides the topology that a plan for nnU-Net's U-Net also provides."""
 
