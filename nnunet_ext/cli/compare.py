@@ -149,7 +149,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     first = next(iter(study.methods[0].cases.values()))
     beyond = read_beyond(arguments.ensemble, arguments.masks, first.truth.name.removeprefix(first.name))
-    outcome = compare(study, settings, arguments.output, arguments.processes, arguments.cache, beyond)
+    outcome = compare(study, settings, arguments.output, arguments.processes, arguments.cache, beyond=beyond)
     print(f"\n{headline(outcome)}")
     for name in study.challengers:
         parts = (sentence(outcome, name), lesion_sentence(outcome, name), cost_sentence(outcome, name))

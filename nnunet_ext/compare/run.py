@@ -31,6 +31,7 @@ def compare(
     output: Path,
     processes: int,
     cache: Path | None = None,
+    *,
     beyond: Beyond = _NOTHING,
 ) -> Outcome:
     """Measures, analyses and writes report.html, report.md, cases.csv, summary.json and the folder figures.

@@ -1,6 +1,7 @@
 """What in a model's folder could execute code when nnU-Net uses it."""
 
 import pickletools
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,11 @@ from typing import Any
 from nnunet_ext.nnunet.checkpoints import read_checkpoint
 from nnunet_ext.utils.safe_load import NotPlainError
 
-_NETWORKS = ("nnunet_ext", "dynamic_network_architectures", "monai", "torch")
-"""Packages whose classes a plan may name."""
+_NETWORK = re.compile(
+    r"(nnunet_ext\.networks|dynamic_network_architectures\.\w+|monai\.networks\.nets|torch\.nn(\.modules)?)(\.[a-z]\w*)?"
+    r"\.[A-Z]\w*"
+)
+"""Classes that a plan may name. A longer path could lead through the modules that one of these imports."""
 _POSTPROCESSING = (
     "nnunetv2.postprocessing.remove_connected_components remove_all_but_largest_component_from_segmentation"
 )
@@ -69,7 +73,7 @@ def _globals(file: Path) -> list[str]:
 
 
 def _foreign_classes(plans: Mapping[str, Any]) -> Iterator[str]:
-    """Classes outside of known packages that nnU-Net would import for a plan."""
+    """What nnU-Net would import for a plan that is no class of a known package of networks or layers."""
     for configuration in plans["configurations"].values():
         architecture = configuration.get("architecture", {})
         arguments = architecture.get("arch_kwargs", {})
@@ -77,4 +81,4 @@ def _foreign_classes(plans: Mapping[str, Any]) -> Iterator[str]:
             architecture.get("network_class_name"),
             *map(arguments.get, architecture.get("_kw_requires_import", ())),
         ]
-        yield from (name for name in names if isinstance(name, str) and name.partition(".")[0] not in _NETWORKS)
+        yield from (name for name in names if isinstance(name, str) and not _NETWORK.fullmatch(name))

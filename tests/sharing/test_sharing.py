@@ -273,6 +273,13 @@ def names_a_foreign_class(archive, tmp_path):
     archive.add("plans.json", json.dumps(plans).encode())
 
 
+def leads_through_a_module(archive, tmp_path):
+    plans = json.loads(archive.members[archive.name("plans.json")])
+    arguments = plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
+    arguments["conv_op"] = "torch.nn.modules.module.torch.os.abort"
+    archive.add("plans.json", json.dumps(plans).encode())
+
+
 def brings_a_script(archive, tmp_path):
     archive.add("setup.py", b"print()")
 
@@ -298,6 +305,7 @@ REFUSED = {
     executes_in_a_pickle: "it brings code.*postprocessing.pkl calls posix.system",
     hides_in_a_pickle: "it brings code.*postprocessing.pkl calls ",
     names_a_foreign_class: "it brings code.*plans.json names the class subprocess.Popen",
+    leads_through_a_module: "it brings code.*plans.json names the class torch.nn.modules.module.torch.os.abort",
     brings_a_script: "it brings code.*setup.py can be executed",
 }
 
