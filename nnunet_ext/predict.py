@@ -3,7 +3,7 @@
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ import numpy as np
 from nnunet_ext.nnunet.label_maps import read_label_map
 from nnunet_ext.nnunet.scans import Failure, Scan, check_same_grid, read_scan
 from nnunet_ext.utils.files import check_whole
+from nnunet_ext.utils.workers import worker_pool
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,6 @@ class CheckedScans:
         predictor._internal_get_data_iterator_from_lists_of_filenames = iterate
 
     def _prepare(self, predictor: Any, jobs: list[tuple[Scan, str | None, str]]) -> Iterator[dict[str, Any]]:
-        import torch.multiprocessing
-
         work = partial(
             _checked_and_preprocessed,
             reader=self._reader,
@@ -124,9 +123,7 @@ class CheckedScans:
             task=self._task,
             model=(predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json),
         )
-        # Spawned, as nnU-Net's own workers: a forked process could not use CUDA.
-        context = torch.multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(self._processes, len(jobs)), mp_context=context) as pool:
+        with worker_pool(min(self._processes, len(jobs))) as pool:
             running: deque[Future[dict[str, Any] | Failure]] = deque()
 
             def start(number: int) -> None:

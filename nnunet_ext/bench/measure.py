@@ -17,6 +17,7 @@ import torch
 
 from nnunet_ext import __version__
 from nnunet_ext.ops.native import native_library
+from nnunet_ext.utils.workers import end_with_parent
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
 """Wall-clock time, and CPU time of this process; with one thread, they differ only by the time that other processes
@@ -79,7 +80,7 @@ def peak_gigabytes(prepare: Callable[[], Callable[[], object]]) -> tuple[float, 
     Args:
         prepare: Module-level function without arguments that returns the call to measure.
     """
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with multiprocessing.get_context("spawn").Pool(1, end_with_parent) as pool:
         return pool.apply(_peak, (prepare, torch.get_num_threads()))
 
 

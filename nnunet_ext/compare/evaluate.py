@@ -3,8 +3,6 @@
 import math
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ from nnunet_ext.compare.study import Case, Study
 from nnunet_ext.nnunet.label_maps import read_pair
 from nnunet_ext.utils.free_memory import free_bytes
 from nnunet_ext.utils.messages import some_of
+from nnunet_ext.utils.workers import worker_pool
 
 _RECORDED_TOLERANCE = 1e-6
 _WORKER_BYTES = 700 * 2**20  # of a process that has imported nnU-Net
@@ -87,7 +86,7 @@ def _scores(tasks: list[Task], processes: int) -> Iterator[tuple[cache.Scores, s
         yield from _progress(map(_measure_files, tasks), len(tasks))
         return
     # Spawned, as nnU-Net's workers: a fork of a process that has run torch can hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with worker_pool(workers) as pool:
         yield from _progress(pool.map(_measure_files, tasks, chunksize=max(1, len(tasks) // (8 * workers))), len(tasks))
 
 

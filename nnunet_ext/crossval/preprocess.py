@@ -15,6 +15,7 @@ from nnunet_ext.crossval.completion import is_whole_pickle
 from nnunet_ext.nnunet.datasets import dataset_name
 from nnunet_ext.nnunet.json_files import read_json, read_json_if_whole
 from nnunet_ext.utils.files import replacing
+from nnunet_ext.utils.workers import end_with_parent
 
 
 def note_plan(plans_file: Path, configuration: str, folder: Path) -> None:
@@ -96,7 +97,7 @@ def resume(dataset: str, plans_name: str, configuration: str, processes: int) ->
     ]
     _remove_parts(folder, cases.keys() - done)
     print(f"{len(done)} of {len(cases)} cases are done already", flush=True)
-    with multiprocessing.get_context("spawn").Pool(max(1, min(processes, len(jobs)))) as pool:
+    with multiprocessing.get_context("spawn").Pool(max(1, min(processes, len(jobs))), end_with_parent) as pool:
         for _ in tqdm(pool.imap_unordered(_case, jobs), "Preprocessing cases", total=len(jobs)):
             pass
     truth = preprocessed / "gt_segmentations"

@@ -2,11 +2,9 @@
 
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from io import StringIO
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from nnunet_ext.nnunet.dataset_json import check_consecutive, label_values, read_dataset_json
 from nnunet_ext.nnunet.label_maps import read_label_map
 from nnunet_ext.nnunet.scans import label_files
+from nnunet_ext.utils.workers import worker_pool
 
 _MANY_FILES = 100
 """Number of label files from which several processes read them."""
@@ -45,7 +44,7 @@ def check_labels(raw: Path) -> None:
         for file in files:
             check(file)
         return
-    with ProcessPoolExecutor(default_num_processes, mp_context=get_context("spawn")) as pool:
+    with worker_pool(default_num_processes) as pool:
         deque(pool.map(check, files, chunksize=8), maxlen=0)
 
 
