@@ -243,6 +243,14 @@ _MEASUREMENTS = (
         "mean foreground Dice of the validation cases",
     ),
     Measurement(
+        "fine_tuning",
+        ("fine_tuning_cpu",),
+        "benchmarks.fine_tuning --hippocampus DATASET_FOLDER --acdc DATASET_FOLDER --work FOLDER",
+        "Fine-tuning",
+        "nnU-Net's mean validation Dice on hippocampus at 2 mm, fold 0, from scratch and from weights that `nnunet_ext "
+        "adapt-weights` carried over",
+    ),
+    Measurement(
         "few_shot",
         ("few_shot_hippocampus",),
         "benchmarks.few_shot --model FOLDER --raw DATASET_FOLDER --preprocessed DATASET_FOLDER --label 2",

@@ -237,6 +237,27 @@ def demo(rows: Rows) -> str:
     return markdown_table(header, [_cells(row, "run", "seconds", "processor_s", "peak_GB", *trainers) for row in rows])
 
 
+def fine_tuning(rows: Rows) -> str:
+    """One row for each trainer and origin of its weights: mean over repeats, and gain over training from scratch."""
+    header = ["trainer", "weights from", "iterations there", "iterations", "weights", "trainings"]
+    header += ["Dice, mean", "lowest and highest", "gain"]
+    lines = []
+    for trainer, origin in _in_order((row["trainer"], row["origin"]) for row in rows):
+        mine = [row for row in rows if (row["trainer"], row["origin"]) == (trainer, origin)]
+        dice = [float(row["dice_mean"]) for row in mine]
+        scratch = [float(row["dice_mean"]) for row in rows if (row["trainer"], row["origin"]) == (trainer, "scratch")]
+        gain = (
+            "" if origin == "scratch" or not scratch else f"{statistics.fmean(dice) - statistics.fmean(scratch):+.3f}"
+        )
+        lines.append(
+            [
+                *(f"`{trainer}`", origin, *_cells(mine[0], "source_iterations", "iterations", "weights")),
+                *(str(len(dice)), f"{statistics.fmean(dice):.3f}", f"{min(dice):.3f} to {max(dice):.3f}", gain),
+            ]
+        )
+    return markdown_table(header, lines)
+
+
 def few_shot(rows: Rows) -> str:
     """One table for each training and label."""
     texts = []
@@ -325,6 +346,7 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "supervoxels_cpu": supervoxels,
     "planned_memory_cpu": planned_memory,
     "planned_memory_cuda": planned_memory,
+    "fine_tuning_cpu": fine_tuning,
     "few_shot_hippocampus": few_shot,
     "demo_cpu": demo,
 }
