@@ -286,3 +286,26 @@ def test_to_the_predictions_of_an_ensemble(space):
     again = space.crossval("--ensemble", "--test", str(space.raw / "imagesTs"), folds=["0"])
     assert again.returncode == 0, again.stdout
     assert masks[0].stat().st_size == whole
+
+
+@pytest.mark.long
+def test_a_cascade_to_its_predictions(space):
+    """All folds of the earlier stage, whose validations are the input of the next one; then both stages predict."""
+    file = space.preprocessed / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    configurations = plans["configurations"]
+    lowres = {"data_identifier": "nnUNetPlans_3d_lowres", "spacing": [2, 2, 2], "next_stage": "3d_cascade_fullres"}
+    configurations["3d_lowres"] = configurations["3d_fullres_tiny"] | lowres
+    configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres_tiny", "previous_stage": "3d_lowres"}
+    file.write_text(json.dumps(plans))
+    options = {"trainers": ["SASANTrainer"], "folds": ["0"], "configuration": "3d_cascade_fullres"}
+    done = space.crossval("--test", str(space.raw / "imagesTs"), **options)
+    assert done.returncode == 0, done.stdout
+    name = "SASANTrainer__nnUNetPlans"
+    assert len(list((space.results / f"{name}__3d_lowres").glob("fold_*/checkpoint_final.pth"))) == 5
+    assert (space.results / f"{name}__3d_cascade_fullres" / "crossval_results_folds_0" / "summary.json").is_file()
+    (case,) = (file.name.replace("_0000", "") for file in (space.raw / "imagesTs").iterdir())
+    for stage in (f"3d_lowres_{name}", name):
+        assert (space.report / "predictions" / stage / case).is_file()
+    again = space.crossval("--test", str(space.raw / "imagesTs"), "--dry-run", **options)
+    assert "not started" not in again.stdout
