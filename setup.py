@@ -129,6 +129,12 @@ setup(
         # For submitting a cross-validation to Slurm. 1.5.4: the version with which the tests in a real Slurm ran.
         "completion": ["shtab>=1.6"],  # `nnunet_ext completion`, made from the parsers
         "slurm": ["submitit>=1.5.4"],
+        # `nnunet_ext export --format onnx`
+        "export": [
+            "onnx>=1.17",  # as onnxscript
+            "onnxscript>=0.5",  # with it, torch.onnx translates torch.export's programs
+            "onnxruntime>=1.20",  # runs the file to compare it with the network
+        ],
         # The documentation site: `mkdocs build --strict`.
         "docs": [
             "mkdocs>=1.6,<2",  # pages that a hook generates; 2 drops plugins
@@ -146,6 +152,7 @@ setup(
             "check-jsonschema>=0.30",  # workflows, issue forms, CITATION.cff
             "submitit>=1.5.4",  # as slurm
             "shtab>=1.6",  # as completion
+            *("onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"),  # as export
             "setuptools>=77",  # the wheel test builds without isolation
             "monai>=1.5",  # as baselines; reference for the surface distances
             "einops",  # as baselines

@@ -10,7 +10,7 @@ from typing import Any
 from nnunet_ext.compare import metrics
 from nnunet_ext.compare.labels import LabelSet
 from nnunet_ext.compare.lesions import column_names
-from nnunet_ext.utils.files import replacing
+from nnunet_ext.utils.files import replacing, sha256
 
 Scores = dict[str, dict[str, Any]]
 
@@ -57,8 +57,4 @@ def write(folder: Path, key: str, scores: Scores) -> None:
 @lru_cache(maxsize=4096)
 def _file_hash(path: Path, changed: int) -> str:
     """SHA-256 of a file's bytes; `changed`, its time of writing, tells a new file from an old one of the same name."""
-    digest = hashlib.sha256()  # hashlib.file_digest needs Python 3.11
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
+    return sha256(path)
