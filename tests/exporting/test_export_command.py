@@ -1,6 +1,7 @@
 """`nnunet_ext export`, and the example that runs its file without PyTorch."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,10 +12,11 @@ import pytest
 import torch
 
 from examples import sliding_window_onnx
-from nnunet_ext.cli.main import main
+from nnunet_ext.cli.main import main, make_parser
 from nnunet_ext.exporting import FORMATS, formats
 from nnunet_ext.nnunet.trained_model import load_predictor
 from nnunet_ext.utils.files import sha256
+from tests.helpers.pages import block, blocks, page
 from tests.helpers.paths import ROOT, TESTS
 from tests.helpers.workspaces import SHIPPED
 
@@ -165,6 +167,17 @@ def test_the_examples_window_and_labels():
     regions = {"regions": True, "regions_class_order": [1, 2]}
     assert sliding_window_onnx.labels_of(logits, regions).tolist() == [[0, 1, 2]]
     assert sliding_window_onnx.labels_of(logits, {"regions": False}).tolist() == [[0, 0, 0]]
+
+
+def test_the_page(tmp_path, monkeypatch):
+    line = block(page("export"), "bash", "nnunet_ext export").replace("\\\n", " ").splitlines()[1]
+    arguments = make_parser()[0].parse_args(shlex.split(line)[1:])
+    assert (arguments.format, arguments.folds) == ("onnx", "0")
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(sorted(TEST_SCANS.iterdir())[0], "scan_0000.nii.gz")
+    (snippet,) = blocks(page("export"), "python")
+    exec(compile(snippet, "export.md", "exec"), {"MODEL": MODEL})
+    assert np.load("image.npy").ndim == 4
 
 
 @pytest.mark.slow
