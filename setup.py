@@ -130,6 +130,12 @@ setup(
         "completion": ["shtab>=1.6"],  # `nnunet_ext completion`, made from the parsers
         "slurm": ["submitit>=1.5.4"],
         "hub": ["huggingface_hub>=0.26"],  # `pack --push` and `install hf://...`; comes with nnunetv2 through timm
+        # `nnunet_ext export --format onnx`
+        "export": [
+            "onnx>=1.17",  # as onnxscript
+            "onnxscript>=0.5",  # with it, torch.onnx translates torch.export's programs
+            "onnxruntime>=1.20",  # runs the file to compare it with the network
+        ],
         # The documentation site: `mkdocs build --strict`.
         "docs": [
             "mkdocs>=1.6,<2",  # pages that a hook generates; 2 drops plugins
@@ -150,6 +156,7 @@ setup(
             "huggingface_hub>=0.26",  # as hub
             "dcm2niix; platform_system == 'Linux'",  # the page on DICOM
             "highdicom>=0.23",  # the page on DICOM
+            *("onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"),  # as export
             "setuptools>=77",  # the wheel test builds without isolation
             "monai>=1.5",  # as baselines; reference for the surface distances
             "einops",  # as baselines

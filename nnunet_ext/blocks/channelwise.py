@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_ext.ops.portable import without_autocast
+
 
 def to_tokens(volume: Tensor) -> Tensor:
     """(B, C, *P) -> (B, L, C), contiguous; a view if the map is in channels-last memory."""
@@ -41,7 +43,7 @@ class ChannelNorm(nn.LayerNorm):
         super().__init__(channels, eps=eps)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        with torch.autocast(tokens.device.type, enabled=False):
+        with without_autocast(tokens.device.type):
             return super().forward(at_least_float32(tokens))
 
 

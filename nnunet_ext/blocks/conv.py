@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nnunet_ext.blocks.instance_norm import InstanceNormLeakyReLU
 from nnunet_ext.blocks.layout import cpu_channels_last
+from nnunet_ext.ops.portable import is_portable
 from nnunet_ext.ops.tracing import is_traced
 from nnunet_ext.utils.torch_private import has_hooks
 
@@ -78,7 +79,8 @@ def convolve(conv: nn.Module, x: Tensor) -> Tensor:
     Shape:
         (B, C, *P) -> (B, C', *P / stride)
     """
-    if x.shape[0] != 1 or is_traced(x) or not _onednn_takes(x) or has_hooks(conv):
+    # The batch comes last: asking for its size would fix it in an exported graph.
+    if is_portable() or is_traced(x) or x.shape[0] != 1 or not _onednn_takes(x) or has_hooks(conv):
         return conv(x)
     known = cast(nn.Conv3d, conv)
     settings = cast(tuple[int, ...], known.padding), known.stride, known.dilation

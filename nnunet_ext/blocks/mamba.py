@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nnunet_ext.blocks.channelwise import at_least_float32
 from nnunet_ext.ops import causal_conv1d, selective_scan
+from nnunet_ext.ops.portable import without_autocast
 
 _TIME_STEPS = (0.001, 0.1)
 """Range of the initial time steps delta."""
@@ -48,7 +49,7 @@ class Mamba(nn.Module):
         self.out_proj = nn.Linear(inner, channels, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        with torch.autocast(tokens.device.type, enabled=False):
+        with without_autocast(tokens.device.type):
             x, z = self.in_proj(at_least_float32(tokens)).transpose(1, 2).chunk(2, 1)  # views (B, D, L)
             first, *others = (direction(x, z) for direction in self.directions)
             return self.out_proj(sum(others, first).transpose(1, 2))

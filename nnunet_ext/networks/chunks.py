@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from nnunet_ext.ops.portable import is_portable
 from nnunet_ext.utils.torch_private import BatchNorm, in_function_transform
 
 
@@ -75,7 +76,7 @@ def in_chunks(
         norms: Module that holds the batch norms of `function`, so that recomputing a chunk does not update their
             running statistics again.
     """
-    if tensors[0].shape[0] <= size:
+    if is_portable() or tensors[0].shape[0] <= size:
         return function(*tensors)
     further: dict[str, Any] = {}
     modules = () if norms is None else norms.modules()

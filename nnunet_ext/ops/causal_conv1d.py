@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_ext.ops.native import NativeLibrary, Strided, checked, library_for, pointer, structure
+from nnunet_ext.ops.portable import is_portable
 from nnunet_ext.ops.self_check import Pairs, example
 from nnunet_ext.ops.tracing import is_traced
 from nnunet_ext.utils.torch_private import in_function_transform
@@ -58,7 +59,7 @@ def causal_conv1d(
         raise ValueError(f"`weight` must have the shape (d, k) for `x` (b, d, l), got {weight.shape} and {x.shape}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"`bias` must have the shape ({weight.shape[0]},), got {tuple(bias.shape)}")
-    if in_function_transform():  # only PyTorch's convolution has rules for them
+    if is_portable() or in_function_transform():  # only PyTorch's convolution has rules for them
         return causal_conv1d_reference(x, weight, bias, activation, reverse)
     if x.device.type == "cpu":
         return _convolution(x, weight, bias, activation == "silu", reverse)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nnunet_ext.ops.native import NativeLibrary, checked, library_for, structure
+from nnunet_ext.ops.portable import is_portable
 from nnunet_ext.ops.self_check import Pairs, example
 from nnunet_ext.utils.torch_private import in_function_transform
 
@@ -50,7 +51,7 @@ def is_native(gates: Tensor) -> bool:
 
     Under torch.compile PyTorch's functions fuse better, and only they have rules for transforms of torch.func.
     """
-    if torch.compiler.is_compiling() or in_function_transform():
+    if is_portable() or torch.compiler.is_compiling() or in_function_transform():
         return False
     return library_for("lstm_cell", gates) is not None
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from nnunet_ext.ops import mamba_ssm_scan
 from nnunet_ext.ops.native import library_for, native_library, refusal
+from nnunet_ext.ops.portable import recorded_loop
+from nnunet_ext.ops.portable_scan import portable_scan
 from nnunet_ext.ops.scan_operator import selective_scan_operator
 from nnunet_ext.ops.tracing import is_traced
 from nnunet_ext.utils.torch_private import in_function_transform
@@ -129,6 +131,10 @@ def selective_scan(
     differentiated = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     if u.shape[0] == 0:
         return (u.clone(), u.new_zeros(0, *A.shape, dtype=dtype)) if return_last_state else u.clone()
+    loop = recorded_loop()
+    if loop is not None:
+        y, state = portable_scan(tensors, delta_softplus, reverse, loop)
+        return (y.to(u.dtype), state) if return_last_state else y.to(u.dtype)
     chosen = _choose(backend, u.device.type, dtype, is_traced(u), return_last_state and differentiated)
     if chosen == "mamba_ssm":
         y, state = mamba_ssm_scan.scan(tensors, delta_softplus, reverse)

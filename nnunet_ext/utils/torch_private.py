@@ -5,7 +5,8 @@ runs all of it under the installed release.
 """
 
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -34,6 +35,8 @@ __all__ = [
     "has_hooks",
     "in_function_transform",
     "input_metadata",
+    "recorded_scan",
+    "script",
     "sequence_number",
     "storage_key",
     "tree_leaves",
@@ -110,3 +113,37 @@ def uncompiled(network: nn.Module) -> nn.Module:
 def forget_compilations() -> None:
     """Removes everything that torch.compile has compiled in this process."""
     torch.compiler.reset()
+
+
+def recorded_scan(
+    step: Callable[..., tuple[Tensor, Tensor]], state: Tensor, inputs: Sequence[Tensor], *constants: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The last state and the stacked results of `step` over the first axis of the inputs, as one operator of a graph.
+
+    PyTorch's own function around this operator compiles `step` at every call, which takes seconds.
+
+    Args:
+        step: Function of the state, a slice of each input, and the constants; its results must not share memory with
+            its arguments.
+        state: First state.
+        inputs: Tensors over whose first axis the loop runs.
+        constants: Tensors that every step gets.
+
+    Raises:
+        RuntimeError: if this release of PyTorch has no such operator.
+    """
+    try:
+        from torch._higher_order_ops.scan import scan_op
+    except ImportError as error:
+        raise RuntimeError(
+            f"PyTorch {torch.__version__} has no operator for scans; 2.6 is the first with it"
+        ) from error
+    last, results = scan_op(lambda *tensors: list(step(*tensors)), [state], list(inputs), constants)
+    return last, results
+
+
+def script(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function in TorchScript, without PyTorch's word that it is deprecated."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`torch.jit")
+        return torch.jit.script(function)

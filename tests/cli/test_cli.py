@@ -27,7 +27,17 @@ def environment(tmp_path):
 def test_help_imports_nothing_heavy(command):
     start = [sys.executable, "-m", "nnunet_ext"] if command == "module" else [console_script("nnunet_ext")]
     shown = subprocess.run([*start, "--help"], capture_output=True, text=True, check=True).stdout
-    for name in ("trainers", "doctor", "networks", "import-weights", "compare", "demo", "crossval", "fewshot"):
+    for name in (
+        "trainers",
+        "doctor",
+        "networks",
+        "import-weights",
+        "compare",
+        "demo",
+        "crossval",
+        "fewshot",
+        "export",
+    ):
         assert name in shown
     code = "import sys, nnunet_ext.cli.main; print([m for m in ('torch', 'numpy', 'nnunetv2') if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -19,6 +19,30 @@ def test_nothing_else_touches_what_is_private():
     assert found == {}
 
 
+def test_a_scan_is_one_operator_of_a_graph():
+    def cumulate(total, x, scale):
+        total = total + scale * x
+        return total, total.clone()
+
+    class Sums(nn.Module):
+        def forward(self, x):
+            return torch_private.recorded_scan(cumulate, torch.zeros_like(x[0]), [x], 2 * torch.ones_like(x[0]))[1]
+
+    x = torch.arange(6.0).view(3, 2)
+    program = torch.export.export(Sums(), (x,))
+    assert [str(node.target) for node in program.graph.nodes].count("scan") == 1
+    for run in (Sums(), program.module()):
+        assert torch.equal(run(x), 2 * x.cumsum(0))
+
+
+def test_functions_are_scripted_without_a_warning():
+    assert torch_private.script(_twice)(torch.ones(2)).tolist() == [2, 2]
+
+
+def _twice(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
 def test_hooks_of_a_module_and_of_all_modules_are_seen():
     module = nn.Linear(1, 1)
     assert not torch_private.has_hooks(module)

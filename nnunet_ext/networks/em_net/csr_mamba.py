@@ -67,7 +67,7 @@ class CSRMamba(nn.Module):
         normalised = self.norm(tokens)
         # Two sequences as one batch: the scan is sequential in time, so a larger batch costs less than a second scan.
         both = self.mamba(torch.cat((normalised, self.mlp(normalised).to(normalised.dtype))))
-        m, s = both.chunk(2)
+        m, s = both.view(2, *normalised.shape)
         y = torch.addcmul(tokens, self.gamma, self.norm_m(m) + self.norm_s(s))
         changed = to_tokens(self.dropout(self.block(to_volume(y, self.size))))
         return to_volume(y + self.project(changed), self.size)

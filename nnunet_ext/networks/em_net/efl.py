@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ext.blocks.channelwise import ChannelMLP, ChannelNorm, at_least_float32
-from nnunet_ext.blocks.real_inverse import real_inverse
+from nnunet_ext.blocks.spectral_filter import filter_spectrum
+from nnunet_ext.ops.portable import without_autocast
 
 LAYOUTS = ("spatial", "authors")
 
@@ -63,7 +64,7 @@ class EFL(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.movedim(1, -1)  # (B, *P, C), as everything below
         normalised = self._exchange(self.norm1(x))
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             filtered = self._filter_space(normalised) if self.spatial else self._filter_memory(normalised)
         changed = self._exchange(self.mlp(self.norm2(filtered)))
         return (x + changed).movedim(-1, 1)
@@ -72,17 +73,12 @@ class EFL(nn.Module):
         return x.transpose(-2, -3) if self.exchanged else x
 
     def _filter_space(self, x: Tensor) -> Tensor:
-        axes = tuple(range(1, x.ndim - 1))
-        spectrum = torch.fft.rfftn(x, dim=axes, norm="ortho")
-        spectrum = spectrum * torch.view_as_complex(at_least_float32(self.weight).movedim(0, -2).contiguous())
-        return real_inverse(spectrum, axes, self.size[-1], norm="ortho")
+        weight = at_least_float32(self.weight).movedim(0, -2)
+        return filter_spectrum(x, weight, tuple(range(1, x.ndim - 1)))
 
     def _filter_memory(self, x: Tensor) -> Tensor:
-        axes = tuple(range(2, x.ndim))
         misread = x.contiguous().view(x.shape[0], x.shape[-1], *self.size)
-        spectrum = torch.fft.rfftn(misread, dim=axes, norm="ortho")
-        spectrum = spectrum * torch.view_as_complex(at_least_float32(self.weight).contiguous())
-        return real_inverse(spectrum, axes, self.size[-1], norm="ortho").movedim(1, -1)
+        return filter_spectrum(misread, at_least_float32(self.weight), tuple(range(2, x.ndim))).movedim(1, -1)
 
     def extra_repr(self) -> str:
         return f"size={self.size}, exchanged={self.exchanged}, layout={'spatial' if self.spatial else 'authors'}"

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from nnunet_ext.blocks.channelwise import at_least_float32
 from nnunet_ext.blocks.real_inverse import real_inverse
+from nnunet_ext.ops import real_dft
+from nnunet_ext.ops.portable import is_portable
 
 
 class AFF(nn.Module):
@@ -43,11 +45,22 @@ class AFF(nn.Module):
     def forward(self, maps: Tensor, amplitude: Tensor, phase: Tensor) -> Tensor:
         # In half precision cuFFT supports powers of two only.
         with torch.autocast(maps.device.type, enabled=False):
+            if is_portable():
+                return self._portable(at_least_float32(maps), amplitude, phase)
             spectrum = torch.fft.rfftn(at_least_float32(maps), dim=(-2, -1))  # torch.export of 2.5 fails with rfft2
             modulus, angle = spectrum.abs() * amplitude, spectrum.angle() * phase
             # Not torch.polar: its gradient is wrong for a negative modulus, which the filters may produce.
             filtered = torch.complex(modulus * angle.cos(), modulus * angle.sin())
             return real_inverse(filtered, (-2, -1), maps.shape[-1])
+
+    @staticmethod
+    def _portable(maps: Tensor, amplitude: Tensor, phase: Tensor) -> Tensor:
+        axes = (maps.ndim - 2, maps.ndim - 1)
+        real, imaginary = real_dft.rfftn(maps, axes).unbind(-1)
+        modulus = (real.square() + imaginary.square()).sqrt() * amplitude
+        angle = torch.atan2(imaginary, real) * phase
+        filtered = torch.stack((modulus * angle.cos(), modulus * angle.sin()), -1)
+        return real_dft.irfftn(filtered, axes, int(maps.shape[-1]))  # a tensor under torch.jit.trace
 
 
 class FilterBranch(nn.Module):

@@ -30,6 +30,7 @@ from nnunet_ext.networks.lstm_sa.backbones import build_backbone
 from nnunet_ext.networks.lstm_sa.conv_lstm import Memory, SliceLSTM
 from nnunet_ext.networks.lstm_sa.state_attention import StateAttention, project
 from nnunet_ext.networks.topology import PerStage, Topology
+from nnunet_ext.ops.portable import is_portable
 from nnunet_ext.utils.torch_private import BatchNorm
 
 _KEPT_VALUES = 40
@@ -146,7 +147,9 @@ class _SliceNetwork(nn.Module):
 
     def _segment(self, stack: Tensor) -> list[Tensor]:
         """(B, D, M, H, W) -> outputs (B, D, K, H_l, W_l)."""
-        if torch.is_grad_enabled():
+        if is_portable():
+            step, run = stack.shape[1], _directly
+        elif torch.is_grad_enabled():
             step = self.checkpoint_slices or stack.shape[1]
             run = partial(checkpointed, self) if self.checkpoint_slices else _directly
         else:

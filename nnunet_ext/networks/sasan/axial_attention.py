@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nnunet_ext.ops.axial_attention import mix, mix_backward, mix_reference, native_attention
 from nnunet_ext.ops.once import differentiable_once
+from nnunet_ext.ops.portable import is_portable
 from nnunet_ext.utils.torch_private import in_function_transform
 
 _MAX_HEADS = 16
@@ -70,6 +71,9 @@ def attend(tokens: Tensor, heads: int, qkv: Tensor, out_weight: Tensor, out_bias
     batch, length, embedding = tokens.shape
     projected = F.linear(tokens, qkv).view(batch, length, 3, heads, embedding // heads)
     q, k, v = projected.permute(2, 0, 3, 1, 4)
+    if is_portable():  # its number of sequences is open
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return F.linear(mixed.transpose(1, 2).reshape(batch, length, embedding), out_weight, out_bias)
     parts = [
         F.scaled_dot_product_attention(*part) for part in zip(*(i.split(_MAX_BATCH) for i in (q, k, v)), strict=True)
     ]
@@ -100,7 +104,7 @@ def attend_axes(maps: Tensor, axes: Sequence[int], attentions: Sequence[AxialAtt
 
 def _use_chunks(maps: Tensor) -> bool:
     # A trace records PyTorch's operators, not what is done for each chunk.
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    traced = is_portable() or torch.compiler.is_compiling() or torch.jit.is_tracing()
     return maps.device.type == "cpu" and not traced and not in_function_transform()
 
 

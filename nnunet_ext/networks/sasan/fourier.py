@@ -23,7 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ext.blocks.layout import channels_last, rows
+from nnunet_ext.ops import real_dft
 from nnunet_ext.ops.once import differentiable_once
+from nnunet_ext.ops.portable import is_portable
 from nnunet_ext.ops.reductions import sum_of_products
 from nnunet_ext.utils.torch_private import in_function_transform
 
@@ -36,10 +38,12 @@ def image_spectrum(image: Tensor) -> Tensor:
     """FFT over the spatial axes, divided by the number of voxels, in at least float32 even under autocast.
 
     Shape:
-        (B, M, *P) -> complex (B, M, *P)
+        (B, M, *P) -> complex (B, M, *P); with portable operators real and imaginary parts, (B, M, *P, 2)
     """
     with torch.autocast(image.device.type, enabled=False):
         image = image.to(torch.promote_types(image.dtype, torch.float32))
+        if is_portable():
+            return real_dft.fftn(image, _spatial(image), norm="forward")
         return torch.fft.fftn(image, dim=_spatial(image), norm="forward")
 
 
@@ -79,6 +83,12 @@ def low_band_reference(stored: Tensor, spectrum: Tensor) -> Tensor:
     return torch.fft.ifftn(masked, dim=_spatial(spectrum), norm="forward").real
 
 
+def portable_low_band(stored: Tensor, spectrum: Tensor) -> Tensor:
+    """`low_band_reference` in real arithmetic, on a spectrum (B, M, *P_l, 2) of real and imaginary parts."""
+    masked = unfold_mask(stored)[..., None] * spectrum[:, [c % spectrum.shape[1] for c in range(stored.shape[1])]]
+    return real_dft.real_ifftn(masked, _spatial(stored), norm="forward")
+
+
 def low_band(stored: Tensor, spectrum: Tensor, symmetric: bool) -> Tensor:
     """Re(sum over k of M_c(k) S_{c mod M}(k) exp(2 pi i k x / P_l)), the masked low band of the image.
 
@@ -94,6 +104,8 @@ def low_band(stored: Tensor, spectrum: Tensor, symmetric: bool) -> Tensor:
     Shape:
         stored (1, C, *P_l), spectrum complex (B, M, *P_l), result (B, C, *P_l).
     """
+    if is_portable():
+        return portable_low_band(stored, spectrum)
     if (spectrum.requires_grad and torch.is_grad_enabled()) or in_function_transform():
         return low_band_reference(stored, spectrum)
     half = _half(spectrum.shape[-1])
@@ -115,7 +127,7 @@ def gate(x: Tensor, low: Tensor, rate: Tensor) -> Tensor:
     Shape:
         x, low and result (B, C, *P); rate a scalar.
     """
-    return gate_reference(x, low, rate) if in_function_transform() else _Gate.apply(x, low, rate)
+    return gate_reference(x, low, rate) if is_portable() or in_function_transform() else _Gate.apply(x, low, rate)
 
 
 class FINE(nn.Module):
