@@ -24,6 +24,7 @@ from nnunet_ext.profiling.contract import nnunet_batch_loss, nnunet_example_batc
 from nnunet_ext.training.checkpoint_request import CheckpointRequest
 from nnunet_ext.training.divergence import StepGuard, bad_cases, not_finite, unknown_labels
 from nnunet_ext.training.network_trainer import NetworkTrainer
+from nnunet_ext.utils.allocator import keep_freed_memory
 from nnunet_ext.utils.files import check_writable, named_errors, remove, replacing
 from nnunet_ext.utils.messages import some_of
 from nnunet_ext.utils.safe_load import without_numpy
@@ -116,6 +117,8 @@ class PluginTrainer(NetworkTrainer):
                 for left_over in Path(self.output_folder).glob(pattern):
                     remove(left_over)
         super().on_train_start()
+        if self.device.type == "cpu" and keep_freed_memory():
+            self.print_to_log_file("Freed memory is kept for the next step (mallopt), which saves page faults.")
         self._step_guard.scaled = self.grad_scaler is not None
         self.print_to_log_file(
             f"nnunet_ext {__version__}, {type(self).__name__}: {self.num_epochs} epochs, "

@@ -15,7 +15,7 @@ from examples import sliding_window_onnx
 from nnunet_ext.cli.main import main, make_parser
 from nnunet_ext.exporting import FORMATS, formats
 from nnunet_ext.nnunet.trained_model import load_predictor
-from nnunet_ext.utils.files import sha256
+from nnunet_ext.utils.files import sha256_of
 from tests.helpers.pages import block, blocks, page
 from tests.helpers.paths import ROOT, TESTS
 from tests.helpers.workspaces import SHIPPED
@@ -52,7 +52,7 @@ def test_a_model_and_its_description(tmp_path, capsys):
     assert described["normalisation"][0]["intensities"]["mean"] > 0
     assert described["labels"] == {"background": 0, "Anterior": 1, "Posterior": 2}
     checkpoint = MODEL / "fold_all" / "checkpoint_final.pth"
-    assert described["checkpoint"] == {"fold": "all", "file": checkpoint.name, "sha256": sha256(checkpoint)}
+    assert described["checkpoint"] == {"fold": "all", "file": checkpoint.name, "sha256": sha256_of(checkpoint)}
     assert described["parity"]["passed"]
     assert len(described["parity"]["tiles"]) == described["parity"]["number_of_tiles"] == 4
     assert torch.jit.load(file)(torch.zeros(2, 1, *patch)).shape == (2, 3, *patch)
