@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from nnunet_ext.ops.portable import portable_operators
 from nnunet_ext.utils.messages import first_line
+from nnunet_ext.utils.torch_private import EXPORT_LOGGER
 
 INPUT, OUTPUT = "tile", "logits"
 """Names of the tensors in formats that name them."""
 _TRACED_BATCH = 2
 """Samples of the recorded call. With one, torch.export takes the size of the batch for a constant."""
-_TALKATIVE = ("onnxscript", "onnx_ir", "torch.onnx", "torch._export.serde.serialize")
+_TALKATIVE = ("onnxscript", "onnx_ir", "torch.onnx", EXPORT_LOGGER)
 """Loggers that report every node they leave as it is."""
 
 Run = Callable[[Tensor], Tensor]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_ext.utils.torch_private import input_metadata, sequence_number
+from nnunet_ext.utils.torch_private import forget_node, input_metadata, sequence_number
 
 
 def run_backward(loss: Tensor) -> None:
@@ -44,6 +44,7 @@ class _Run:
         _, _, node = heapq.heappop(self.ready)
         del self.users[node]
         results = _run(node, self.received.pop(node, []))
+        forget_node(node)
         del node  # Only nodes that use it could still hold it, and they have run: this frees its saved tensors.
         for gradient, target, index in results:
             if gradient is not None:

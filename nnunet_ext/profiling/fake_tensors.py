@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from nnunet_ext.utils.torch_private import FakeTensorMode, autocast_without_gpu
+from nnunet_ext.utils.torch_private import FakeTensorMode, autocast_without_gpu, nodes_kept, optimisers_without_values
 
 
 @contextmanager
@@ -16,8 +16,10 @@ def fake_tensors_on(device: str) -> Iterator[None]:
     not. Backward passes are those of `nnunet_ext.profiling.backward`, checkpointed regions included.
     """
     with (
+        nodes_kept(),
         FakeTensorMode(),
         torch.device(device),
         autocast_without_gpu(),
+        optimisers_without_values(),
     ):
         yield

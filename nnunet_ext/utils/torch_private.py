@@ -7,7 +7,8 @@ runs all of it under the installed release.
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -25,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = [
+    "EXPORT_LOGGER",
     "BatchNorm",
     "DataDependentOutputException",
     "FakeTensor",
@@ -32,9 +34,12 @@ __all__ = [
     "TorchDispatchMode",
     "all_finite",
     "autocast_without_gpu",
+    "forget_node",
     "has_hooks",
     "in_function_transform",
     "input_metadata",
+    "nodes_kept",
+    "optimisers_without_values",
     "recorded_scan",
     "script",
     "sequence_number",
@@ -45,6 +50,8 @@ __all__ = [
     "unset_fake_temporarily",
 ]
 
+EXPORT_LOGGER = "torch._export.serde.serialize"
+"""The logger that reports what torch.export writes."""
 _GRAPH_TASK = 1
 
 
@@ -94,6 +101,53 @@ def input_metadata(node: Any) -> Any:
 
 
 @contextmanager
+def nodes_kept() -> Iterator[None]:
+    """Context in which the nodes of every torch.autograd.Function live until `forget_node`, not only as long as others.
+
+    Up to PyTorch 2.11, the Python object of such a node does not keep the node itself; only the nodes that follow do,
+    and a node that is asked for anything after they have gone raises an error. So another node is made that follows.
+    """
+    if _objects_keep_nodes():
+        yield
+        return
+    apply = torch.autograd.Function.apply.__func__  # type: ignore[attr-defined, unused-ignore]
+
+    def keeping(cls: type, *arguments: Any, **named: Any) -> Any:
+        outputs = apply(cls, *arguments, **named)
+        for y in outputs if isinstance(outputs, tuple) else (outputs,):
+            if isinstance(y, Tensor) and y.grad_fn is not None:
+                with torch.enable_grad():
+                    y.grad_fn.follower = y.view_as(y).grad_fn  # type: ignore[attr-defined]
+                break
+        return outputs
+
+    with mock.patch.object(torch.autograd.Function, "apply", classmethod(keeping)):
+        yield
+
+
+def forget_node(node: Any) -> None:
+    """Ends what `nodes_kept` did for a node; its saved tensors go with it."""
+    if hasattr(node, "follower"):
+        del node.follower
+
+
+@cache
+def _objects_keep_nodes() -> bool:
+    with unset_fake_temporarily(), torch.enable_grad():
+        node: Any = _Copy.apply(torch.ones((), requires_grad=True)).grad_fn
+    try:
+        return bool(node._sequence_nr() >= 0)
+    except RuntimeError:
+        return False
+
+
+class _Copy(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+
+@contextmanager
 def autocast_without_gpu() -> Iterator[None]:
     """Context in which autocast to CUDA's types and the recomputation of checkpoints work without a GPU."""
     with (
@@ -101,6 +155,17 @@ def autocast_without_gpu() -> Iterator[None]:
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
         mock.patch("torch._C._current_graph_task_id", return_value=_GRAPH_TASK),
     ):
+        yield
+
+
+@contextmanager
+def optimisers_without_values() -> Iterator[None]:
+    """Context in which optimisers step on fake tensors: where they ask how often they have stepped, it is once."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("torch.optim.")]
+    with ExitStack() as stack:
+        for module in modules:
+            if hasattr(module, "_get_value"):
+                stack.enter_context(mock.patch.object(module, "_get_value", return_value=1.0))
         yield
 
 

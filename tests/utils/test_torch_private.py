@@ -1,6 +1,7 @@
 """The private parts of PyTorch under the installed release; no other module of the package imports any."""
 
 import re
+import weakref
 
 import torch
 from torch import nn
@@ -69,6 +70,33 @@ def test_finite_tensors():
     assert torch_private.all_finite([])
     assert torch_private.all_finite([torch.ones(2), torch.zeros(1, 3)])
     assert not torch_private.all_finite([torch.ones(2), torch.tensor([0.0, torch.inf])])
+
+
+class _Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x):
+        context.save_for_backward(x)
+        return 2 * x
+
+    @staticmethod
+    def backward(context, gradient):
+        return 2 * gradient
+
+
+def test_nodes_of_functions_are_kept_until_they_are_forgotten():
+    x = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
+    with torch_private.nodes_kept():
+        before = x * 2
+        node = _Twice.apply(before).grad_fn
+    saved = weakref.ref(before)
+    order = torch_private.sequence_number(before.grad_fn)
+    del before
+    assert torch_private.sequence_number(node) > order
+    (told,) = torch_private.input_metadata(node)
+    assert (tuple(told.shape), told.dtype, told.device) == ((2, 3), torch.float64, x.device)
+    torch_private.forget_node(node)
+    del node, told
+    assert saved() is None
 
 
 def test_nodes_tell_their_order_and_what_they_get():
