@@ -105,7 +105,7 @@ setup(
     entry_points={"console_scripts": ["nnunet_ext = nnunet_ext.cli.main:main"]},
     install_requires=[
         "nnunetv2>=2.8",  # first with nnUNet_extTrainer
-        "torch>=2.5",  # nn.Module.register_load_state_dict_pre_hook
+        "torch>=2.11",  # planning traces fake CUDA tensors under autocast, which aborts in 2.8
         "batchgenerators>=0.25.1",  # as nnunetv2
         "batchgeneratorsv2>=0.3.0",  # as nnunetv2
         "acvl-utils>=0.2.3",  # as nnunetv2
