@@ -195,5 +195,5 @@ def test_every_autograd_function_refuses_second_derivatives_by_name():
     ours = [f for f in torch.autograd.Function.__subclasses__() if f.__module__.startswith("nnunet_ext.")]
     assert {"_ChunkedAttention", "_LowBand", "_Gate", "_RegionSums"} <= {function.__name__ for function in ours}
     for function in ours:
-        if function.__name__ != "_Refused":
+        if function.__name__ != "_Refused" and "backward" in vars(function):
             assert function.backward.__code__.co_filename == once.__file__, function
