@@ -101,4 +101,4 @@ def test_hard_dependencies_are_the_agreed_ones(wheels):
     }
     assert "Requires-Python: >=3.10" in lines
     extras = {line.split(":")[1].strip() for line in lines if line.startswith("Provides-Extra")}
-    assert extras == {"baselines", "bench", "completion", "docs", "mamba", "slurm", "test"}
+    assert extras == {"baselines", "bench", "completion", "docs", "export", "hub", "mamba", "slurm", "test"}
