@@ -315,10 +315,13 @@ class _Gate(torch.autograd.Function):
         ctx.save_for_backward(x, low, rate)
         wide = x.to(torch.promote_types(x.dtype, low.dtype))
         # x comes first, because results take its memory layout.
-        out = torch.lerp(wide, low.to(wide.dtype), 1 - rate.to(wide.dtype)).mul_(wide)
+        mixed = torch.lerp(wide, low.to(wide.dtype), 1 - rate.to(wide.dtype))
+        # Compiled by PyTorch up to 2.11, a result that was changed in place, or is a tensor's own alias, gets no
+        # gradient, without an error.
+        out = mixed * wide if torch.compiler.is_compiling() else mixed.mul_(wide)
         if x.dtype == torch.float16:
-            out.clamp_(-_MAX_HALF, _MAX_HALF)
-        return out.to(x.dtype)
+            out = out.clamp(-_MAX_HALF, _MAX_HALF)
+        return out if out.dtype == x.dtype else out.to(x.dtype)
 
     @staticmethod
     @differentiable_once("sasan_gate")
