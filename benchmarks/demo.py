@@ -9,7 +9,6 @@ Memory is the highest sum over the processes at one time, pages that they share 
 """
 
 import argparse
-import csv
 import json
 import os
 import sys
@@ -19,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.measure import RESULTS, environment, write_csv
+from benchmarks.page.result_files import Results
 from nnunet_ext.utils.subprocesses import console_script, start_command, stop_command
 
 NAME = "demo_cpu"
@@ -91,10 +91,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV file")
     arguments = parser.parse_args()
     file = arguments.results / f"{NAME}.csv"
-    rows: list[dict[str, str]] = []
-    if file.is_file():
-        with file.open(newline="") as lines:
-            rows = list(csv.DictReader(lines))
+    rows = Results(arguments.results).rows(NAME)
     where = environment()
     done = sum(row["commit"] == where["commit"] for row in rows)
     for number in range(done + 1, arguments.runs + 1):

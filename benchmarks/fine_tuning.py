@@ -11,7 +11,6 @@ fine_tuning_cpu.csv.
 """
 
 import argparse
-import csv
 import json
 import os
 import statistics
@@ -23,8 +22,11 @@ from typing import Any
 
 from benchmarks.accuracy import prepare
 from benchmarks.measure import RESULTS, environment, write_csv
+from benchmarks.page.result_files import Results
+from nnunet_ext.crossval.completion import resume_options
 from nnunet_ext.crossval.experiment import child_environment
 from nnunet_ext.nnunet.budget import Budget
+from nnunet_ext.nnunet.trained_model import model_name
 
 NAME = "fine_tuning_cpu"
 _CONFIGURATION, _FOLD = "3d_fullres", 0
@@ -35,13 +37,11 @@ _PER_EPOCH, _VAL_ITERATIONS = 20, 2
 
 def train(trainer: str, dataset: str, plans: str, budget: Budget, results: Path, weights: Path | None = None) -> Path:
     """Trains fold 0, or resumes it; returns its folder."""
-    folder = results / dataset / f"{trainer}__{plans}__{_CONFIGURATION}" / f"fold_{_FOLD}"
+    folder = results / dataset / model_name(trainer, plans, _CONFIGURATION) / f"fold_{_FOLD}"
     if not (folder / "validation" / "summary.json").is_file():
         command = ["nnUNetv2_train", dataset, _CONFIGURATION, str(_FOLD), "-tr", trainer, "-p", plans, "-device", "cpu"]
-        if (folder / "checkpoint_latest.pth").is_file() or (folder / "checkpoint_final.pth").is_file():
-            command.append("--c")
-        elif weights is not None:
-            command += ["-pretrained_weights", str(weights)]
+        begun = resume_options(folder)
+        command += begun if begun or weights is None else ["-pretrained_weights", str(weights)]
         own = {**os.environ, "nnUNet_results": str(results), **budget.environment()}
         subprocess.run(command, env=own, check=True)
     return folder
@@ -101,20 +101,17 @@ def main() -> None:
         origins[name] = folder / "checkpoint_final.pth"
 
     file = arguments.results / f"{NAME}.csv"
-    rows: list[dict[str, Any]] = []
-    if file.is_file():
-        with file.open(newline="") as lines:
-            rows = list(csv.DictReader(lines))
+    rows: list[dict[str, Any]] = [*Results(arguments.results).rows(NAME)]
     done = {(row["trainer"], row["origin"], row["repeat"]) for row in rows}
     for repeat in range(1, arguments.repeats + 1):
         for origin, checkpoint in origins.items():
             if (arguments.trainer, origin, str(repeat)) in done:
                 continue
+            named = f"{origin.replace(' ', '_')}_{repeat}"
             weights, counts = None, ""
-            if checkpoint is not None:
-                weights, counts = adapted(checkpoint, plans_file, work / f"{origin.replace(' ', '_')}.pth")
-            results = work / "targets" / f"{origin.replace(' ', '_')}_{repeat}"
-            folder = train(arguments.trainer, hippocampus, plans, target, results, weights)
+            if checkpoint is not None:  # anew: what the file lacks gets other initial values
+                weights, counts = adapted(checkpoint, plans_file, work / f"{named}.pth")
+            folder = train(arguments.trainer, hippocampus, plans, target, work / "targets" / named, weights)
             facts = {
                 "trainer": arguments.trainer,
                 "origin": origin,

@@ -1,4 +1,4 @@
-"""What a cross-validation made beside the compared trainings: an ensemble of two, and masks of unlabelled scans."""
+"""What a cross-validation yields besides the compared trainings: an ensemble of two, and masks of unlabelled scans."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunet_ext.nnunet.json_files import read_json
-
-_SEPARATOR = "___"
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,12 @@ def read_beyond(ensemble: Path | None, masks: Sequence[str], ending: str) -> Bey
     counted = {name: len(list(Path(folder).glob(f"*{ending}"))) for name, folder in folders.items()}
     if ensemble is None:
         return Beyond(predicted=counted, folders=folders)
-    kind, *models = ensemble.name.split(_SEPARATOR)[:-1] or [""]
-    if kind != "ensemble" or not models:
+    from nnunetv2.utilities.file_path_utilities import (
+        convert_ensemble_folder_to_model_identifiers_and_folds as parts_of,
+    )
+
+    models = parts_of(ensemble.name)[0] if ensemble.name.startswith("ensemble___") else []
+    if not models:
         raise ValueError(f"--ensemble {ensemble} must be a folder that nnU-Net named ensemble___MODEL___MODEL___FOLDS")
     summary = read_json(ensemble / "summary.json")
     return Beyond(tuple(models), float(summary["foreground_mean"]["Dice"]), counted, folders)

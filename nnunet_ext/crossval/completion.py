@@ -191,13 +191,14 @@ def report_state(
     return State.FINISHED if newer else State.NOT_STARTED
 
 
-def holds_beyond(report: Path, ensemble: bool, masks: Sequence[str], sources: Iterable[Path]) -> bool:
+def holds_beyond(report: Path, ensemble: Path | None, masks: Sequence[str]) -> bool:
     """Whether a report has the ensemble and the folders of masks, and is newer than the ensemble's evaluation."""
     summary = read_json_if_whole(report / "summary.json")
-    if summary is None or (summary.get("ensemble") is not None) != ensemble:
+    if summary is None or (summary.get("ensemble") is None) != (ensemble is None):
         return False
     named = [row["name"] for row in summary.get("masks", [])]
-    return named == list(masks) and is_newer(report / "report.html", list(sources))
+    sources = [] if ensemble is None else [ensemble / "summary.json"]
+    return named == list(masks) and is_newer(report / "report.html", sources)
 
 
 def prediction_state(target: Path, cases: Sequence[str], ending: str, sources: Sequence[Path]) -> State:

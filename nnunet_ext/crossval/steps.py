@@ -109,24 +109,22 @@ def _compare(e: Experiment) -> Node:
 def _report(e: Experiment, needs: tuple[str, ...]) -> Node:
     """The same report once more, from the scores that were kept, with the ensemble and the masks of other scans."""
 
-    def masks() -> dict[str, Path]:
-        folder = e.report / "predictions"
-        found = [*(model.name for model in e.models), *(["ensemble"] if e.ensemble else [])]
-        return {name: folder / name for name in found} if e.test is not None else {}
+    predicted = [*(model.name for model in e.models), *(["ensemble"] if e.ensemble else [])]
+    masks = {name: e.predictions(name) for name in predicted} if e.test is not None else {}
+
+    def ensemble() -> Path | None:
+        return chosen_ensemble(e) if e.ensemble else None
 
     def command() -> list[str]:
         options = _compare_command(e)
-        ensemble = chosen_ensemble(e) if e.ensemble else None
-        if ensemble is not None:
-            options += ["--ensemble", str(ensemble)]
-        if masks():
-            options += ["--masks", *(f"{name}={folder}" for name, folder in masks().items())]
+        if (folder := ensemble()) is not None:
+            options += ["--ensemble", str(folder)]
+        if masks:
+            options += ["--masks", *(f"{name}={folder}" for name, folder in masks.items())]
         return options
 
     def read() -> completion.State:
-        ensemble = chosen_ensemble(e) if e.ensemble else None
-        sources = [ensemble / "summary.json"] if ensemble is not None else []
-        whole = completion.holds_beyond(e.report, ensemble is not None, list(masks()), sources)
+        whole = completion.holds_beyond(e.report, ensemble(), list(masks))
         return _compared(e) if whole else completion.State.NOT_STARTED
 
     lock = e.locks / f"{e.configuration}__compare.lock"

@@ -5,13 +5,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import nnunet_ext
 from nnunet_ext.exporting.formats import INPUT, OUTPUT, Format
 from nnunet_ext.nnunet.checkpoints import read_checkpoint
 from nnunet_ext.utils.files import sha256_of
+from nnunet_ext.utils.safe_load import without_numpy
 
 SCHEMA = 1
 """Number of the description's layout; it changes when a key changes its meaning or leaves."""
@@ -67,14 +67,10 @@ def _normalisation(plans: Any, configuration: Any) -> list[dict[str, Any]]:
         {
             "scheme": scheme,
             "use_mask": bool(mask),
-            "intensities": {key: _number(value) for key, value in properties.get(str(channel), {}).items()},
+            "intensities": without_numpy(properties.get(str(channel), {})),
         }
         for channel, (scheme, mask) in enumerate(schemes)
     ]
-
-
-def _number(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _versions(chosen: Format) -> dict[str, str]:

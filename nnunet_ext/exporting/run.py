@@ -21,7 +21,7 @@ DEFAULT_TILES = 6
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """An export that was written and agrees with the original.
 
     Attributes:
         file: The network.

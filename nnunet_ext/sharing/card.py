@@ -34,14 +34,20 @@ class Statements:
     report: Path | None = None
 
 
-def model_card(manifest: Manifest, model: Path, plans: Mapping, dataset: Mapping, statements: Statements) -> str:
+def model_card(manifest: Manifest, model: Path, predictor: Any, statements: Statements) -> str:
     """The card in Markdown.
+
+    Args:
+        manifest: The manifest, of which the checksums are not used.
+        model: The model's folder.
+        predictor: nnU-Net's predictor with the model.
+        statements: What only its author knows.
 
     Raises:
         FileNotFoundError, ValueError: for a report that is missing, damaged, or on other trainers.
     """
+    dataset, configuration = predictor.dataset_json, predictor.configuration_manager
     channels = dataset.get("channel_names") or dataset.get("modality") or {}
-    configuration = _configuration(plans, manifest.configuration)
     budgets = {_budget(model / f"fold_{fold}") for fold in manifest.folds}
     rows = {
         "Data": dataset.get("description") or dataset.get("name") or manifest.dataset,
@@ -50,8 +56,8 @@ def model_card(manifest: Manifest, model: Path, plans: Mapping, dataset: Mapping
         "Training cases": f"{dataset.get('numTraining', 'unknown')}, folds {', '.join(manifest.folds)}",
         "Channels": ", ".join(map(str, channels.values())),
         "Labels": ", ".join(name for name in dataset["labels"] if name != "background"),
-        "Spacing": f"{' x '.join(f'{step:g}' for step in configuration.get('spacing', ()))} mm",
-        "Patch": f"{' x '.join(map(str, configuration.get('patch_size', ())))} voxels",
+        "Spacing": f"{' x '.join(f'{step:g}' for step in configuration.spacing)} mm",
+        "Patch": f"{' x '.join(map(str, configuration.patch_size))} voxels",
         "Training": ", ".join(sorted(budgets)),
         "Licence of the model": manifest.licence,
         "Made with": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
@@ -63,13 +69,6 @@ def model_card(manifest: Manifest, model: Path, plans: Mapping, dataset: Mapping
         f"## Data and training\n\n| | |\n|---|---|\n{table}\n\n"
         f"## Accuracy\n\n{_accuracy(manifest, model, statements.report)}\n"
     )
-
-
-def _configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A configuration with what it inherits."""
-    own = plans["configurations"][name]
-    parent = own.get("inherits_from")
-    return {**(_configuration(plans, parent) if parent else {}), **own}
 
 
 def _budget(fold: Path) -> str:
@@ -105,7 +104,11 @@ def _reported(manifest: Manifest, report: Path) -> str:
     scores = _scores(report / _CASES, entrant)
     labels = [*content["labels"], _MEAN]
     lines = [f"| {label} | {_mean_and_interval(scores, label, labels[:-1])} |" for label in labels]
-    compared = [_difference(row, content["baseline"]) for row in _of(content["comparisons"], entrant)]
+    compared = [
+        _difference(row, content["baseline"])
+        for row in content["comparisons"]
+        if row["entrant"] == entrant and row["metric"] == PRIMARY and row["mean_of_labels"]
+    ]
     text = (
         f"From a comparison on {content['cases']} validation cases, folds {', '.join(content['folds'])}; intervals of "
         "95% are over cases, and hold for these trainings:\n\n"
@@ -135,12 +138,6 @@ def _mean_and_interval(scores: Mapping[str, Mapping[str, list[float]]], label: s
         return f"{means.mean():.3f}" if len(means) else "no case"
     low, high = bootstrap((means,), np.mean, rng=np.random.default_rng(0)).confidence_interval
     return f"{means.mean():.3f} ({low:.3f} to {high:.3f})"
-
-
-def _of(comparisons: Sequence[Mapping[str, Any]], entrant: str) -> list[Mapping[str, Any]]:
-    return [
-        row for row in comparisons if row["entrant"] == entrant and row["metric"] == PRIMARY and row["mean_of_labels"]
-    ]
 
 
 def _difference(row: Mapping[str, Any], baseline: str) -> str:

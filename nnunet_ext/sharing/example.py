@@ -83,9 +83,17 @@ class Agreement:
         )
 
 
-def make_example(model: Path, folds: Sequence[str], checkpoint: str, device: str = "cpu") -> Example:
+def example_predictor(model: Path, folds: Sequence[str], checkpoint: str, device: str = "cpu") -> Any:
+    """nnU-Net's predictor as examples are predicted: without mirroring, which takes longer and proves no more.
+
+    Raises:
+        ValueError, FileNotFoundError: as for `load_predictor`.
+    """
+    return load_predictor(model, device, folds, checkpoint, use_mirroring=False, allow_tqdm=False)
+
+
+def make_example(predictor: Any) -> Example:
     """Makes scans and predicts them; the one in which the model finds most labels is the example."""
-    predictor = load_predictor(model, device, folds, checkpoint, use_mirroring=False, allow_tqdm=False)
     found = []
     for seed in range(_TRIES):
         image, spacing, previous = _scan(predictor, np.random.default_rng(seed))
@@ -94,13 +102,8 @@ def make_example(model: Path, folds: Sequence[str], checkpoint: str, device: str
     return max(found, key=lambda example: (len(np.unique(example.mask)), np.count_nonzero(example.mask)))
 
 
-def prove(example: Example, model: Path, folds: Sequence[str], checkpoint: str, device: str) -> Agreement:
-    """Predicts the example again.
-
-    Raises:
-        ValueError, FileNotFoundError: as for `load_predictor`.
-    """
-    predictor = load_predictor(model, device, folds, checkpoint, use_mirroring=False, allow_tqdm=False)
+def prove(example: Example, predictor: Any) -> Agreement:
+    """Predicts the example again."""
     mask, means = _predict(predictor, example.image, example.spacing, example.previous)
     if mask.shape != example.mask.shape or means.shape != example.means.shape:
         return Agreement(0.0, float("inf"))
@@ -128,7 +131,6 @@ def _noise(random: np.random.Generator, shape: Sequence[int], plans: Any, channe
     field = gaussian_filter(random.standard_normal(shape), [_SMOOTHING if size > 1 else 0 for size in shape])
     known = plans.foreground_intensity_properties_per_channel[str(channel)]
     values = known["mean"] + known["std"] * (field - field.mean()) / field.std()
-    # Half precision would round CT's intensities; whole numbers compress better than fractions of large ones.
     low, high = known["percentile_00_5"], known["percentile_99_5"]
     return np.clip(values, low, high).astype(np.float32)
 

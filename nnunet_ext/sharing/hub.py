@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from types import ModuleType
 
+from nnunet_ext.utils.messages import first_line
+
 _PREFIX = "hf://"
 _REFERENCE = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _FILE, _CARD = "model.zip", "README.md"
@@ -19,7 +21,7 @@ def is_reference(text: str) -> bool:
 def push(file: Path, card: str, repository: str, licence: str, private: bool) -> str:
     """Uploads a packed model and its card, in one commit; the repository is made if it does not exist.
 
-    Who may write to it is told to huggingface_hub, by ``hf auth login`` or HF_TOKEN.
+    huggingface_hub must know who you are, by ``hf auth login`` or HF_TOKEN, and you must be allowed to write to it.
 
     Args:
         file: The packed model.
@@ -51,7 +53,7 @@ def push(file: Path, card: str, repository: str, licence: str, private: bool) ->
             commit_message="nnunet_ext pack",
         )
     except Exception as error:  # the type depends on huggingface_hub's version and its HTTP library
-        raise ValueError(f"{repository} was not pushed: {_first_line(error)}") from error
+        raise ValueError(f"{repository} was not pushed: {first_line(error)}") from error
     return f"{_PREFIX}{repository}@{commit.oid}"
 
 
@@ -71,7 +73,7 @@ def pull(reference: str) -> Path:
     try:
         return Path(hub.hf_hub_download(found["repo"], _FILE, revision=found["revision"], endpoint=_endpoint()))
     except Exception as error:  # as above
-        raise ValueError(f"{reference} was not downloaded: {_first_line(error)}") from error
+        raise ValueError(f"{reference} was not downloaded: {first_line(error)}") from error
 
 
 def _hub() -> ModuleType:
@@ -84,7 +86,3 @@ def _hub() -> ModuleType:
 
 def _endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

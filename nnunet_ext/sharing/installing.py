@@ -5,9 +5,10 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 from uuid import uuid4
 
 from nnunet_ext.nnunet.json_files import read_plans
@@ -15,7 +16,7 @@ from nnunet_ext.nnunet.trained_model import fold_names
 from nnunet_ext.nnunet.trainers import TRAINERS_VARIABLE, trainer_folder
 from nnunet_ext.sharing.archive import check_members, check_room, extract
 from nnunet_ext.sharing.code import code_in
-from nnunet_ext.sharing.example import Example, prove
+from nnunet_ext.sharing.example import Example, example_predictor, prove
 from nnunet_ext.sharing.manifest import (
     CARD,
     CODE_FOLDER,
@@ -97,19 +98,16 @@ def _install(
     check_room(members, results)
     with _folder_beside(target) as folder:
         model = folder / target.name
-        sums = {
-            member.filename.removeprefix(f"{manifest.model}/"): extract(
-                archive, member, model / member.filename.removeprefix(f"{manifest.model}/")
-            )
-            for member in members
-        }
+        names = {member.filename.removeprefix(f"{manifest.model}/"): member for member in members}
+        sums = {name: extract(archive, member, model / name) for name, member in names.items()}
         _check_sums(manifest, sums)
         show((model / CARD).read_text(encoding="utf-8"))
         _check_code(manifest, model, permissions.code)
-        if fold_names(model) != sorted(manifest.folds, key=lambda name: (len(name), name)):
+        if sorted(fold_names(model)) != sorted(manifest.folds):
             raise ValueError(f"its folds are not those of its manifest ({', '.join(manifest.folds)})")
         with _trainers_of(manifest, model):
-            agreement = prove(Example.read(model / EXAMPLE), model, manifest.folds, manifest.checkpoint, device)
+            predictor = example_predictor(model, manifest.folds, manifest.checkpoint, device)
+            agreement = prove(Example.read(model / EXAMPLE), predictor)
         show(f"The packed example, predicted here on {device}: {agreement}.")
         if not agreement.good:
             raise ValueError("it does not predict here what it predicted where it was packed")
@@ -158,19 +156,11 @@ def _check_code(manifest: Manifest, model: Path, allowed: bool) -> None:
         raise ValueError(f"its trainer {manifest.trainer} is not installed here, and the file does not bring it")
 
 
-@contextmanager
-def _trainers_of(manifest: Manifest, model: Path) -> Iterator[None]:
-    """nnU-Net finds the trainer that the model brings."""
-    before = os.environ.get(TRAINERS_VARIABLE)
-    if manifest.code:
-        os.environ[TRAINERS_VARIABLE] = os.pathsep.join(filter(None, (str(model / CODE_FOLDER), before)))
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(TRAINERS_VARIABLE, None)
-        else:
-            os.environ[TRAINERS_VARIABLE] = before
+def _trainers_of(manifest: Manifest, model: Path) -> AbstractContextManager[object]:
+    """Context in which nnU-Net finds the trainer that the model brings; the environment is restored afterwards."""
+    named = (str(model / CODE_FOLDER), os.environ.get(TRAINERS_VARIABLE))
+    brought = {TRAINERS_VARIABLE: os.pathsep.join(filter(None, named))} if manifest.code else {}
+    return mock.patch.dict(os.environ, brought)
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 
+from nnunet_ext.nnunet.trained_model import model_name
+
 FORMAT = 1
 OWN_FOLDER = "nnunet_ext_model"
 """Folder in the model's folder for all that nnU-Net's own zip does not have."""
@@ -47,7 +49,7 @@ class Manifest:
     @property
     def model(self) -> str:
         """The model's folder below nnU-Net's results."""
-        return f"{self.dataset}/{self.trainer}__{self.plans}__{self.configuration}"
+        return f"{self.dataset}/{model_name(self.trainer, self.plans, self.configuration)}"
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -68,7 +70,7 @@ def from_json(text: str) -> Manifest:
         raise ValueError(
             f"its manifest has format {found}, and this version of nnunet_ext reads format {FORMAT}; update nnunet_ext"
         )
-    wanted = {field.name: field.type for field in fields(Manifest)}
+    wanted = [field.name for field in fields(Manifest)]
     if set(content) != set(wanted):
         raise ValueError(f"its manifest is damaged: it has {', '.join(content)} instead of {', '.join(wanted)}")
     for name in ("folds", "code"):

@@ -11,13 +11,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.nnunet.dataset_json import read_dataset_json
-from nnunet_ext.nnunet.json_files import read_json, read_plans
-from nnunet_ext.nnunet.trained_model import DEFAULT_CHECKPOINT, load_predictor, split_model_name, trained_folds
+from nnunet_ext.nnunet.json_files import read_json
+from nnunet_ext.nnunet.trained_model import DEFAULT_CHECKPOINT, split_model_name, trained_folds
 from nnunet_ext.nnunet.trainers import find_trainer, is_own_trainer, trainer_folder
 from nnunet_ext.sharing.archive import write_archive
 from nnunet_ext.sharing.card import Statements, model_card
-from nnunet_ext.sharing.example import make_example
+from nnunet_ext.sharing.example import example_predictor, make_example
 from nnunet_ext.sharing.manifest import (
     CARD,
     CODE_FOLDER,
@@ -64,14 +63,13 @@ def pack(
     named = split_model_name(model.name)
     if len(named) != 3:
         raise ValueError(f"{model} must be called TRAINER__PLANS__CONFIGURATION, as nnU-Net calls it")
-    plans, dataset = read_plans(model / "plans.json"), read_dataset_json(model / "dataset.json")
     trainer, plans_name, configuration = named
     code = {f"{CODE_FOLDER}/{file.name}": file for file in _sources(trainer)}
-    network = load_predictor(model, "cpu", found[:1], checkpoint, allow_tqdm=False).network
-    packages = {type(network).__module__.partition(".")[0], *_imports(code.values())}
+    predictor = example_predictor(model, found, checkpoint)
+    packages = {type(predictor.network).__module__.partition(".")[0], *_imports(code.values())}
     with tempfile.TemporaryDirectory() as folder:
         example = Path(folder) / "example.npz"
-        make_example(model, found, checkpoint).write(example)
+        make_example(predictor).write(example)
         files: dict[str, Path | str] = {**_nnunet_files(model, found, checkpoint), **code, EXAMPLE: example}
         manifest = Manifest(
             format=FORMAT,
@@ -86,7 +84,7 @@ def pack(
             code=tuple(code),
             files={},
         )
-        files[CARD] = model_card(manifest, model, plans, dataset, statements or Statements())
+        files[CARD] = model_card(manifest, model, predictor, statements or Statements())
         manifest = replace(manifest, files={name: _digest(content) for name, content in files.items()})
         files[MANIFEST] = manifest.to_json()
         write_archive(Path(output), {f"{manifest.model}/{name}": content for name, content in files.items()})

@@ -208,7 +208,7 @@ def recorded_scan(
 
 
 def script(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function in TorchScript, without PyTorch's word that it is deprecated."""
+    """A function in TorchScript, without PyTorch's warning that TorchScript is deprecated."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`torch.jit")
         return torch.jit.script(function)

@@ -15,6 +15,7 @@ from nnunet_ext.nnunet.trainers import find_trainer
 from nnunet_ext.weights import write_pretrained
 from nnunet_ext.weights.adapting.source import read_source
 from tests.helpers.paths import TESTS
+from tests.helpers.unpickling import Calls
 
 MODELS = TESTS / "data" / "version_0_1_0"
 TRAINERS = ("SASANTrainer", "EMNetTrainer", "LSTMSATrainer", "FAFNetTrainer")
@@ -162,16 +163,11 @@ def test_a_trainer_that_is_not_installed(plan, tmp_path, capsys):
     )
 
 
-class _Payload:
-    def __reduce__(self):
-        return (exec, ("open('executed', 'w')",))
-
-
 @pytest.mark.parametrize("where", ["logging", "init_args", "network_weights"])
 def test_code_in_a_checkpoint_is_refused(where, plan, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content = torch.load(checkpoint("SASANTrainer"), weights_only=False)
-    content[where] = {"code": _Payload()}
+    content[where] = {"code": Calls(exec, "open('executed', 'w')")}
     torch.save(content, tmp_path / "evil.pth")
     code, output = run(tmp_path / "evil.pth", plan("SASANTrainer"))
     assert code == 2

@@ -17,16 +17,7 @@ from nnunet_ext.nnunet.checkpoints import read_checkpoint
 from nnunet_ext.nnunet.trained_model import load_predictor
 from nnunet_ext.utils.safe_load import NotPlainError
 from nnunet_ext.weights import write_pretrained
-
-
-class Executes:
-    """An object whose unpickling executes a command."""
-
-    def __init__(self, command):
-        self.command = command
-
-    def __reduce__(self):
-        return os.system, (self.command,)
+from tests.helpers.unpickling import Calls
 
 
 def plans_with(nnunet, configuration="3d_fullres_tiny", **change):
@@ -133,7 +124,7 @@ def test_a_checkpoint_holds_plain_values_alone(trained):
 def test_code_in_a_checkpoint_is_not_executed(trained, tmp_path, monkeypatch, reads):
     trainer, file = trained
     content = torch.load(file, weights_only=True)
-    torch.save(content | {"surprise": Executes(f"touch {tmp_path}/executed")}, file)
+    torch.save(content | {"surprise": Calls(os.system, f"touch {tmp_path}/executed")}, file)
     model = tmp_path / "model"
     (model / "fold_0").mkdir(parents=True)
     file = file.rename(model / "fold_0" / file.name)

@@ -24,18 +24,9 @@ from nnunet_ext.nnunet.trainers import TRAINERS_VARIABLE
 from nnunet_ext.sharing.example import Example
 from nnunet_ext.sharing.manifest import CARD, CODE_FOLDER, EXAMPLE, MANIFEST
 from tests.helpers.own_trainers import write_own_trainers
+from tests.helpers.unpickling import Calls
 
 MODEL = "Dataset004_Hippocampus/{}__nnUNetPlans__{}"
-
-
-class Executes:
-    """An object whose unpickling executes a command."""
-
-    def __init__(self, command):
-        self.command = command
-
-    def __reduce__(self):
-        return os.system, (self.command,)
 
 
 def write_model(results, trainer, configuration):
@@ -249,13 +240,17 @@ def predicts_otherwise(archive, tmp_path):
 def executes_in_a_checkpoint(archive, tmp_path):
     name = f"fold_0/{FINAL_CHECKPOINT}"
     (tmp_path / "c.pth").write_bytes(archive.members[archive.name(name)])
-    content = torch.load(tmp_path / "c.pth", weights_only=True) | {"more": Executes(f"touch {tmp_path}/executed")}
+    content = torch.load(tmp_path / "c.pth", weights_only=True) | {
+        "more": Calls(os.system, f"touch {tmp_path}/executed")
+    }
     torch.save(content, tmp_path / "c.pth")
     archive.add(name, (tmp_path / "c.pth").read_bytes())
 
 
 def executes_in_a_pickle(archive, tmp_path):
-    archive.add("crossval_results_folds_0/postprocessing.pkl", pickle.dumps(Executes(f"touch {tmp_path}/executed")))
+    archive.add(
+        "crossval_results_folds_0/postprocessing.pkl", pickle.dumps(Calls(os.system, f"touch {tmp_path}/executed"))
+    )
 
 
 def hides_in_a_pickle(archive, tmp_path):

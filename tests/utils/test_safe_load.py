@@ -9,16 +9,7 @@ import pytest
 import torch
 
 from nnunet_ext.utils.safe_load import NotPlainError, load_plain, without_numpy
-
-
-class Calls:
-    """An object whose unpickling calls a function."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
+from tests.helpers.unpickling import Calls
 
 
 @pytest.mark.parametrize(

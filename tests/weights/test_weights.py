@@ -7,6 +7,7 @@ from nnunet_ext.cli.main import main
 from nnunet_ext.networks import LSTMSA, SALSTM, SASAN, EMNet, UMamba
 from nnunet_ext.weights import from_authors, read_state_dict
 from nnunet_ext.weights.suggest_trainer import suggest_trainer
+from tests.helpers.unpickling import Calls
 
 
 def test_missing_and_extra_keys_are_listed(golden):
@@ -75,13 +76,8 @@ def test_import_weights_says_what_is_wrong(tmp_path, capsys):
     assert "known: " in capsys.readouterr().err
 
 
-class _Payload:
-    def __reduce__(self):
-        return (print, ("code ran",))
-
-
 def test_files_with_code_are_rejected(tmp_path, capsys):
-    torch.save({"state_dict": _Payload()}, tmp_path / "evil.pth")
+    torch.save({"state_dict": Calls(print, "code ran")}, tmp_path / "evil.pth")
     with pytest.raises(ValueError, match="Python objects besides tensors"):
         read_state_dict(tmp_path / "evil.pth")
     assert "code ran" not in capsys.readouterr().out

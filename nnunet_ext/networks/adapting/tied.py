@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 Geometry = tuple[int | str, ...]
-"""What the shapes of a module's parameters do not show, such as its size in voxels."""
+"""Facts about a module that the shapes of its parameters do not show, such as its size in voxels."""
 ATTRIBUTE = "tied_to_patch"
 """Attribute of a network's class: a mapping from classes of modules in it to `Tied`, or a `Tied` for itself."""
 
@@ -18,7 +18,7 @@ class NotAdaptable(Exception):
 
 @dataclass(frozen=True)
 class Origin:
-    """What is known of the network that weights are from.
+    """Facts about the network that weights come from.
 
     Attributes:
         geometry: Geometry of the module.

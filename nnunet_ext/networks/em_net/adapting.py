@@ -47,4 +47,4 @@ TIED: Declaration = {
     EFL: Tied(("weight",), _geometry, _guess, _adapt, "resampled in frequency", in_mm=True),
     CSRMamba: POSITIONS,
 }
-"""What of EM-Net is tied to the patch."""
+"""The parameters of EM-Net that are tied to the patch."""

@@ -49,4 +49,4 @@ TIED: Declaration = {
         "interpolated to another filter grid",
     )
 }
-"""What of FAF-Net is tied to the patch."""
+"""The parameters of FAF-Net that are tied to the patch."""

@@ -39,4 +39,4 @@ def _adapt(old: Mapping[str, Tensor], module: Any, origin: Origin) -> dict[str, 
 
 
 SCORES = Tied((), _geometry, lambda old, module: None, _adapt, "scaled to keep the attention's scores")
-"""What of SALSTM and LSTMSA is tied to the patch."""
+"""The parameters of SALSTM and LSTMSA that are tied to the patch."""

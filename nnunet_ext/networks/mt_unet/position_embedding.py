@@ -35,4 +35,4 @@ class PositionEmbedding(nn.Module):
 
 
 TIED: Declaration = {PositionEmbedding: POSITIONS}
-"""What of MT-UNet is tied to the patch."""
+"""The parameters of MT-UNet that are tied to the patch."""

@@ -25,12 +25,12 @@ def resize_mask(stored: Tensor, size: Sequence[int], zoom: Sequence[float]) -> T
 def resize_attention(old: Mapping[str, Tensor], module: AxialAttention, heads: int) -> dict[str, Tensor]:
     """Weights of an axial attention whose embedding, an axis of E voxels, has another length E'.
 
-    With R from `resampling`, tokens t of length E become t' = R t, and the result should become R y. What reads or
-    writes the axis is resampled:
+    With R from `resampling`, tokens t of length E become t' = R t, and the result should become R y. The weights that
+    read or write the axis are resampled:
 
         W'_qkv = W_qkv R(E' -> E);  W'_out = R(E -> E') W_out;  b'_out = R(E -> E') b_out
 
-    What lies between, h heads of d = E / h features, is no axis of the image. Heads and features are added without an
+    The h heads of d = E / h features in between are no axis of the image. Heads and features are added without an
     effect (`features`), or the weakest are dropped. The attention divides scores by sqrt(d), so queries are multiplied
     by sqrt(d' / d). For E' >= E, h' >= h and d' >= d the result is exact for all tokens.
     """
@@ -99,4 +99,4 @@ TIED: Declaration = {
         "resampled along the axis (DCT)",
     ),
 }
-"""What of SASAN is tied to the patch."""
+"""The parameters of SASAN that are tied to the patch."""

@@ -318,9 +318,10 @@ class _Gate(torch.autograd.Function):
         mixed = torch.lerp(wide, low.to(wide.dtype), 1 - rate.to(wide.dtype))
         # Compiled by PyTorch up to 2.11, a result that was changed in place, or is a tensor's own alias, gets no
         # gradient, without an error.
-        out = mixed * wide if torch.compiler.is_compiling() else mixed.mul_(wide)
+        compiled = torch.compiler.is_compiling()
+        out = mixed * wide if compiled else mixed.mul_(wide)
         if x.dtype == torch.float16:
-            out = out.clamp(-_MAX_HALF, _MAX_HALF)
+            out = (out.clamp if compiled else out.clamp_)(-_MAX_HALF, _MAX_HALF)
         return out if out.dtype == x.dtype else out.to(x.dtype)
 
     @staticmethod

@@ -24,7 +24,7 @@ _PER_INNER = tuple(
 def resize_channel_tokens(old: Mapping[str, Tensor], module: MambaLayer, grid: tuple[int, ...]) -> dict[str, Tensor]:
     """Weights of a layer whose tokens are channels with V voxels as features, for a grid of V' voxels.
 
-    What reads or writes voxels is resampled, with R from `resampling`:
+    The weights that read or write voxels are resampled, with R from `resampling`:
 
         w' = R w, b' = R b (norm);  W'_in = W_in R(new -> old);  W'_out = R(old -> new) W_out
 
@@ -85,4 +85,4 @@ TIED: Declaration = {
         "resampled over the voxels (DCT)",
     )
 }
-"""What of U-Mamba is tied to the patch: in variant Enc, Mamba layers where channels are the tokens."""
+"""The parameters of U-Mamba that are tied to the patch: in variant Enc, those of layers with channels as tokens."""
