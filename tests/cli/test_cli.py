@@ -36,6 +36,7 @@ def test_help_imports_nothing_heavy(command):
         "demo",
         "crossval",
         "fewshot",
+        "convert",
         "export",
     ):
         assert name in shown

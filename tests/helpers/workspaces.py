@@ -33,6 +33,18 @@ def lay_out(raw: Path, training: Sequence[str], test: Sequence[str] = (), every:
     (raw / "dataset.json").write_text(json.dumps(dataset))
 
 
+def nnunet_variables(root: Path) -> dict[str, str]:
+    """The environment of nnU-Net's commands that work below a folder."""
+    return os.environ | {
+        **{name: str(root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")},
+        "nnUNet_extTrainer": str(trainers_folder()),
+        "nnUNet_n_proc_DA": "1",
+        "nnUNet_def_n_proc": "2",
+        "nnUNet_compile": "f",
+        "MPLBACKEND": "Agg",
+    }
+
+
 class NNUNetWorkspace:
     """nnU-Net folders with a few of the shipped scans, planned and preprocessed by nnU-Net's own command.
 
@@ -47,14 +59,7 @@ class NNUNetWorkspace:
         self.raw = root / "nnUNet_raw" / self.dataset
         self.preprocessed = root / "nnUNet_preprocessed" / self.dataset
         self.results = root / "nnUNet_results" / self.dataset
-        self.environment = os.environ | {
-            **{name: str(root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")},
-            "nnUNet_extTrainer": str(trainers_folder()),
-            "nnUNet_n_proc_DA": "1",
-            "nnUNet_def_n_proc": "2",
-            "nnUNet_compile": "f",
-            "MPLBACKEND": "Agg",
-        }
+        self.environment = nnunet_variables(root)
         for name in ("nnUNet_preprocessed", "nnUNet_results"):
             (root / name).mkdir(parents=True, exist_ok=True)
         if not self.plans_file.is_file():  # a copy of another one has all
