@@ -41,7 +41,10 @@ def test_jobs_and_their_dependencies(describe, space):
         "kill-on-invalid-dep": "yes",
         "time": "24:00:00",
         "gres": "gpu:2",
+        "comment": str(space.bookkeeping),
     }
+    own = describe("--job-option=--comment=mine")["compare"]["options"]
+    assert own["comment"] == f"mine {space.bookkeeping}"
     assert pool["options"]["partition"] == "cpu"
     assert "gres" not in pool["options"]
     assert jobs["compare"]["after"] == [f"crossval-4-2d_small-pool_{name}" for name in (STOCK, SASAN)]

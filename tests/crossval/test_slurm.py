@@ -1,25 +1,47 @@
 """A real Slurm of two nodes on the loopback, started by slurm/start.sh."""
 
+import contextlib
 import os
+import pwd
 import re
 import signal
 import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from nnunet_ext.utils.subprocesses import console_script
+from tests.crossval.conftest import Space
+
 pytest.importorskip("submitit", reason="needs nnunet_ext[slurm]")
 # Left out of continuous integration until it has passed on a quiet machine.
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 SCRIPTS = Path(__file__).parent / "slurm"
+OTHER = "games"
+"""An account that every Linux system has, besides root's."""
 
 
 @pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("slurm")
+def readable_folder():
+    """Makes folders that every user may read, unlike pytest's."""
+    with contextlib.ExitStack() as stack:
+
+        def make(name):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{name}_")))
+            folder.chmod(0o755)
+            return folder
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def slurm(readable_folder):
+    folder = readable_folder("slurm")
     started = subprocess.run(
         ["bash", str(SCRIPTS / "start.sh"), str(folder)], stderr=subprocess.PIPE, text=True, check=False
     )
@@ -42,7 +64,8 @@ def ask(slurm):
         ).stdout.strip()
 
     yield run
-    run("scancel", "--user=root")
+    for user in ("root", OTHER):
+        run("scancel", f"--user={user}")
 
 
 @pytest.fixture
@@ -81,6 +104,52 @@ def endless(space):
 
 
 SASAN = "train_SASANTrainer__nnUNetPlans"
+
+
+@pytest.fixture
+def shared_space(nnunet, readable_folder):
+    """A space that every user may write to, as a group's folders are."""
+    space = Space(nnunet, readable_folder("space"))
+    for path in (space.root, *space.root.rglob("*")):
+        path.chmod(path.stat().st_mode | 0o777)
+    return space
+
+
+@pytest.fixture
+def submit_as(shared_space, slurm):
+    """Submits as a user without waiting for it to end."""
+    space = shared_space
+    home = space.root / "home"
+    home.mkdir()
+    home.chmod(0o777)
+
+    def start(user, *command):
+        account = pwd.getpwnam(user)
+        return subprocess.Popen(
+            command,
+            env=space.environment | slurm | {"HOME": str(home), "USER": user, "LOGNAME": user},
+            cwd=space.root,
+            user=account.pw_uid,
+            group=account.pw_gid,
+            extra_groups=[],
+            umask=0,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    try:
+        code, _ = ended(start(OTHER, sys.executable, "-c", "import nnunet_ext"))
+    except PermissionError:
+        code = None
+    if code != 0:
+        pytest.skip(f"{OTHER} may not read this environment")
+
+    def submit_as(user, *options):
+        options = space.options("--slurm", *options, trainers=["SASANTrainer"], folds=["0"])
+        return start(user, console_script("nnunet_ext"), *options)
+
+    return submit_as
 
 
 def fold_folder(space, fold=0):
@@ -141,6 +210,35 @@ def test_a_time_limit_in_one_task_leaves_the_other_alone(space, slurm, submit, a
     wait(lambda: not ask("squeue", "--noheader"))
     assert "JobState=CANCELLED" in ask("scontrol", "show", "job", jobs["pool_SASANTrainer__nnUNetPlans"])
     assert "Restarts=0" in ask("scontrol", "show", "job", f"{job}_1")  # whoever cancels a job does not want it requeued
+
+
+def test_jobs_of_another_user_are_seen(shared_space, submit_as, ask, wait):
+    first, _ = ended(submit_as("root", "--job-option=--hold"))
+    assert first == 0
+    code, said = ended(submit_as(OTHER))
+    assert code == 2
+    assert re.search(r"still in the queue: \d+\S* of root", said)
+    other = shared_space.root / "of another study"
+    shared_space.environment["nnUNet_results"] = str(other)
+    other.mkdir()
+    other.chmod(0o777)
+    code, said = ended(submit_as(OTHER))
+    assert code == 0, said
+
+
+def test_two_users_who_submit_at_the_same_instant_train_a_fold_once(shared_space, submit_as, wait, ask):
+    started = [submit_as(user, "--wait") for user in ("root", OTHER)]
+    codes = sorted(ended(process)[0] for process in started)
+    assert codes in ([0, 0], [0, 2])  # both, if neither saw the other's jobs in the queue
+    wait(lambda: not ask("squeue", "--noheader"))
+    assert epochs_run(fold_folder(shared_space)) == [0]
+    assert (fold_folder(shared_space) / "validation" / "summary.json").is_file()
+
+
+def ended(process):
+    """Exit code and output of a submission."""
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
 
 
 def test_a_preempted_job_writes_a_checkpoint_and_resumes(space, slurm, submit, ask, wait, endless):

@@ -8,7 +8,6 @@ partition's. It does not search the queue for jobs of an earlier call. It does n
 when Slurm refuses a later one.
 """
 
-import getpass
 import os
 import shlex
 import shutil
@@ -70,7 +69,7 @@ class SlurmExecutor:
         if not jobs:
             print("All steps are finished.")
             return 0
-        _check_queue([job_name(experiment, job) for job in jobs])
+        _check_queue(experiment, [job_name(experiment, job) for job in jobs])
         check_unclaimed([] if self.wait else missing)
         limit = self.options.time or _default_limit(self.options)
         return self._submit(experiment, jobs, limit)
@@ -108,6 +107,7 @@ class SlurmExecutor:
         if self.options.partition is not None:
             further["partition"] = self.options.partition
         further |= self.options.sbatch_options(job)
+        further["comment"] = f"{further.get('comment', '')} {experiment.bookkeeping}".strip()  # see _check_queue
         return {
             "job_name": job_name(experiment, job),
             "time": max(1, parse_time(limit) // 60) if limit is not None else _ENDLESS_MINUTES,
@@ -158,12 +158,18 @@ def _setup(experiment: Experiment, options: JobOptions) -> list[str]:
     return ["set -eo pipefail", *lines, *options.preamble.splitlines()]
 
 
-def _check_queue(names: list[str]) -> None:
-    command = ["squeue", "--noheader", f"--user={getpass.getuser()}", f"--name={','.join(names)}", "--format=%i"]
-    queued = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+def _check_queue(experiment: Experiment, names: list[str]) -> None:
+    """Raises ValueError for queued jobs of this cross-validation, whoever submitted them.
+
+    Names do not tell experiments in different folders apart; the end of a job's comment does.
+    """
+    command = ["squeue", "--noheader", f"--name={','.join(names)}", "--format=%i|%u|%k"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    queued = [line.split("|", 2) for line in lines if line.endswith(str(experiment.bookkeeping))]
     if queued:
+        jobs = ", ".join(f"{number} of {user}" for number, user, _ in queued)
         raise ValueError(
-            f"jobs of this cross-validation are still in the queue: {' '.join(queued)}; wait for them, or scancel them"
+            f"jobs of this cross-validation are still in the queue: {jobs}; wait for them, or scancel them"
         )
 
 
