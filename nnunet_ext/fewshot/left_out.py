@@ -14,6 +14,11 @@ LEFT_OUT = "left_out_classes"
 """Key of the plans with the names of the classes; the trainings of such a plan have a folder of their own."""
 
 
+def segmentable(labels: Mapping[str, Any]) -> list[str]:
+    """Names of the classes of a dataset.json: all labels and regions but background and the ignore label."""
+    return [name for name, value in labels.items() if name != "ignore" and value != 0]
+
+
 def class_values(labels: Mapping[str, Any], names: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Values of classes in label maps, by name.
 
@@ -24,7 +29,7 @@ def class_values(labels: Mapping[str, Any], names: Sequence[str]) -> dict[str, t
     Raises:
         ValueError: for a name that is unknown, or is background or the ignore label.
     """
-    known = [name for name, value in labels.items() if name != "ignore" and value != 0]
+    known = segmentable(labels)
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"unknown class {unknown[0]!r}; known: {', '.join(known)}")
     values = {name: labels[name] if isinstance(labels[name], list | tuple) else [labels[name]] for name in names}
@@ -49,5 +54,5 @@ def slices_left_out(
     found = {}
     for case in cases:
         labels = np.asarray(dataset.load_case(case)[1])[0]
-        found[case] = np.isin(labels.reshape(len(labels), -1), hidden).any(axis=1)
+        found[case] = np.asarray(np.isin(labels.reshape(len(labels), -1), hidden).any(axis=1))
     return found
