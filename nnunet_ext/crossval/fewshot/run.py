@@ -53,6 +53,7 @@ from nnunet_ext.utils.files import check_writable, replacing
 from nnunet_ext.utils.locks import acquire, release
 
 SETTINGS, DICE, TABLE, SUPPORTS, REPORT = "settings.json", "dice.csv", "table", "supports.csv", "report"
+ONE_FOLD = "With a single fold, all intervals hold under this training only."
 _LOCK = ".nnunet_ext_fewshot.lock"
 
 
@@ -87,6 +88,11 @@ def run(
     protocol.check()
     (model,) = experiment.models
     check_trainer(model.trainer)
+    if experiment.previous_stage is not None:
+        raise ValueError(
+            f"-c {experiment.configuration} needs the segmentation of a previous stage, which new classes do not have: "
+            "take another configuration"
+        )
     cases = labelled_cases(experiment.raw)
     draws = draw(experiment, protocol, cases)
     check_writable(output)
@@ -231,11 +237,13 @@ def _note_settings(experiment: Experiment, protocol: Protocol, draws: Sequence[F
 def _write_tables(outcome: Outcome, draws: Sequence[FoldDraw], output: Path) -> None:
     supports, found, folds = pd.DataFrame(draws_as_rows(draws)), lines(outcome), list(outcome.study.folds)
     table = as_table(found, folds)
+    page = [f"# {outcome.study.title}", "", headline(outcome), "", *markdown_table(table), ""]
+    page += [ONE_FOLD, ""] if len(folds) == 1 else []
     texts = {
         SUPPORTS: supports.rename(columns={"label": "class"}).to_csv(index=False, lineterminator="\n"),
         DICE: dice_rows(outcome, supports).to_csv(index=False, lineterminator="\n"),
         f"{TABLE}.csv": as_rows(found, folds).to_csv(index=False, lineterminator="\n"),
-        f"{TABLE}.md": "\n".join([f"# {outcome.study.title}", "", headline(outcome), "", *markdown_table(table), ""]),
+        f"{TABLE}.md": "\n".join(page),
     }
     for name, text in texts.items():
         with replacing(output / name, "w") as file:

@@ -100,7 +100,7 @@ def segment_fold(
     trained: str,
     device: str,
 ) -> None:
-    """Writes the masks of a fold's queries that are missing or older than the fold's training.
+    """Writes the masks of a fold's queries that are missing, or older than the fold's training or than their labels.
 
     Args:
         draw: Supports and queries.
@@ -114,14 +114,16 @@ def segment_fold(
     checkpoint = folder / f"fold_{draw.fold}" / DEFAULT_CHECKPOINT
     methods = (trained, PROTOTYPES, COPIED, RESIZED)
 
+    shown = [case for support in draw.supports for case in support.values()]
+
     def missing(case: str) -> bool:
         of_methods = [file for method in methods for file in folders.files(method, protocol.supports, case)]
-        return not all(is_newer(file, [checkpoint]) for file in [folders.true_file(case), *of_methods])
+        sources = [checkpoint, *(cases.truths[each] for each in (case, *shown))]
+        return not all(is_newer(file, sources) for file in [folders.true_file(case), *of_methods])
 
     queries = [case for case in draw.queries if missing(case)]
     if not queries:
         return
-    shown = [case for support in draw.supports for case in support.values()]
     values = [protocol.classes[name] for support in draw.supports for name in support]
     model = FewShotModel(folder, device, [draw.fold])
     networks = {trained: model, PROTOTYPES: untrained(model, folder, draw.fold, protocol.seed)}
