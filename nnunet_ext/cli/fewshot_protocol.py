@@ -55,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "is a patient)",
     )
     group.add_argument("--encoder", metavar="NAME", help="encoder of the network (default: the trainer's)")
-    group.add_argument("--encoder-weights", metavar="FILE", help="initial weights of the encoder")
+    group.add_argument(
+        "--encoder-weights", metavar="FILE", help="initial weights of the encoder (default: the trainer's)"
+    )
     group.add_argument("--seed", type=int, help="seed of the draw of supports (default: 0)")
     group.add_argument("--gpus", nargs="+", metavar="GPU", help="train folds on these at once, as in `crossval`")
     group.add_argument("-np", dest="processes", type=int, metavar="N", help="processes that preprocess")
@@ -99,7 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.compare.report.text import headline
     from nnunet_ext.crossval.experiment import make_experiment
     from nnunet_ext.crossval.fewshot import run as protocol_run
-    from nnunet_ext.crossval.fewshot.protocol import ENCODER, ENCODER_WEIGHTS, SOURCES, Protocol
+    from nnunet_ext.crossval.fewshot.encoder import encoder_environment
+    from nnunet_ext.crossval.fewshot.protocol import ENCODER, ENCODER_FROZEN, ENCODER_WEIGHTS, SOURCES, Protocol
     from nnunet_ext.crossval.gpus import make_slots
     from nnunet_ext.crossval.local import LocalExecutor
     from nnunet_ext.fewshot.left_out import class_values, segmentable
@@ -119,7 +122,8 @@ def run(arguments: argparse.Namespace) -> int:
         processes=arguments.processes,
     )
     labels = read_dataset_json(experiment.raw / "dataset.json")["labels"]
-    weights = arguments.encoder_weights or os.environ.get(ENCODER_WEIGHTS)
+    environment = encoder_environment(experiment.models[0].trainer, arguments.encoder, arguments.encoder_weights)
+    weights = environment.get(ENCODER_WEIGHTS)
     protocol = Protocol(
         arguments.setting,
         class_values(labels, arguments.test_classes or segmentable(labels)),
@@ -127,8 +131,9 @@ def run(arguments: argparse.Namespace) -> int:
         support_from=arguments.support_from or SOURCES[0],
         parts=DEFAULT_PARTS["extent"] if arguments.parts is None else arguments.parts,
         seed=arguments.seed or 0,
-        encoder=arguments.encoder or os.environ.get(ENCODER),
-        encoder_weights=Path(weights).resolve() if weights else None,
+        encoder=environment.get(ENCODER),
+        encoder_weights=str(Path(weights).resolve()) if weights and Path(weights).is_file() else weights,
+        encoder_frozen=environment.get(ENCODER_FROZEN),
     )
     executor = LocalExecutor(make_slots(device, arguments.gpus), bool(arguments.wait))
     processes = min(_MOST_PROCESSES, os.cpu_count() or 1)

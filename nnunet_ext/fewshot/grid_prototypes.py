@@ -62,7 +62,7 @@ class GridPrototypes(nn.Module):
         Shape:
             (N, M, H, W), (N, R, H, W) -> prototypes (R, K, C), K = N (windows + 1)
         """
-        features = at_least_float32(self.encoder.backbone_features(images))
+        features = at_least_float32(self.encoder.describe(images))
         masks = masks.to(features.dtype)
         grid = (min(_GRID, features.shape[-2]), min(_GRID, features.shape[-1]))
         local = F.adaptive_avg_pool2d(features, grid).flatten(2).transpose(1, 2)[:, None]  # (N, 1, G, C)
@@ -80,7 +80,7 @@ class GridPrototypes(nn.Module):
         Shape:
             (N, M, H, W), prototypes (N, R, K, C) -> (N, R, H, W)
         """
-        features = at_least_float32(self.encoder.backbone_features(images))
+        features = at_least_float32(self.encoder.describe(images))
         unit = F.normalize(features.flatten(2), dim=1)
         cosine = F.normalize(support.prototypes, dim=-1) @ unit[:, None]  # (N, R, K, h w)
         nearest = [

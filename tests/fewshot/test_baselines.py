@@ -56,7 +56,7 @@ def test_a_whole_mask_is_stretched_to_the_scan():
 class Encoder(nn.Module):
     """Features are the image's channels, averaged over 2 x 2 pixels."""
 
-    def backbone_features(self, images):
+    def describe(self, images):
         return F.avg_pool2d(images, 2)
 
 

@@ -19,6 +19,7 @@ SOURCES = ("fold", "training")
 MOST_CLASSES = 12
 """Classes are bits of the written masks, whose values must fit into 16 bits, with the ignore label."""
 ENCODER, ENCODER_WEIGHTS = "NNUNET_EXT_ENCODER", "NNUNET_EXT_ENCODER_WEIGHTS"
+ENCODER_FROZEN = "NNUNET_EXT_ENCODER_FROZEN"
 _ENCODER = "few_shot_encoder"
 _LONGEST_NAME = 40
 
@@ -36,7 +37,8 @@ class Protocol:
         parts: Number of parts of a volume, each with its own support slice.
         seed: Seed of the draw of supports, of the initial encoder and of the bootstrap.
         encoder: Name of the encoder; None: the trainer's own.
-        encoder_weights: File of the encoder's initial weights; None: the trainer's own.
+        encoder_weights: Initial weights of the encoder, a file or a name that the trainer knows; None: its own.
+        encoder_frozen: "0" or "1", whether the encoder is never trained; None: as the trainer has it.
     """
 
     setting: int
@@ -46,7 +48,8 @@ class Protocol:
     parts: int = DEFAULT_PARTS["extent"]
     seed: int = 0
     encoder: str | None = None
-    encoder_weights: Path | None = None
+    encoder_weights: str | None = None
+    encoder_frozen: str | None = None
 
     def check(self) -> None:
         """Raises ValueError for values that cannot work."""
@@ -64,22 +67,29 @@ class Protocol:
                 f"{len(self.classes)} test classes; from 1 to {MOST_CLASSES} can be segmented at once: name fewer with "
                 "--test-classes and run again for the others"
             )
-        if self.encoder_weights is not None and not self.encoder_weights.is_file():
-            raise ValueError(f"--encoder-weights: no such file: {self.encoder_weights}")
+        weights = Path(self.encoder_weights or "")
+        if weights.suffix and not weights.is_file():
+            raise ValueError(f"--encoder-weights: no such file: {weights}")
 
     def environment(self) -> dict[str, str]:
         """The environment variables by which trainings know the encoder."""
-        values = {ENCODER: self.encoder, ENCODER_WEIGHTS: self.encoder_weights}
-        return {name: str(value) for name, value in values.items() if value is not None}
+        values = {
+            ENCODER: self.encoder,
+            ENCODER_WEIGHTS: self.encoder_weights,
+            ENCODER_FROZEN: self.encoder_frozen,
+        }
+        return {name: value for name, value in values.items() if value is not None}
 
     def plan_entries(self) -> dict[str, Any]:
         """Entries that this protocol adds to the plans; none where plain trainings serve."""
         entries: dict[str, Any] = {}
         if self.setting == 2:
             entries[LEFT_OUT] = list(self.classes)
-        if self.encoder is not None or self.encoder_weights is not None:
-            digest = None if self.encoder_weights is None else sha256_of(self.encoder_weights)
-            entries[_ENCODER] = {"name": self.encoder, "weights_sha256": digest}
+        if self.environment():
+            weights = self.encoder_weights
+            if weights is not None and Path(weights).is_file():  # the content counts, wherever the file is
+                weights = f"sha256:{sha256_of(Path(weights))}"
+            entries[_ENCODER] = {"name": self.encoder, "weights": weights, "frozen": self.encoder_frozen}
         return entries
 
     def plans_name(self, plans: str) -> str:
@@ -89,7 +99,7 @@ class Protocol:
             return plans
         words = ["without", *entries[LEFT_OUT]] if LEFT_OUT in entries else []
         if _ENCODER in entries:
-            words.append(self.encoder or "weights")
+            words.append(self.encoder or "encoder")
         # The name is for people; the digest tells apart what it abbreviates.
         shown = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(words))[:_LONGEST_NAME].strip("-")
         digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:6]

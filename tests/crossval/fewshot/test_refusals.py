@@ -33,7 +33,11 @@ from tests.helpers.pages import block, page
         (("--folds", "all"), "--folds all: must be numbers from 0 on"),
         (("--model", "folder"), "--model belongs to a trained model"),
         (("--sectors", "8"), "--match, --sectors and --checkpoint are not options of the paper's protocol"),
-        (("--encoder-weights", "nowhere.pth"), "--encoder-weights: no such file:"),
+        (
+            ("--encoder-weights", "nowhere.pth"),
+            "--encoder-weights: the encoder of FAFNetFewShotTrainer can",
+        ),
+        (("--encoder", "resnet18"), "--encoder: the encoder of FAFNetFewShotTrainer cannot be chosen; give a trainer"),
         (("-p", "OtherPlans"), "-p OtherPlans: there is no"),
     ],
 )

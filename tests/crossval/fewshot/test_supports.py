@@ -1,7 +1,10 @@
 """The draw of supports: patients apart, all draws over the same queries, and errors before anything starts."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from nnunet_ext.crossval.fewshot import encoder
 from nnunet_ext.crossval.fewshot.protocol import Protocol
 from nnunet_ext.crossval.fewshot.supports import draw_fold
 
@@ -113,6 +116,7 @@ def test_too_few_patients_are_an_error(of_cases, options, message):
         ({"parts": 0}, "--parts 0 must be at least 1"),
         ({"seed": -1}, "--seed -1 must be at least 0"),
         ({"support_from": "test"}, "--support-from 'test' is unknown; known: fold, training"),
+        ({"encoder_weights": "nowhere.pth"}, "--encoder-weights: no such file: nowhere.pth"),
         ({"classes": {str(k): (k,) for k in range(1, 14)}}, "13 test classes; from 1 to 12 can be segmented at once"),
     ],
 )
@@ -130,7 +134,8 @@ def test_an_encoder_or_setting_2_has_plans_of_its_own(tmp_path):
         Protocol(2, {"rod": (1,)}),
         Protocol(1, CLASSES, encoder="resnet18"),
         Protocol(2, CLASSES, encoder="resnet18"),
-        Protocol(1, CLASSES, encoder="resnet18", encoder_weights=weights),
+        Protocol(1, CLASSES, encoder="resnet18", encoder_weights=str(weights)),
+        Protocol(1, CLASSES, encoder_frozen="1"),
     ]
     names = [protocol.plans_name("nnUNetPlans") for protocol in protocols]
     assert names[0] == "nnUNetPlans"
@@ -138,9 +143,20 @@ def test_an_encoder_or_setting_2_has_plans_of_its_own(tmp_path):
     assert names[1].startswith("nnUNetPlans_without-rod-ball_")
     assert not any("__" in name for name in names)
     weights.write_bytes(b"others")
-    assert protocols[-1].plans_name("nnUNetPlans") != names[-1]
-    assert protocols[-1].environment() == {
+    assert protocols[-2].plans_name("nnUNetPlans") != names[-2]
+    assert protocols[-2].environment() == {
         "NNUNET_EXT_ENCODER": "resnet18",
         "NNUNET_EXT_ENCODER_WEIGHTS": str(weights),
     }
     assert protocols[1].plan_entries() == {"left_out_classes": ["rod", "ball"]}
+
+
+def test_options_choose_the_encoder_before_the_environment_does(monkeypatch):
+    given = {"NNUNET_EXT_ENCODER": "resnet18", "NNUNET_EXT_ENCODER_FROZEN": "1", "OTHER": "x"}
+    monkeypatch.setattr(encoder, "find_trainer", lambda name: SimpleNamespace(default_choice=None))
+    found = encoder.encoder_environment("Choosable", "resnet50", None, given)
+    assert found == {"NNUNET_EXT_ENCODER": "resnet50", "NNUNET_EXT_ENCODER_FROZEN": "1"}
+    monkeypatch.setattr(encoder, "find_trainer", lambda name: SimpleNamespace())
+    assert encoder.encoder_environment("Fixed", None, None, given) == {}
+    with pytest.raises(ValueError, match="--encoder-weights: the encoder of Fixed cannot be chosen"):
+        encoder.encoder_environment("Fixed", None, "timm", given)
