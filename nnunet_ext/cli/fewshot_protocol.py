@@ -98,7 +98,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--folds {wrong[0]}: must be numbers from 0 on")
     device = choose_device(arguments.device)
 
-    from nnunet_ext.compare.report.text import headline
     from nnunet_ext.crossval.experiment import make_experiment
     from nnunet_ext.crossval.fewshot import run as protocol_run
     from nnunet_ext.crossval.fewshot.encoder import encoder_environment
@@ -140,8 +139,8 @@ def run(arguments: argparse.Namespace) -> int:
     outcome = protocol_run.run(experiment, protocol, executor, output, processes=processes)
     if isinstance(outcome, int):
         return outcome
-    print(f"\n{(output / f'{protocol_run.TABLE}.md').read_text()}\n{headline(outcome)}")
-    print(f"\nReport: {output / protocol_run.REPORT / 'report.html'}")
+    print(f"\n{(output / f'{protocol_run.TABLE}.md').read_text()}")
+    print(f"Report: {output / protocol_run.REPORT / 'report.html'}")
     return 0
 
 
