@@ -6,6 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
+from tests.helpers.shapes import FlatShapes
+
 METHODS = ["FAFNetFewShotTrainer", "encoder prototypes", "mask copied", "mask resized"]
 SLICES, SLICES_WITH_BALL = 8, 2
 
@@ -86,3 +88,15 @@ def test_setting_1_in_3d_with_several_supports_and_classes(shapes):
     table = pd.read_csv(shapes.output / "table.csv").set_index(["class", "method"])
     assert list(table.loc[("rod", "mask resized"), ["dice", "over_supports_low", "over_supports_high"]]) == [1, 1, 1]
     assert table.loc[("rod", "encoder prototypes"), "dice"] > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_colour_images_of_one_slice(tmp_path):
+    """One slice is one part: masks at the same place are copied and resized exactly."""
+    shapes = FlatShapes(tmp_path / "shapes")
+    shapes.run("--folds", "0", setting="1")
+    rows = pd.read_csv(shapes.output / "dice.csv")
+    assert len(rows) == 1 * 2 * len(METHODS)  # the fold's other patient, classes
+    assert set(rows[rows.method.isin(["mask copied", "mask resized"])].dice) == {1.0}
+    assert {path.suffix for path in shapes.output.glob("masks/*/support_1/p*")} == {".png"}
