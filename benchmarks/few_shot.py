@@ -17,51 +17,21 @@ Each support is a training case of fold 0; the scans to segment are that fold's 
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from benchmarks.measure import write_rows
+from nnunet_ext.fewshot.baselines import laid_over, slices_laid_over, stretched
 from nnunet_ext.fewshot.model import FewShotModel
-from nnunet_ext.fewshot.protocol import query_parts, support_slices
 from nnunet_ext.fewshot.run import evaluate, segment_scans
-from nnunet_ext.fewshot.slices import window
 from nnunet_ext.nnunet.scans import scan_of
 
-_PARTS = 3
 _PROTOCOLS = {"": {"match": "position", "sectors": 8}, ", three parts": {"match": "extent", "sectors": 0}}
-
-
-def laid_over(mask: NDArray[np.bool_], shape: Sequence[int]) -> NDArray[np.bool_]:
-    """A mask cropped or padded to a size, aligned at the first voxel."""
-    result = np.zeros(shape, bool)
-    for k in range(min(len(mask), shape[0])):
-        result[k] = window(mask[k][None], (0, 0), shape[1:])[0]
-    return result
-
-
-def slices_laid_over(mask: NDArray[np.bool_], shape: Sequence[int]) -> NDArray[np.bool_]:
-    """Copies the support slice of each part to every slice of the part."""
-    result = np.zeros(shape, bool)
-    for part, shown in zip(query_parts(shape[0], _PARTS), support_slices(mask, _PARTS), strict=True):
-        result[part.start : part.stop] = window(mask[shown][None], (0, 0), shape[1:])
-    return result
-
-
-def stretched(mask: NDArray[np.bool_], shape: Sequence[int]) -> NDArray[np.bool_]:
-    factors = [to / of for to, of in zip(shape, mask.shape, strict=True)]
-    return ndimage.zoom(mask.astype(np.float32), factors, order=1, grid_mode=True, mode="nearest") > 0.5
-
-
-COPIES: dict[str, Callable[[NDArray[np.bool_], Sequence[int]], NDArray[np.bool_]]] = {
-    "shown slices copied": slices_laid_over,
-    "whole mask copied": laid_over,
-    "whole mask resized": stretched,
-}
+COPIES = {"shown slices copied": slices_laid_over, "whole mask copied": laid_over, "whole mask resized": stretched}
 
 
 def reset(network: torch.nn.Module, seed: int = 0) -> None:

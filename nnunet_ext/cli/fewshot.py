@@ -1,33 +1,33 @@
-"""Segment a class that the network was not trained on, shown in one labelled scan."""
+"""Segment a class that the network was not trained on, shown in one labelled scan, or run the papers' protocol."""
 
 import argparse
 import sys
 from pathlib import Path
 
+from nnunet_ext.cli import fewshot_protocol
 from nnunet_ext.utils.devices import DEVICES, choose_device
+
+_REQUIRED = ("model", "support", "mask", "label", "input", "output")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", required=True, help="a trained FAF-Net: nnU-Net's folder TRAINER__PLANS__CONFIGURATION"
-    )
+    parser.set_defaults(parser=parser)
+    parser.add_argument("--model", help="a trained FAF-Net: nnU-Net's folder TRAINER__PLANS__CONFIGURATION")
     parser.add_argument(
         "--support",
-        required=True,
         action="append",
         metavar="IMAGE",
         help="a scan that shows the class; further channels (_0001, ..) are read from the same folder. Can be given "
         "several times, each time with its own --mask",
     )
-    parser.add_argument("--mask", required=True, action="append", help="labels of the support scan, on the same voxels")
+    parser.add_argument("--mask", action="append", help="labels of the support scan, on the same voxels")
+    parser.add_argument("--label", type=int, nargs="+", metavar="N", help="value(s) in the mask to segment")
+    parser.add_argument("-i", "--input", metavar="FOLDER", help="folder with the scans, named as in nnU-Net")
     parser.add_argument(
-        "--label", required=True, type=int, nargs="+", metavar="N", help="value(s) in the mask to segment"
-    )
-    parser.add_argument(
-        "-i", "--input", required=True, metavar="FOLDER", help="folder with the scans, named as in nnU-Net"
-    )
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="FOLDER", help="folder for the masks, which have the labels N"
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        help="folder for the masks, which have the labels N; with --protocol also for the tables and the report",
     )
     parser.add_argument(
         "--parts",
@@ -56,12 +56,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--folds", nargs="+", metavar="K", help="folds to average (default: all trained folds)")
     parser.add_argument("--checkpoint", default="checkpoint_final.pth", help="checkpoint file (default: %(default)s)")
     parser.add_argument("-device", "--device", choices=DEVICES, default="auto", help="default: %(default)s")
+    fewshot_protocol.add_arguments(parser)
     parser.epilog = (
-        "A scan that cannot be segmented does not stop the others; it is named at the end, and the exit code is 1."
+        "A scan that cannot be segmented does not stop the others; it is named at the end, and the exit code is 1. "
+        "--model, --support, --mask, --label, -i and -o are required without --protocol, -d, --setting and -o with it."
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.protocol is not None:
+        return fewshot_protocol.run(arguments)
+    fewshot_protocol.refuse(arguments)
+    fewshot_protocol.require(arguments, _REQUIRED)
     if len(arguments.support) != len(arguments.mask):
         raise ValueError(f"{len(arguments.support)} --support and {len(arguments.mask)} --mask: give a mask with each")
     for mask in arguments.mask:

@@ -1,7 +1,7 @@
 """From the scores of all cases to the comparison of each challenger with the baseline."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -125,17 +125,17 @@ def analyse(study: Study, scores: pd.DataFrame, settings: Settings) -> Analysis:
     """
     names, labels, challengers = [method.name for method in study.methods], list(study.labels.labels), study.challengers
     scored = apply_rule(scores, settings.empty_labels)
-    values = {(m.name, metric): _table(scored, study, m.name, metric) for m in study.methods for metric in METRICS}
+    values = {(m.name, metric): score_table(scored, study, m.name, metric) for m in study.methods for metric in METRICS}
     comparisons: dict[tuple[str, str, str], Comparison] = {}
     means: dict[tuple[str, str, str], float] = {}
     for metric in METRICS:
         for label in [MEAN, *labels]:
             column = None if label == MEAN else labels.index(label)
-            chosen = {name: _cases(values[name, metric], column) for name in names}
+            chosen = {name: of_label(values[name, metric], column) for name in names}
             means |= {(name, metric, label): _mean(table) for name, table in chosen.items()}
             for each in _compare(study, chosen, metric, label, settings):
                 comparisons[each.method, metric, label] = each
-    per_case = {key: _cases(table, None).mean(axis=0) for key, table in values.items()}
+    per_case = {key: of_label(table, None).mean(axis=0) for key, table in values.items()}
     ranked = np.array([per_case[name, PRIMARY] for name in names])
     return Analysis(
         comparisons=comparisons,
@@ -161,7 +161,7 @@ def _groups(study: Study) -> list[str]:
     return [study.groups[name] for name in study.cases] if study.groups else list(study.cases)
 
 
-def _table(scores: pd.DataFrame, study: Study, name: str, metric: str) -> NDArray[np.float64]:
+def score_table(scores: pd.DataFrame, study: Study, name: str, metric: str) -> NDArray[np.float64]:
     """Values of repeats by cases by labels."""
     own = scores[scores["entrant"] == name]
     tables = []
@@ -171,7 +171,7 @@ def _table(scores: pd.DataFrame, study: Study, name: str, metric: str) -> NDArra
     return np.array(tables)
 
 
-def _cases(table: NDArray[np.float64], column: int | None) -> NDArray[np.float64]:
+def of_label(table: NDArray[np.float64], column: int | None) -> NDArray[np.float64]:
     """Values of repeats by cases: of one label, or the mean of labels."""
     if column is not None:
         return table[:, :, column]
@@ -190,7 +190,10 @@ def _compare(
     kept = [fold for fold, kept in zip(folds, there, strict=True) if kept]
     estimates = {}
     for name in study.challengers:
-        noise = training_noise([values[name][:, there], base[:, there]], kept) if there.any() else None
+        runs = [values[name][:, there], base[:, there]]
+        noise = training_noise([runs[0] - runs[1]] if study.supports else runs, kept) if there.any() else None
+        if noise is not None and study.supports:
+            noise = replace(noise, complete=False)  # other supports, but the same trainings
         estimates[name] = estimate(
             values[name].mean(axis=0) - base.mean(axis=0),
             folds,
@@ -228,7 +231,7 @@ def _emptiness(scores: pd.DataFrame, name: str, label: str) -> Emptiness:
 def _false_positives(study: Study, scores: pd.DataFrame, settings: Settings) -> dict[tuple[str, str], Comparison]:
     """Compares the shares of cases without a label in which a method predicts it."""
     wrong = scores.assign(rate=np.where(scores["truth_voxels"] > 0, np.nan, scores["predicted_voxels"] > 0))
-    tables = {method.name: _table(wrong, study, method.name, "rate") for method in study.methods}
+    tables = {method.name: score_table(wrong, study, method.name, "rate") for method in study.methods}
     found = {}
     for column, label in enumerate(study.labels.labels):
         chosen = {name: table[:, :, column] for name, table in tables.items()}
@@ -241,7 +244,7 @@ def _false_positives(study: Study, scores: pd.DataFrame, settings: Settings) -> 
 def _lesions(study: Study, scored: pd.DataFrame, settings: Settings) -> dict[tuple[str, str, str], Comparison]:
     found = {}
     for metric in LESION_METRICS if settings.lesions else ():
-        tables = {method.name: _table(scored, study, method.name, metric) for method in study.methods}
+        tables = {method.name: score_table(scored, study, method.name, metric) for method in study.methods}
         for label in settings.lesions:
             column = list(study.labels.labels).index(label)
             chosen = {name: table[:, :, column] for name, table in tables.items()}

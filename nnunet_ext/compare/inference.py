@@ -9,8 +9,8 @@ from scipy import stats
 
 from nnunet_ext.compare.mixed_model import MixedModel, TrainingNoise, fit
 from nnunet_ext.compare.permutation import FEWEST_UNITS, sign_permutation_p
-from nnunet_ext.compare.resampling import bootstrap_means, group_means, units
-from nnunet_ext.compare.statistics import LEVEL, RESAMPLES, Verdict, interval, signed_rank_p, strata
+from nnunet_ext.compare.resampling import bootstrap_interval, group_means
+from nnunet_ext.compare.statistics import LEVEL, RESAMPLES, Verdict, signed_rank_p
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,7 @@ def estimate(
     direction = int(np.sign(stats.rankdata(np.abs(ranked)) @ np.sign(ranked)))
     conditional = (nan, nan)
     if resamples:
-        means = bootstrap_means(values, kept, members, np.random.default_rng(seed), resamples)
-        drawn = units(kept, members)
-        conditional = interval(means, float(values.mean()), len(drawn.sizes) - len(strata(drawn.folds)))
+        conditional = bootstrap_interval(values, kept, members, np.random.default_rng(seed), resamples)
     equivalence_low, equivalence_high = model.interval(2 * LEVEL)
     return Estimate(
         cases=len(values),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nnunet_ext.compare.statistics import RESAMPLES, strata
+from nnunet_ext.compare.statistics import RESAMPLES, interval, strata
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,19 @@ def bootstrap_means(
         deviation = (drawn @ sums[members]) / (drawn @ sizes) - centre
         result += np.sqrt(count / (count - 1)) * sizes.sum() / len(values) * deviation
     return result
+
+
+def bootstrap_interval(
+    values: NDArray[np.float64],
+    folds: ArrayLike,
+    groups: ArrayLike,
+    generator: np.random.Generator,
+    resamples: int = RESAMPLES,
+) -> tuple[float, float]:
+    """The 95% interval of the mean by `bootstrap_means` and `interval`; NaN where there are too few groups."""
+    means = bootstrap_means(values, folds, groups, generator, resamples)
+    drawn = units(folds, groups)
+    return interval(means, float(values.mean()), len(drawn.sizes) - len(strata(drawn.folds)))
 
 
 def group_means(values: NDArray[np.float64], groups: ArrayLike) -> NDArray[np.float64]:

@@ -78,6 +78,8 @@ class Study:
         notes: Caveats found while the study was collected.
         configuration: nnU-Net's configuration; None for a held-out set.
         groups: Group by case, for example the patient; None: every case is independent.
+        supports: Whether repeats are other supports of the same trainings (few-shot segmentation), the same ones for
+            all methods, rather than other trainings.
     """
 
     title: str
@@ -88,6 +90,7 @@ class Study:
     notes: Sequence[str] = ()
     configuration: str | None = None
     groups: Mapping[str, str] | None = None
+    supports: bool = False
 
     @property
     def cases(self) -> Mapping[str, Case]:

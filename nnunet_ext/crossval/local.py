@@ -35,11 +35,20 @@ class LocalExecutor:
         return dry_run(experiment, graph)
 
     def run(self, experiment: Experiment, graph: Graph) -> int:
-        """Runs the missing steps.
+        """Runs the missing steps, and names the result.
 
         Returns:
             Exit code: 0 if all is finished, 1 if something failed, 75 if it was asked to end with checkpoints.
         """
+        code = self.run_steps(experiment, graph)
+        if code == 0:
+            pooled = experiment.pooled_folder(experiment.models[0])
+            product = experiment.report / "report.html" if "compare" in graph.nodes else pooled
+            print(f"All steps are finished: {product}")
+        return code
+
+    def run_steps(self, experiment: Experiment, graph: Graph) -> int:
+        """Runs the missing steps of any graph and returns the exit code of `run`."""
         claims = claim(graph, wait=self.wait)
         try:
             with make_display() as display:
@@ -61,12 +70,7 @@ class LocalExecutor:
             raise
         finally:
             claims.release()
-        if finished:
-            pooled = experiment.pooled_folder(experiment.models[0])
-            product = experiment.report / "report.html" if "compare" in graph.nodes else pooled
-            print(f"All steps are finished: {product}")
-            return 0
-        return _conclude(runner)
+        return 0 if finished else _conclude(runner)
 
 
 def _conclude(runner: Runner) -> int:

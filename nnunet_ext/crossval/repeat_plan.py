@@ -3,20 +3,27 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from nnunet_ext.nnunet.json_files import read_json
 from nnunet_ext.utils.files import replacing
 
 
-def copy_plan(source: Path, target: Path) -> None:
-    """Writes a copy of a plan under another name; its configurations keep the folders of their preprocessed data."""
+def copy_plan(source: Path, target: Path, **more: Any) -> None:
+    """Writes a copy of a plan under another name; its configurations keep the folders of their preprocessed data.
+
+    Args:
+        source: The plan.
+        target: The copy, whose stem becomes its name.
+        **more: Further entries of the copy.
+    """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     plans = read_json(source)
     manager = PlansManager(read_json(source))
     for name in plans["configurations"]:
         plans["configurations"][name]["data_identifier"] = manager.get_configuration(name).data_identifier
-    plans["plans_name"] = target.stem
+    plans |= {"plans_name": target.stem} | more
     with replacing(target, "w") as file:
         json.dump(plans, file, indent=4)
 

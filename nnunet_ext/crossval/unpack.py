@@ -5,11 +5,27 @@ nnU-Net's first training does this; trainings that start together would overwrit
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_ext.crossval.experiment import DEFAULT_FOLDS
 from nnunet_ext.crossval.splits import split_by_group
 from nnunet_ext.nnunet.groups import read_groups
+
+
+def new_split(cases: Sequence[str], groups: str | None = None) -> list[dict[str, list[str]]]:
+    """The split that is made where a dataset has none.
+
+    Args:
+        cases: Identifiers of the training cases.
+        groups: Source of the cases' groups, which no fold may divide; None: nnU-Net's default split.
+    """
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+    ordered = sorted(cases)
+    if groups is None:
+        return generate_crossval_split(ordered, seed=12345, n_splits=DEFAULT_FOLDS)  # as nnUNetTrainer.do_split
+    return split_by_group(ordered, read_groups(groups, ordered), DEFAULT_FOLDS)
 
 
 def unpack(folder: Path, groups: str | None = None) -> None:
@@ -21,19 +37,13 @@ def unpack(folder: Path, groups: str | None = None) -> None:
     """
     from batchgenerators.utilities.file_and_folder_operations import save_json
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-    from nnunetv2.utilities.crossval_split import generate_crossval_split
     from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
     dataset = infer_dataset_class(str(folder))
     splits = folder.parent / "splits_final.json"
     if not splits.is_file():
-        cases = sorted(dataset.get_identifiers(str(folder)))
         partial = splits.with_name(f"{splits.name}.partial")
-        if groups is None:
-            content = generate_crossval_split(cases, seed=12345, n_splits=DEFAULT_FOLDS)  # as nnUNetTrainer.do_split
-        else:
-            content = split_by_group(cases, read_groups(groups, cases), DEFAULT_FOLDS)
-        save_json(content, str(partial))
+        save_json(new_split(dataset.get_identifiers(str(folder)), groups), str(partial))
         os.replace(partial, splits)
     dataset.unpack_dataset(
         str(folder), overwrite_existing=False, num_processes=max(1, get_allowed_n_proc_DA() // 2), verify=True

@@ -7,7 +7,7 @@ self-supervision with supervoxels", MedIA 2022 (ADNet), with which Cheng et al. 
 # nnU-Net seeds NumPy's global generator in every worker, and its transforms draw from it.
 # ruff: noqa: NPY002
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import pi, prod
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class SupervoxelEpisodes:
         episodes: E, episodes per batch.
         one_hot: Labels of the previous stage's segmentation that are channels of the input (nnU-Net's cascade).
         classes: R, largest number of supervoxels in an episode; the paper's is 1.
+        left_out: Slices (D,) of each case that no episode may use, see `slices_left_out`; None: all may be used.
 
     Shape:
         support_images and query_images (E, 1, M, H, W) float32; support_masks and query_masks (E, 1, R, H, W) float32
@@ -68,8 +69,10 @@ class SupervoxelEpisodes:
         episodes: int = 1,
         one_hot: Sequence[int] = (),
         classes: int = 1,
+        left_out: Mapping[str, NDArray[np.bool_]] | None = None,
     ) -> None:
         self.dataset, self.folder, self.size = dataset, folder, tuple(size)
+        self.left_out = left_out
         self.episodes, self.one_hot, self.classes = episodes, tuple(one_hot), classes
         self.margin = [round(_MARGIN * s) for s in self.size]
         self.large = [s + 2 * m for s, m in zip(self.size, self.margin, strict=True)]
@@ -129,6 +132,8 @@ class SupervoxelEpisodes:
         for case in np.random.permutation(self.cases):
             labels = read_supervoxels(self.folder, case)
             pairs = neighbouring_slices(labels)
+            if self.left_out is not None:
+                pairs = pairs[~self.left_out[case][pairs[:, 1:]].any(1)]
             if len(pairs):
                 label = np.random.choice(np.unique(pairs[:, 0]))
                 of_label = pairs[pairs[:, 0] == label, 1:]
@@ -138,7 +143,9 @@ class SupervoxelEpisodes:
                 return self.dataset.load_case(case), labels, chosen, positions
         raise ValueError(
             f"none of the {len(self.cases)} training images has a supervoxel of {least_area(labels.shape)} pixels in "
-            "two neighbouring slices: give SupervoxelParameters a larger min_size or a lower threshold"
+            f"two neighbouring slices{'' if self.left_out is None else ' that are not left out'}: give "
+            "SupervoxelParameters a larger min_size or a lower threshold"
+            + ("" if self.left_out is None else ", or leave out fewer classes")
         )
 
 

@@ -7,6 +7,7 @@ from copy import deepcopy
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +16,14 @@ from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
 from nnunetv2.utilities.label_handling.label_handling import LabelManager, determine_num_input_channels
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nnunet_ext.fewshot.protocol import query_parts, shown_slices
 from nnunet_ext.fewshot.slices import image_slice, window, window_start
 from nnunet_ext.fewshot.surroundings import surroundings
 from nnunet_ext.networks import FAFNet
-from nnunet_ext.networks.faf_net.head import Support, logit
+from nnunet_ext.networks.faf_net.head import logit
 from nnunet_ext.nnunet.label_maps import align, read_label_map
 from nnunet_ext.nnunet.scans import Scan, read_scan
 from nnunet_ext.nnunet.trained_model import DEFAULT_CHECKPOINT, load_predictor
@@ -67,14 +69,14 @@ class FewShotModel:
         self.device, self.dataset = torch.device(device), predictor.dataset_json
         self.channels = determine_num_input_channels(self.plans, self.configuration, self.dataset)
         self.reader = self.plans.image_reader_writer_class()
-        self.networks = []
+        self.networks: list[Any] = []
         for weights in predictor.list_of_parameters:
             network.load_state_dict(weights)
             self.networks.append(deepcopy(network).to(self.device).eval())
         self.labels: tuple[int, ...] = ()
         self.shown_values: frozenset[int] = frozenset()
         """Values in the support masks, background included."""
-        self.supports: list[list[Support]] = []
+        self.supports: list[list[Any]] = []
         """Encoded supports, by fold and part."""
 
     @property
@@ -105,6 +107,62 @@ class FewShotModel:
                 whole, is empty, or lacks a label; for a scan with another number of channels; for labels that are not
                 positive or not different; for a negative number of sectors; and as `shown_slices`.
         """
+        supports, shown = self._encode(examples, labels, parts, match, sectors)
+        self.supports, self.labels, self.shown_values = supports, tuple(labels), frozenset({0, *shown})
+
+    def encode_each(self, examples: Sequence[tuple[Scan, Path, int]], parts: int | None = None) -> list[list[Any]]:
+        """Encodes classes that are segmented each on its own (1-way, as in the paper), for `segment_each`.
+
+        Args:
+            examples: For each class a scan, its mask and the class's value there; a class may be given again with
+                another scan.
+            parts: Number of parts into which volumes are divided.
+
+        Returns:
+            Encoded supports by fold and part, as many classes as `examples`.
+
+        Raises:
+            ValueError: as `show`.
+        """
+        alone = [self._encode([(scan, mask)], [label], parts, "extent", 0)[0] for scan, mask, label in examples]
+        return [
+            [
+                type(of_part[0])(*(torch.cat(t) for t in zip(*of_part, strict=True)))
+                for of_part in zip(*fold, strict=True)
+            ]
+            for fold in zip(*alone, strict=True)
+        ]
+
+    def segment_each(self, scan: Scan, supports: Sequence[Sequence[Any]]) -> tuple[NDArray[np.bool_], dict]:
+        """Segments a scan once for each class; the scan is encoded once for all of them.
+
+        Args:
+            scan: The scan.
+            supports: Result of `encode_each`.
+
+        Returns:
+            Masks (R, D, H, W) on the scan's grid, one for each of the R examples, which may overlap; and the scan's
+            properties, with which nnU-Net's reader writes them.
+
+        Raises:
+            ValueError: as `segment`.
+        """
+        data, _, properties = self._preprocess(scan, *read_scan(self.reader, scan.files))
+        classes = len(supports[0][0][0])
+        logits = _mean([self._logits(*fold, data, classes) for fold in zip(self.networks, supports, strict=True)])
+        # An own threshold for each class, where `segment` decides between classes.
+        alone = (self._segmentation(logits[[0, 1 + index]], 1, properties) > 0 for index in range(classes))
+        return np.stack(list(alone)), properties
+
+    def _encode(
+        self,
+        examples: Sequence[tuple[Scan, Path]],
+        labels: Sequence[int],
+        parts: int | None,
+        match: str,
+        sectors: int,
+    ) -> tuple[list[list[Any]], set[int]]:
+        """Encoded supports by fold and part, and the values in the masks; see `show`."""
         if len(set(labels)) < len(labels) or not all(label > 0 for label in labels):
             raise ValueError(f"labels {list(labels)} must be positive and different")
         if sectors < 0:
@@ -125,11 +183,11 @@ class FewShotModel:
             for arrays in (slices, masks)
         )
         with torch.inference_mode(), self._autocast():
-            self.supports = [
+            supports = [
                 [network.encode_support(image, mask) for image, mask in zip(images, of_images, strict=True)]
                 for network in self.networks
             ]
-        self.labels, self.shown_values = tuple(labels), frozenset({0, *shown})
+        return supports, shown
 
     def segment(self, scan: Scan, output: Path) -> None:
         """Segments a scan and writes the labels in its geometry.
@@ -141,18 +199,21 @@ class FewShotModel:
         if not self.supports:
             raise RuntimeError("nothing to look for yet: call show(examples, labels) first")
         data, _, properties = self._preprocess(scan, *read_scan(self.reader, scan.files))
-        logits = sum(self._logits(*fold, data) for fold in zip(self.networks, self.supports, strict=True))
-        classes = LabelManager({"background": 0} | {f"label {v}": i + 1 for i, v in enumerate(self.labels)}, None)
-        segmentation = convert_predicted_logits_to_segmentation_with_correct_shape(
-            logits / len(self.networks),
+        logits = _mean([self._logits(*fold, data) for fold in zip(self.networks, self.supports, strict=True)])
+        segmentation = self._segmentation(logits, len(self.labels), properties)
+        values = np.array([0, *self.labels], np.uint8 if max(self.labels) < 255 else np.uint16)
+        self.reader.write_seg(values[segmentation], str(output), properties)
+
+    def _segmentation(self, logits: Tensor, classes: int, properties: dict) -> NDArray[np.integer]:
+        """Logits (1 + R, D, H, W) -> classes 1, .. R on the scan's grid, 0 for background."""
+        return convert_predicted_logits_to_segmentation_with_correct_shape(
+            logits,
             self.plans,
             self.configuration,
-            classes,
+            LabelManager({"background": 0} | {f"class {i}": i for i in range(1, 1 + classes)}, None),
             properties,
             num_threads_torch=torch.get_num_threads(),  # nnU-Net's default is for machines with more cores
         )
-        values = np.array([0, *self.labels], np.uint8 if max(self.labels) < 255 else np.uint16)
-        self.reader.write_seg(values[segmentation], str(output), properties)
 
     def _autocast(self) -> torch.autocast | nullcontext:
         return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
@@ -213,30 +274,44 @@ class FewShotModel:
         return present, result
 
     @torch.inference_mode()
-    def _logits(self, network: FAFNet, supports: Sequence[Support], data: np.ndarray) -> Tensor:
+    def _logits(self, network: Any, supports: Sequence[Any], data: np.ndarray, classes: int | None = None) -> Tensor:
         """(M, D, H, W) -> (1 + R, D, H, W), background first, in nnU-Net's tiles of each slice.
 
-        The background's logit is 0, or the largest logit of the labels' surroundings if that is higher.
+        The background's logit is 0, or the largest logit of the labels' surroundings if that is higher: they follow
+        the R classes in the supports.
         """
+        classes = len(self.labels) if classes is None else classes
         tile = tuple(self.configuration.patch_size[-2:])
         padded, inside = pad_nd_image(torch.from_numpy(data), tile, "constant", {"value": 0}, True, None)
         slices = padded.transpose(0, 1)  # (D, M, H, W)
         weights = compute_gaussian(tile, 1 / 8, 10, torch.float32, torch.device("cpu"))
-        logits = torch.zeros(len(slices), 1 + len(self.labels), *slices.shape[-2:])
+        logits = torch.zeros(len(slices), 1 + classes, *slices.shape[-2:])
         total = torch.zeros(slices.shape[-2:])
         lengths = [len(part) for part in query_parts(len(slices), len(supports))]
         part_of_slice = torch.repeat_interleave(torch.tensor(lengths)).to(self.device)
-        of_parts = Support(*(torch.stack(t) for t in zip(*supports, strict=True)))
+        of_parts = type(supports[0])(*(torch.stack(t) for t in zip(*supports, strict=True)))
         chunks = [slice(i, i + network.slices_per_chunk) for i in range(0, len(slices), network.slices_per_chunk)]
         for row, column in product(*compute_steps_for_sliding_window(slices.shape[-2:], tile, _TILE_STEP)):
             place = (..., slice(row, row + tile[0]), slice(column, column + tile[1]))
             total[place] += weights
             for chosen in chunks:
-                support = Support(*(t[part_of_slice[chosen]] for t in of_parts))
+                support = type(of_parts)(*(t[part_of_slice[chosen]] for t in of_parts))
                 with self._autocast():
                     found = network.segment(slices[chosen][place].to(self.device), support)
-                of_labels, around = logit(found.float()).cpu().tensor_split([len(self.labels)], 1)
+                of_labels, around = logit(found.float()).cpu().tensor_split([classes], 1)
                 background = F.pad(around, (0, 0, 0, 0, 1, 0)).amax(1, keepdim=True)  # 0, or that of a sector
                 logits[chosen][place] += weights * torch.cat((background, of_labels), 1)
         within = (slice(None), *inside[1:])
         return (logits / total).transpose(0, 1)[within]
+
+
+def _mean(of_folds: Sequence[Tensor]) -> Tensor:
+    total = of_folds[0]
+    for logits in of_folds[1:]:
+        total = total + logits
+    return total / len(of_folds)
+
+
+def _together(supports: Sequence[Any]) -> Any:
+    """Supports of several classes as one."""
+    return type(supports[0])(*(torch.cat(tensors) for tensors in zip(*supports, strict=True)))

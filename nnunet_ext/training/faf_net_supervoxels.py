@@ -4,14 +4,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nnunet_ext.fewshot.episodes import SupervoxelEpisodes
+from nnunet_ext.fewshot.left_out import LEFT_OUT, class_values, slices_left_out
 from nnunet_ext.supervoxels import SupervoxelParameters
 from nnunet_ext.supervoxels.preparation import make_supervoxels
 from nnunet_ext.training.faf_net import FAFNetBaseTrainer
@@ -22,7 +25,7 @@ class FAFNetSupervoxelTrainer(FAFNetBaseTrainer):
 
     Supervoxels are made at the first start and kept beside the preprocessed data. The loss is the authors' sum of a
     query, an alignment and a prototype loss. nnU-Net's validation, and with it the choice of checkpoint_best, uses
-    labels as always.
+    labels as always. If the plans name `left_out_classes`, no episode uses a slice that shows one of them (setting 2).
 
     Subclasses set `network_settings` and may change `episodes`, `classes` and `supervoxel_parameters`.
     """
@@ -32,6 +35,26 @@ class FAFNetSupervoxelTrainer(FAFNetBaseTrainer):
     classes = 1
     """Supervoxels per episode, each of which is a class; the authors' number is 1."""
     supervoxel_parameters = SupervoxelParameters()
+
+    def initialize(self) -> None:
+        class_values(self.dataset_json["labels"], self.left_out_classes)  # complains of unknown ones
+        super().initialize()
+
+    @property
+    def left_out_classes(self) -> list[str]:
+        """Names of the classes whose slices train nothing, from the plans."""
+        return list(self.plans_manager.plans.get(LEFT_OUT, ()))
+
+    def extra_state(self) -> dict[str, Any]:
+        return super().extra_state() | {LEFT_OUT: self.left_out_classes}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        if (before := state.get(LEFT_OUT, [])) != self.left_out_classes:
+            raise ValueError(
+                f"the checkpoint was trained with `{LEFT_OUT}`={before}, the plans have {self.left_out_classes}: "
+                "resume with the plans that it was trained with, or move the folder of this fold away and train again"
+            )
+        super().load_extra_state(state)
 
     def get_dataloaders(self) -> tuple[Iterator[dict[str, Any]], Iterator[dict[str, Any]]]:
         """Episodes for training, nnU-Net's loader for validation."""
@@ -47,6 +70,7 @@ class FAFNetSupervoxelTrainer(FAFNetBaseTrainer):
             episodes=self.episodes,
             one_hot=self.one_hot_labels,
             classes=self.classes,
+            left_out=self._slices_left_out(cases),
         )
         workers = get_allowed_n_proc_DA()
         if workers == 0:
@@ -93,6 +117,22 @@ class FAFNetSupervoxelTrainer(FAFNetBaseTrainer):
         )
         if self.is_ddp:
             torch.distributed.barrier()
+
+    def _slices_left_out(self, dataset: Any) -> dict[str, NDArray[np.bool_]] | None:
+        if not self.left_out_classes:
+            return None
+        values = class_values(self.dataset_json["labels"], self.left_out_classes)
+        found = slices_left_out(
+            dataset,
+            sorted(dataset.identifiers),
+            sorted({value for of_class in values.values() for value in of_class}),
+            self.label_manager.ignore_label,
+        )
+        number, total = (sum(int(count(slices)) for slices in found.values()) for count in (np.count_nonzero, len))
+        self.print_to_log_file(
+            f"Left out of training: {number} of {total} slices, which show {', '.join(self.left_out_classes)}"
+        )
+        return found
 
     def _spacing(self, properties: dict) -> list[float]:
         """Spacing of a preprocessed case; in 2D configurations the distance of slices is the original one."""

@@ -1,5 +1,6 @@
 """Pairs, dropped cases and families of tests, on scores made by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -202,3 +203,30 @@ def test_a_label_may_be_called_mean():
     # Natural images have pixels, no millimetres.
     heads = result_table(outcome).heads
     assert {"HD95, pixels", "ASSD, pixels", "Volume error, 1000 pixels"} <= set(heads)
+
+
+@pytest.mark.parametrize("folds", ["01234", "0"])
+def test_supports_that_methods_share_cancel_in_their_difference(folds):
+    """Other trainings of each method vary on their own; the same supports move both methods alike."""
+    generator = np.random.default_rng(0)
+    moved = generator.normal(0, 0.1, (4, 5))
+    study, scores = study_of({name: np.zeros((20, 2)) for name in ("base", "other")})
+    study = replace(study, folds=list(folds))
+    for case in study.cases.values():
+        object.__setattr__(case, "fold", folds[int(case.fold) % len(folds)])
+    repeats = [scores.assign(repeat=number) for number in range(1, 5)]
+    for number, table in enumerate(repeats):
+        fold = table["case"].str[1:].astype(int) % len(folds)
+        extra = np.where(table["entrant"] == "other", 0.1 + 0.01 * generator.normal(size=len(table)), 0)
+        table["fold"] = fold.map(dict(enumerate(folds)))
+        table["dice"] = 0.5 + moved[number, fold.to_numpy()] + extra
+    scores = pd.concat(repeats)
+    alone, shared = (
+        analyse(replace(study, supports=supports), scores, Settings()).primary("other").estimate
+        for supports in (False, True)
+    )
+    assert alone.mean == shared.mean == pytest.approx(0.1, abs=0.01)
+    assert alone.high - alone.low > 5 * (shared.high - shared.low)
+    # Other trainings of one fold say how much trainings differ, other supports of one training do not.
+    assert alone.new_trainings
+    assert shared.new_trainings == (len(folds) > 1)

@@ -323,7 +323,7 @@ def test_models_that_cannot_do_it_are_said(make_model, scans, tmp_path, capsys):
 
 
 def test_the_pages_command(make_model, scans, tmp_path, monkeypatch):
-    line = block(page("fewshot"), "bash", "nnunet_ext fewshot")
+    line = block(page("fewshot"), "bash", "nnunet_ext fewshot --model")
     names = {"MODEL": make_model(), "SCAN_0000.nii.gz": scans["image"], "MASK.nii.gz": scans["mask"]}
     names |= {"INPUT": scans["queries"], "OUTPUT": tmp_path / "masks"}
     assert main([str(names.get(word, word)) for word in line.split()[1:]]) == 0

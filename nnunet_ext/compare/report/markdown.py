@@ -25,13 +25,14 @@ def markdown_report(outcome: Outcome) -> str:
     if remarks:
         lines += ["", "## Caveats", "", *(f"* {note}" for note in remarks)]
     for table in all_tables(outcome):
-        lines += ["", f"## {table.title}", "", *_table(table)]
+        lines += ["", f"## {table.title}", "", *markdown_table(table)]
     lines += ["", "## How it was computed", "", *(f"* {text}" for text in procedure(outcome))]
     lines += ["", "## For a paper", "", "```latex", *latex_table(result_table(outcome)), "```", ""]
     return "\n".join(lines)
 
 
-def _table(table: Table) -> list[str]:
+def markdown_table(table: Table) -> list[str]:
+    """The lines of a table in Markdown."""
     escaped = [[cell.replace("|", r"\|") for cell in row] for row in [table.heads, *table.rows]]
     lines = [f"| {' | '.join(row)} |" for row in escaped]
     rule = "".join("---|" if column in table.text_columns else "--:|" for column in range(len(table.heads)))

@@ -127,7 +127,8 @@ def needed_text(outcome: Outcome, name: str) -> str:
         return "There are too few cases to estimate how many more would decide."
     texts = [f"about {sizes.cases} cases"] if sizes.cases else []
     texts += [f"{sizes.folds} folds"] if sizes.folds else []
-    texts += [f"{sizes.repeats} trainings of each fold"] if sizes.repeats else []
+    repeated = "supports" if outcome.study.supports else "trainings"
+    texts += [f"{sizes.repeats} {repeated} of each fold"] if sizes.repeats else []
     if not texts:
         return "Neither more cases, folds nor repeats alone would decide it."
     return f"If mean and variances stay as they are, {' or '.join(texts)} would decide."

@@ -21,7 +21,9 @@ def variance_table(outcome: Outcome) -> Table:
         if found.model.grouped:
             parts.insert(0, ("groups", groups, 1))
         if found.new_trainings:
-            parts.insert(0, ("trainings (folds)", folds, 0))
+            parts.insert(
+                0, ("trainings and supports (folds)" if outcome.study.supports else "trainings (folds)", folds, 0)
+            )
         for source, count, index in parts:
             deviation = METRICS[PRIMARY].shown(float(np.sqrt(components[index])))
             percent = [_share(part[index], sum(part)) for part in (components, shares)]

@@ -48,9 +48,12 @@ class FAFEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(N, M, H, W) -> features (N, C, h, w), threshold map (N, 1, h, w)."""
-        rgb = images.expand(-1, 3, -1, -1) if self.repeat else self.to_rgb(images)
-        x = self.backbone(rgb)
+        x = self.describe(images)
         return self.reduce(x), self.threshold(x)
+
+    def describe(self, images: Tensor) -> Tensor:
+        """The backbone's maps, which both projections take: (N, M, H, W) -> (N, width, h, w)."""
+        return self.backbone(images.expand(-1, 3, -1, -1) if self.repeat else self.to_rgb(images))
 
     def grid(self, size: Sequence[int]) -> tuple[int, ...]:
         """Size of the feature grid for images of a given size.
