@@ -25,7 +25,8 @@ class DilatedResNet(Pretrainable):
     """A ResNet of torchvision without layer4, its parameters under torchvision's names, at stride 4.
 
     Args:
-        name: One of `RESNETS`.
+        name: One of `RESNETS`. Its weights are ``"imagenet"`` or ``"coco"``, the backbone of DeepLabV3 (resnet101 and
+            resnet50).
 
     Attributes:
         width: Channels of the output.
@@ -62,22 +63,11 @@ class DilatedResNet(Pretrainable):
         x = self.maxpool(F.relu(x, inplace=not has_hooks(self.bn1)))
         return self.layer3(self.layer2(self.layer1(x)))
 
-    def load_pretrained(self, weights: str | Mapping[str, Tensor]) -> None:
-        """Loads torchvision's weights, downloading them once, and freezes the batch norms' statistics.
-
-        Args:
-            weights: ``"imagenet"``; ``"coco"``: the backbone of DeepLabV3 (resnet101 and resnet50); or torchvision's
-                state dict.
-
-        Raises:
-            ValueError: if torchvision has none for this network, or for a state dict of another one.
-            RuntimeError: if they cannot be downloaded.
-        """
+    def _load(self, weights: str | Mapping[str, Tensor]) -> None:
         state = self._downloaded(weights) if isinstance(weights, str) else weights
         state = {key: value for key, value in state.items() if not key.startswith(_DROPPED)}
         check_keys(self.name, state, self.state_dict(), whose="torchvision's")
         load_checked(self.name, self, state, whose="torchvision's")
-        self.freeze_norms()
 
     def _downloaded(self, weights: str) -> dict[str, Tensor]:
         import torchvision

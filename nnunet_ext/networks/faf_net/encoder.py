@@ -76,6 +76,16 @@ class FAFEncoder(nn.Module):
         """What the backbone reads: (N, M, H, W) -> (N, 3, H, W), with the plan's encoder (N, M, H, W)."""
         return images.expand(-1, 3, -1, -1) if self.repeat else self.to_rgb(images)
 
+    @property
+    def can_be_cached(self) -> bool:
+        """Whether `maps` of a slice can be kept for all windows of it."""
+        return self.frozen and isinstance(self.backbone, TimmBackbone)
+
+    @torch.no_grad()
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The maps from which `TimmBackbone.on_grid` makes what `describe` gives, at their own strides."""
+        return self.backbone.maps(self.rgb(images))
+
     def project(self, described: Tensor) -> tuple[Tensor, Tensor]:
         """What is always trained: (N, width, h, w) -> features (N, C, h, w), threshold map (N, 1, h, w)."""
         return self.reduce(described), self.threshold(described)

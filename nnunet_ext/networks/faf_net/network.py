@@ -62,7 +62,8 @@ class FAFNet(nn.Module):
             file's path; or None. See `load_encoder_weights`.
         regions: Whether no output is background; kept in a buffer, which `set_support` can change.
         threshold_from: ``"query"`` (the authors' code) or ``"support"`` (their figure); see `FAFHead`.
-        filter_grid: Grid (h, w) of AFF's filters; None: that of the patch's features, at most 65 per axis.
+        filter_grid: Grid (h, w) of AFF's filters; None: that of the patch's features, at most 65 per axis, for timm's
+            encoders half of it, because all of their maps but the finest have no more positions.
         feature_channels: C, channels of the features; None: 512 (the paper's), but at most the width of the plan's
             encoder or timm's.
         icm_heads: m, heads of ICM.
@@ -125,7 +126,8 @@ class FAFNet(nn.Module):
         self.encoder = FAFEncoder(input_channels, encoder, topology, feature_channels, encoder_frozen)
         grid = self.encoder.grid(self.patch_size[-2:])
         if filter_grid is None:
-            filter_grid = tuple(min(size, MAX_GRID) for size in grid)
+            step = self.encoder.backbone.filter_step if isinstance(self.encoder.backbone, Pretrainable) else 1
+            filter_grid = tuple(min(-(-size // step), MAX_GRID) for size in grid)
         elif isinstance(filter_grid, int):
             filter_grid = (filter_grid,) * 2
         if len(filter_grid) != 2 or min(filter_grid) < 1:

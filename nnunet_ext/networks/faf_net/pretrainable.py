@@ -16,11 +16,13 @@ class Pretrainable(nn.Module):
 
     Attributes:
         known_weights: Names of the weights that can be downloaded.
+        filter_step: Positions of the grid per position of AFF's filters, by default.
         frozen_norms: Whether batch norms keep their statistics even in training, as pretrained ones do, because a few
             slices give poor statistics. Scales and shifts are still trained.
     """
 
     known_weights: tuple[str, ...] = ()
+    filter_step = 1
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +38,22 @@ class Pretrainable(nn.Module):
         return self
 
     def load_pretrained(self, weights: str | Mapping[str, Tensor]) -> None:
-        """Loads one of the known weights or a state dict, and freezes the batch norms' statistics."""
+        """Loads weights and freezes the batch norms' statistics.
+
+        Args:
+            weights: One of `known_weights`, which is downloaded once, or a state dict with the names of the encoder's
+                library.
+
+        Raises:
+            ValueError: for unknown weights, or for a state dict of another network.
+            RuntimeError: if they cannot be downloaded; the message says which file to fetch, and where to put it.
+        """
+        if isinstance(weights, str) and weights not in self.known_weights:
+            raise ValueError(f"unknown `weights` {weights!r}; known: {', '.join(self.known_weights)}, None")
+        self._load(weights)
+        self.freeze_norms()
+
+    def _load(self, weights: str | Mapping[str, Tensor]) -> None:
         raise NotImplementedError
 
     def freeze_norms(self) -> None:

@@ -55,7 +55,8 @@ class TimmBackbone(Pretrainable):
     the same in the convolutions that follow, whatever the network's own scale.
 
     Images of any size are padded at the end, by their last row and column, to the next size that the network takes.
-    Networks of a single size get the images resized to it.
+    Networks of a single size get the images resized to it. Positions are exact for networks that treat all sides of an
+    image alike; shortcuts that average 2 x 2 positions (``resnet50d``) move their share of a map by half a cell.
 
     Images are expected as nnU-Net normalises them, with mean 0 and standard deviation 1. Networks that were trained on
     images normalised by ImageNet's mean and standard deviation, mu_I and sigma_I, get them as they are; those trained
@@ -77,6 +78,7 @@ class TimmBackbone(Pretrainable):
     """
 
     known_weights = (HUB,)
+    filter_step = 2
     scale: Tensor
     shift: Tensor
 
@@ -107,26 +109,26 @@ class TimmBackbone(Pretrainable):
             x = F.interpolate(x, self.sizes.resized, mode="bilinear", align_corners=False)
         return [_standardised(level) for level in self._levels(cpu_channels_last(x))]
 
-    def on_grid(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """Maps of an image of (H, W) pixels on the grid of stride 4, concatenated."""
+    def on_grid(
+        self, maps: Sequence[Tensor], size: Sequence[int], start: Sequence[int] = (0, 0), window: Sequence[int] = ()
+    ) -> Tensor:
+        """Maps of an image on the grid of stride 4, concatenated.
+
+        Args:
+            maps: Result of `maps`.
+            size: (H, W) of the image in pixels.
+            start: First row and column of the window to describe.
+            window: Size of the window; empty: the whole image.
+        """
         read = []
         for level in maps:
             firsts, steps = zip(*map(self._positions, size, level.shape[-2:]), strict=True)
-            read.append(read_at(level, size, firsts, steps))
+            relative = [first - s for first, s in zip(firsts, start, strict=True)]
+            read.append(read_at(level, window or size, relative, steps))
         return torch.cat(read, 1)
 
-    def load_pretrained(self, weights: str | Mapping[str, Tensor]) -> None:
-        """Loads weights of the whole network, of which it keeps its part, and freezes the batch norms' statistics.
-
-        Args:
-            weights: ``"timm"``: timm's default weights of this name, downloaded once; or a state dict.
-
-        Raises:
-            ValueError: for missing or unexpected tensors or tensors of other shapes, or if timm has no weights for it.
-            RuntimeError: if they cannot be downloaded; the message says which file to fetch, and where to put it.
-        """
+    def _load(self, weights: str | Mapping[str, Tensor]) -> None:
         load_timm_weights(self.name, self.model, weights)
-        self.freeze_norms()
 
     def _positions(self, size: int, count: int) -> tuple[float, float]:
         """Pixel of the first of a map's positions along an axis, and their distance."""

@@ -5,6 +5,7 @@ from inspect import signature
 from typing import Any
 
 import torch
+from torch import nn
 
 from nnunet_ext.networks.faf_net.positions import STRIDE
 
@@ -40,6 +41,8 @@ def pruned_network(name: str, settings: dict[str, Any]) -> tuple[Any, list[int],
         levels = [i for i in usable if i + 1 == len(strides) or strides[i + 1] > strides[i]]
     model: Any = timm.create_model(name, pretrained=False, **settings)
     model.prune_intermediate_layers(levels, prune_norm=not flat, prune_head=True)
+    if isinstance(getattr(model, "head", None), nn.Module):
+        model.head = nn.Identity()  # pruning leaves ConvNeXt's norm in it
     return model, levels, flat
 
 
