@@ -26,7 +26,7 @@ from nnunet_ext.networks import FAFNet
 from nnunet_ext.supervoxels import cached_supervoxels
 
 ENCODERS = ("timm:tf_efficientnet_lite0", "timm:resnet50")
-CHANNELS = 64
+CHANNELS = 48
 _SLICES, _SPACING, _CASE = 10, (10.0, 1.5, 1.5), "case"
 _TRAINED, _FROZEN, _KEPT = "trained, in the loop", "frozen, in the loop", "frozen, descriptions kept"
 _MAX_NORM = 12

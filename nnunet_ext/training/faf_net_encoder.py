@@ -24,7 +24,7 @@ class ChosenEncoderTrainer(FAFNetBaseTrainer):
     Subclasses may set these attributes: a class of three lines is a fixed encoder under a name of its own.
     """
 
-    network_settings = {"feature_channels": 64}
+    network_settings = {"feature_channels": 48}
     """Narrow features, as the convolutions of AFF, which a frozen encoder leaves as most of a step, grow with their
     square."""
     encoder = "timm:tf_efficientnet_lite0"

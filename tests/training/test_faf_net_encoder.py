@@ -11,6 +11,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_ext.fewshot.described_episodes import DescribedEpisodes
 from nnunet_ext.fewshot.episodes import SupervoxelEpisodes
 from nnunet_ext.nnunet.trainers import find_trainer
+from nnunet_ext.profiling.memory import trace_step
+from nnunet_ext.profiling.trainer_step import trainer_step
 from nnunet_ext.training.encoder_choice import ENCODER, FROZEN, WEIGHTS, EncoderChoice, chosen_weights
 
 NAMES = ["FAFNetTimmTrainer", "FAFNetFewShotTimmTrainer"]
@@ -170,3 +172,13 @@ def test_a_frozen_encoder_describes_slices_once(make_trainer, choose, frozen, va
     assert type(training.data_loader) is (DescribedEpisodes if described else SupervoxelEpisodes)
     batch, example = next(training), trainer.example_batch(2)
     assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {k: (v.shape, v.dtype) for k, v in example.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("frozen", [True, False])
+def test_planning_traces_a_step(nnunet, choose, name, frozen):
+    """On fake tensors, without loading weights."""
+    choose(frozen=frozen)
+    plans = nnunet.plans | {"continue_training": False}
+    step = trainer_step(find_trainer(name), plans, "2d_tiny", nnunet.dataset_json, 2)
+    assert trace_step(step).total > 0

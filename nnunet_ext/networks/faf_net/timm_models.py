@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from nnunet_ext.networks.faf_net.positions import STRIDE
+from nnunet_ext.utils.torch_private import unset_fake_temporarily
 
 PREFIX = "timm:"
 _DEEPEST = 16
@@ -63,7 +64,7 @@ def whole_network(name: str) -> Any:
             else f"unknown `encoder` '{PREFIX}{name}'; timm.list_models() lists the names"
         )
     try:
-        with torch.device("meta"):
+        with unset_fake_temporarily(), torch.device("meta"):  # planning builds networks of fake tensors
             model = timm.create_model(name, pretrained=False)
     except NotImplementedError:  # RegNet needs values
         model = timm.create_model(name, pretrained=False)
