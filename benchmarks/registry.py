@@ -206,6 +206,13 @@ _MEASUREMENTS = (
         "stored prototypes against encoding the support anew for every slice",
     ),
     Measurement(
+        "faf_net_episodes",
+        ("faf_net_episodes_cpu",),
+        f"benchmarks.faf_net_episodes {_TIMING} --repeats 7",
+        "FAF-Net's episodes on encoders of timm",
+        "an episode and its optimiser step, with the encoder in the loop and with a frozen encoder's descriptions kept",
+    ),
+    Measurement(
         "faf_net_plain",
         ("faf_net_plain_cpu",),
         f"benchmarks.faf_net --plain {_TIMING}",

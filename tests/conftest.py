@@ -12,6 +12,12 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Trainers with an encoder of timm get a small one, from scratch, also in the commands that tests run.
+os.environ |= {
+    "NNUNET_EXT_ENCODER": "timm:test_resnet",
+    "NNUNET_EXT_ENCODER_FROZEN": "0",
+    "NNUNET_EXT_ENCODER_WEIGHTS": "none",
+}
 
 import pytest
 import torch

@@ -208,6 +208,15 @@ def faf_net(rows: Rows) -> str:
     return markdown_table(["encoder", "support", "setting", "ms per slice", "times faster"], lines)
 
 
+def faf_net_episodes(rows: Rows) -> str:
+    lines = [
+        [*_cells(row, "encoder", "episode", "setting"), *_rounded(row, 0, "ms"), row["kept_times_faster"]]
+        for row in rows
+    ]
+    header = ["encoder", "", "setting", "ms per episode", "kept descriptions, times faster"]
+    return markdown_table(header, lines)
+
+
 def supervoxels(rows: Rows) -> str:
     named = ("connectivity", "backend", "d_h_w", "segments")
     lines = [[*_cells(row, *named), *_rounded(row, 2, "seconds"), _gigabytes(row["extra_gb"])] for row in rows]
@@ -343,6 +352,7 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "u_mamba_cpu": u_mamba,
     "lstm_sa_cpu": lstm_sa,
     "faf_net_cpu": faf_net,
+    "faf_net_episodes_cpu": faf_net_episodes,
     "supervoxels_cpu": supervoxels,
     "planned_memory_cpu": planned_memory,
     "planned_memory_cuda": planned_memory,

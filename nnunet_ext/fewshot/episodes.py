@@ -10,7 +10,7 @@ self-supervision with supervoxels", MedIA 2022 (ADNet), with which Cheng et al. 
 from collections.abc import Mapping, Sequence
 from math import pi, prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,22 @@ _SCALING = (0.8, 1.25)
 _ELASTIC_SCALE, _ELASTIC_MAGNITUDE = (0.1, 0.2), 0.04  # relative to the slice's size
 _MARGIN = 0.25
 """Margin on each side, relative to the size, with which slices are cut before rotation, to avoid empty corners."""
+
+
+class Drawn(NamedTuple):
+    """What an episode shows.
+
+    Attributes:
+        case: Result of the dataset's `load_case`.
+        labels: Supervoxels of the case, (D, H, W).
+        chosen: Those that are classes of the episode.
+        start: Row and column of the window of `size` in the slices; negative where they are smaller.
+    """
+
+    case: Any
+    labels: NDArray[np.int32]
+    chosen: NDArray[np.intp]
+    start: tuple[int, int]
 
 
 class SupervoxelEpisodes:
@@ -74,24 +90,8 @@ class SupervoxelEpisodes:
         self.dataset, self.folder, self.size = dataset, folder, tuple(size)
         self.left_out = left_out
         self.episodes, self.one_hot, self.classes = episodes, tuple(one_hot), classes
-        self.margin = [round(_MARGIN * s) for s in self.size]
-        self.large = [s + 2 * m for s, m in zip(self.size, self.margin, strict=True)]
         self.cases = sorted(dataset.identifiers)
-        self.gamma = GammaTransform(
-            _GAMMA, p_invert_image=0, synchronize_channels=False, p_per_channel=1, p_retain_stats=0
-        )
-        self.deformation = SpatialTransform(
-            self.size,
-            patch_center_dist_from_border=0,
-            random_crop=False,
-            p_elastic_deform=1,
-            elastic_deform_scale=_ELASTIC_SCALE,
-            elastic_deform_magnitude=(0, _ELASTIC_MAGNITUDE * min(self.size)),
-            p_rotation=1,
-            rotation=(-_ROTATION, _ROTATION),
-            p_scaling=1,
-            scaling=_SCALING,
-        )
+        self.gamma, self.deformation = augmentations(self.size)
         self.crop = SpatialTransform(self.size, patch_center_dist_from_border=0, random_crop=False)
 
     def set_thread_id(self, _: int) -> None:
@@ -107,30 +107,55 @@ class SupervoxelEpisodes:
 
     def draw(self) -> dict[str, Tensor]:
         """One episode, without the axis E."""
-        loaded, labels, chosen, positions = self._choose()
+        case, labels, chosen, positions = self._choose()
         positions = np.random.permutation(positions)
-        masks = np.stack([labels[positions] == label for label in chosen], 1)
-        masks = np.pad(masks, [(0, 0), (0, self.classes - len(chosen)), (0, 0), (0, 0)])
         # Anywhere in the window: a supervoxel that is always at the centre could be found without looking at the image.
-        inside = np.argwhere(masks[:, 0].any(0))
+        inside = np.argwhere((labels[positions] == chosen[0]).any(0))
         point = inside[np.random.randint(len(inside))] + np.random.uniform(-0.5, 0.5, 2) * self.size
-        start = [s - m for s, m in zip(window_start(point, labels.shape[1:], self.size), self.margin, strict=True)]
+        row, column = window_start(point, labels.shape[1:], self.size)
+        drawn = Drawn(case, labels, chosen, (row, column))
         changed, deformed = np.random.randint(2, size=2)
-        episode = {}
+        episode: dict[str, Tensor] = {}
         for i, role in enumerate(("support", "query")):
-            image = window(image_slice(loaded, positions[i], self.one_hot), start, self.large)
-            mask = window(masks[i], start, self.large)
-            sample = {"image": torch.from_numpy(image), "segmentation": torch.from_numpy(mask).float()}
-            if i == changed:
-                sample = self.gamma(**sample)
-            sample = (self.deformation if i == deformed else self.crop)(**sample)
-            episode[f"{role}_images"], episode[f"{role}_masks"] = sample["image"][None], sample["segmentation"][None]
+            made = self.make_slice(drawn, positions[i], i == changed, i == deformed)
+            episode |= {f"{role}_{kind}": value[None] for kind, value in made.items()}
         return episode
+
+    def make_slice(self, drawn: Drawn, position: int, changed: bool, deformed: bool) -> dict[str, Tensor]:
+        """A slice's ``images`` (M, H, W) and ``masks`` (R, H, W).
+
+        Args:
+            drawn: The episode.
+            position: Index of the slice.
+            changed: Whether it gets a random gamma.
+            deformed: Whether it gets a random deformation.
+        """
+        image, mask = image_slice(drawn.case, position, self.one_hot), self.masks(drawn.labels[position], drawn.chosen)
+        beyond = margin(self.size)
+        start = [s - m for s, m in zip(drawn.start, beyond, strict=True)]
+        size = [s + 2 * m for s, m in zip(self.size, beyond, strict=True)]
+        sample = {
+            "image": torch.from_numpy(window(image, start, size)),
+            "segmentation": torch.from_numpy(window(mask, start, size)).float(),
+        }
+        if changed:
+            sample = self.gamma(**sample)
+        sample = (self.deformation if deformed else self.crop)(**sample)
+        return {"images": sample["image"], "masks": sample["segmentation"]}
+
+    def masks(self, labels: NDArray[np.int32], chosen: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """(H, W) -> (R, H, W): a mask for each class of an episode; those that it lacks are empty."""
+        masks = labels == chosen[:, None, None]
+        return np.pad(masks, [(0, self.classes - len(chosen)), (0, 0), (0, 0)])
+
+    def labels_of(self, case: str) -> NDArray[np.int32]:
+        """Supervoxels of a case."""
+        return read_supervoxels(self.folder, case)
 
     def _choose(self) -> tuple[Any, NDArray[np.int32], NDArray[np.intp], NDArray[np.intp]]:
         """A case, its supervoxels, the labels chosen among them, and the two slices."""
         for case in np.random.permutation(self.cases):
-            labels = read_supervoxels(self.folder, case)
+            labels = self.labels_of(case)
             pairs = neighbouring_slices(labels)
             if self.left_out is not None:
                 pairs = pairs[~self.left_out[case][pairs[:, 1:]].any(1)]
@@ -147,6 +172,35 @@ class SupervoxelEpisodes:
             "SupervoxelParameters a larger min_size or a lower threshold"
             + ("" if self.left_out is None else ", or leave out fewer classes")
         )
+
+
+def augmentations(size: Sequence[int], seg_mode: str = "bilinear") -> tuple[GammaTransform, SpatialTransform]:
+    """The random gamma, and the random rotation, scaling and elastic deformation.
+
+    Args:
+        size: (H, W) of the deformation's result; it expects `margin` more on every side.
+        seg_mode: How segmentations are interpolated.
+    """
+    gamma = GammaTransform(_GAMMA, p_invert_image=0, synchronize_channels=False, p_per_channel=1, p_retain_stats=0)
+    deformation = SpatialTransform(
+        size,
+        patch_center_dist_from_border=0,
+        random_crop=False,
+        p_elastic_deform=1,
+        elastic_deform_scale=_ELASTIC_SCALE,
+        elastic_deform_magnitude=(0, _ELASTIC_MAGNITUDE * min(size)),
+        p_rotation=1,
+        rotation=(-_ROTATION, _ROTATION),
+        p_scaling=1,
+        scaling=_SCALING,
+        mode_seg=seg_mode,
+    )
+    return gamma, deformation
+
+
+def margin(size: Sequence[int]) -> list[int]:
+    """Pixels beyond each side of the window with which slices are cut before they are deformed."""
+    return [round(_MARGIN * s) for s in size]
 
 
 def least_area(shape: Sequence[int]) -> int:

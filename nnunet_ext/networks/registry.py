@@ -88,7 +88,13 @@ _INFOS = (
     NetworkInfo(
         name="faf_net",
         network=FAFNet,
-        trainers=("FAFNetTrainer", "FAFNetResNet101Trainer", "FAFNetFewShotTrainer"),
+        trainers=(
+            "FAFNetTrainer",
+            "FAFNetResNet101Trainer",
+            "FAFNetFewShotTrainer",
+            "FAFNetTimmTrainer",
+            "FAFNetFewShotTimmTrainer",
+        ),
         paper={
             "input_channels": 1,
             "num_classes": 2,

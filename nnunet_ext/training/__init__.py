@@ -6,6 +6,7 @@ from nnunet_ext.profiling.contract import TraceableTrainer
 from nnunet_ext.training.adamw import AdamWTrainer
 from nnunet_ext.training.baselines import MedNeXtBaseTrainer, MONAIStagesTrainer, MONAITrainer
 from nnunet_ext.training.em_net import EMNetBaseTrainer
+from nnunet_ext.training.faf_net_encoder import ChosenEncoderTrainer
 from nnunet_ext.training.faf_net_labels import FAFNetLabelTrainer
 from nnunet_ext.training.faf_net_supervoxels import FAFNetSupervoxelTrainer
 from nnunet_ext.training.lstm_sa import SliceNetworkTrainer
@@ -15,6 +16,7 @@ from nnunet_ext.training.trainer import PluginTrainer
 __all__ = [
     "AdamWTrainer",
     "Budget",
+    "ChosenEncoderTrainer",
     "EMNetBaseTrainer",
     "FAFNetLabelTrainer",
     "FAFNetSupervoxelTrainer",

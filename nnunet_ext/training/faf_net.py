@@ -41,7 +41,7 @@ class FAFNetBaseTrainer(PluginTrainer):
     shots = 5
     """Support slices per class."""
     encoder_weights: str | None = None
-    """Initial weights of a ResNet; see `FAFNet.load_encoder_weights`. Downloaded for training only."""
+    """Initial weights of a pretrained encoder; see `FAFNet.load_encoder_weights`. Downloaded for training only."""
 
     _is_restored = False
 
@@ -51,10 +51,14 @@ class FAFNetBaseTrainer(PluginTrainer):
 
     def initialize(self) -> None:
         super().initialize()
-        if self.encoder_weights is None:
-            return
-        if self._is_restored:  # the checkpoint has the weights: no download is needed
+        if not self._is_restored:
+            self.load_encoder()
+        elif self.encoder_weights is not None:  # the checkpoint has the weights: no download is needed
             self.plain_network.freeze_encoder_norms()
+
+    def load_encoder(self) -> None:
+        """Loads the encoder's initial weights."""
+        if self.encoder_weights is None:
             return
         try:
             self.plain_network.load_encoder_weights(self.encoder_weights)

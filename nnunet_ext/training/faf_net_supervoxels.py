@@ -13,6 +13,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nnunet_ext.fewshot.described_episodes import DescribedEpisodes
 from nnunet_ext.fewshot.episodes import SupervoxelEpisodes
 from nnunet_ext.fewshot.left_out import LEFT_OUT, class_values, slices_left_out
 from nnunet_ext.supervoxels import SupervoxelParameters
@@ -35,6 +36,11 @@ class FAFNetSupervoxelTrainer(FAFNetBaseTrainer):
     classes = 1
     """Supervoxels per episode, each of which is a class; the authors' number is 1."""
     supervoxel_parameters = SupervoxelParameters()
+    described_variants = 4
+    """Variants of each augmented slice that a frozen encoder of timm describes, once; 0: every slice of every episode
+    is augmented and encoded anew. See `DescribedEpisodes`."""
+    cache_gigabytes = 4.0
+    """Memory for descriptions, per process."""
 
     def initialize(self) -> None:
         class_values(self.dataset_json["labels"], self.left_out_classes)  # complains of unknown ones
@@ -63,7 +69,7 @@ class FAFNetSupervoxelTrainer(FAFNetBaseTrainer):
             unused._finish()
         self._make_supervoxels()
         cases, _ = self.get_tr_and_val_datasets()
-        loader = SupervoxelEpisodes(
+        loader = self.episode_loader(
             cases,
             self.supervoxel_folder,
             self.configuration_manager.patch_size[-2:],
@@ -72,7 +78,7 @@ class FAFNetSupervoxelTrainer(FAFNetBaseTrainer):
             classes=self.classes,
             left_out=self._slices_left_out(cases),
         )
-        workers = get_allowed_n_proc_DA()
+        workers = 0 if self.describes_slices else get_allowed_n_proc_DA()  # the cache is this process's
         if workers == 0:
             return SingleThreadedAugmenter(loader, None), validation
         training = NonDetMultiThreadedAugmenter(
@@ -81,24 +87,50 @@ class FAFNetSupervoxelTrainer(FAFNetBaseTrainer):
         return training, validation
 
     @property
+    def describes_slices(self) -> bool:
+        """Whether episodes hold descriptions of slices, which a frozen encoder makes once."""
+        return self.described_variants > 0 and self.plain_network.encoder.can_be_cached
+
+    def episode_loader(self, *arguments: Any, **settings: Any) -> SupervoxelEpisodes:
+        """The loader of episodes, of images or of their descriptions."""
+        if not self.describes_slices:
+            return SupervoxelEpisodes(*arguments, **settings)
+        return DescribedEpisodes(
+            *arguments,
+            **settings,
+            encoder=self.plain_network.encoder,
+            variants=self.described_variants,
+            gigabytes=self.cache_gigabytes,
+        )
+
+    @property
     def supervoxel_folder(self) -> Path:
         """Folder below the preprocessed data, where nnU-Net accepts no files of another kind."""
         return Path(self.preprocessed_dataset_folder) / "supervoxels"
 
     def batch_loss(self, batch: dict[str, Any]) -> tuple[Tensor, Any]:
+        kind = "described" if self.describes_slices else "images"
         episode = self.network(
-            batch["query_images"], batch["support_images"], batch["support_masks"], batch["query_masks"]
+            batch[f"query_{kind}"],
+            batch[f"support_{kind}"],
+            batch["support_masks"],
+            batch["query_masks"],
+            described=self.describes_slices,
         )
         return episode.query_loss + episode.alignment_loss + episode.prototype_loss, episode
 
     def example_batch(self, _: int) -> dict[str, Tensor]:
-        """A batch in the shapes of `SupervoxelEpisodes`, with the same number of episodes for any batch size."""
-        size = self.configuration_manager.patch_size[-2:]
-        channels = {"images": self.num_input_channels, "masks": self.classes}
+        """A batch in the shapes of the loader, with the same number of episodes for any batch size."""
+        size = tuple(self.configuration_manager.patch_size[-2:])
+        shapes = {"images": (self.num_input_channels, *size), "masks": (self.classes, *size)}
+        if self.describes_slices:
+            encoder = self.plain_network.encoder
+            shapes["described"] = (encoder.backbone.width, *encoder.grid(size))
+            del shapes["images"]
         return {
-            f"{role}_{kind}": torch.empty(self.episodes, 1, count, *size, device=self.device)
+            f"{role}_{kind}": torch.empty(self.episodes, 1, *shape, device=self.device)
             for role in ("support", "query")
-            for kind, count in channels.items()
+            for kind, shape in shapes.items()
         }
 
     def _make_supervoxels(self) -> None:

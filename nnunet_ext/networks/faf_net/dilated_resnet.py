@@ -4,11 +4,15 @@ Sources: He et al., "Deep Residual Learning for Image Recognition" (CVPR 2016); 
 Convolution for Semantic Image Segmentation" (arXiv 1706.05587). torchvision is imported when one is built.
 """
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_ext.blocks.layout import cpu_channels_last
-from nnunet_ext.utils.torch_private import BatchNorm, has_hooks
+from nnunet_ext.networks.faf_net.pretrainable import Pretrainable
+from nnunet_ext.networks.keys import check_keys, load_checked
+from nnunet_ext.utils.torch_private import has_hooks
 
 RESNETS = ("resnet101", "resnet50", "resnet18")
 _COCO = {"resnet101": "deeplabv3_resnet101", "resnet50": "deeplabv3_resnet50"}
@@ -17,17 +21,16 @@ _DILATIONS = {"layer2": (1, 2), "layer3": (2, 4)}
 """Dilations of a layer's first block and of its other blocks."""
 
 
-class DilatedResNet(nn.Module):
+class DilatedResNet(Pretrainable):
     """A ResNet of torchvision without layer4, its parameters under torchvision's names, at stride 4.
 
     Args:
-        name: One of `RESNETS`.
+        name: One of `RESNETS`. Its weights are ``"imagenet"`` or ``"coco"``, the backbone of DeepLabV3 (resnet101 and
+            resnet50).
 
     Attributes:
         width: Channels of the output.
-        frozen_norms: Whether batch norms keep their statistics even in training, as pretrained ones do, because a few
-            slices give poor statistics. Set by `freeze_norms` and `load_pretrained`. Scales and shifts are always
-            trained.
+        frozen_norms: Set by `freeze_norms` and `load_pretrained`; see `Pretrainable`.
 
     Shape:
         (B, 3, H, W) -> (B, width, ceil(H / 4), ceil(W / 4)) in channels-last memory on the CPU
@@ -35,6 +38,8 @@ class DilatedResNet(nn.Module):
     Raises:
         ValueError: for an unknown name.
     """
+
+    known_weights = ("imagenet", "coco")
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -44,7 +49,6 @@ class DilatedResNet(nn.Module):
 
         resnet = torchvision.models.get_model(name, weights=None)
         self.name = name
-        self.frozen_norms = False
         self.conv1, self.bn1, self.maxpool = resnet.conv1, resnet.bn1, resnet.maxpool
         self.layer1, self.layer2, self.layer3 = resnet.layer1, resnet.layer2, resnet.layer3
         # Done by hand because torchvision's basic block (resnet18) does not support dilation.
@@ -59,31 +63,17 @@ class DilatedResNet(nn.Module):
         x = self.maxpool(F.relu(x, inplace=not has_hooks(self.bn1)))
         return self.layer3(self.layer2(self.layer1(x)))
 
-    def train(self, mode: bool = True) -> "DilatedResNet":
-        super().train(mode)
-        if self.frozen_norms:
-            for module in self.modules():
-                # Any kind of batch norm: distributed training uses synchronised ones.
-                if isinstance(module, BatchNorm):
-                    module.eval()
-        return self
+    def _load(self, weights: str | Mapping[str, Tensor]) -> None:
+        state = self._downloaded(weights) if isinstance(weights, str) else weights
+        state = {key: value for key, value in state.items() if not key.startswith(_DROPPED)}
+        check_keys(self.name, state, self.state_dict(), whose="torchvision's")
+        load_checked(self.name, self, state, whose="torchvision's")
 
-    def load_pretrained(self, weights: str) -> None:
-        """Loads torchvision's weights, downloading them once, and freezes the batch norms' statistics.
-
-        Args:
-            weights: ``"imagenet"``, or ``"coco"``: the backbone of DeepLabV3 (resnet101 and resnet50).
-
-        Raises:
-            ValueError: for unknown weights, or if torchvision has none for this network.
-            RuntimeError: if they cannot be downloaded.
-        """
+    def _downloaded(self, weights: str) -> dict[str, Tensor]:
         import torchvision
 
         if weights == "imagenet":
             found = torchvision.models.get_model_weights(self.name)["IMAGENET1K_V1"]
-        elif weights != "coco":
-            raise ValueError(f"unknown `weights` {weights!r}; known: imagenet, coco, None")
         elif self.name not in _COCO:
             raise ValueError(f"`weights`='coco' exist for {', '.join(_COCO)}, not for {self.name}")
         else:
@@ -98,13 +88,7 @@ class DilatedResNet(nn.Module):
         if weights == "coco":
             prefix = "backbone."
             state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        self.load_state_dict({key: value for key, value in state.items() if not key.startswith(_DROPPED)})
-        self.freeze_norms()
-
-    def freeze_norms(self) -> None:
-        """Makes the batch norms keep their statistics from now on."""
-        self.frozen_norms = True
-        self.train(self.training)
+        return state
 
 
 def _dilate(block: nn.Module, dilation: int) -> None:

@@ -6,36 +6,52 @@ Source: Cheng et al., "FAF-Net" (few-shot medical image segmentation); see `nnun
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nnunet_ext.blocks.conv import two_conv
 from nnunet_ext.blocks.layout import cpu_channels_last
 from nnunet_ext.networks.faf_net.dilated_resnet import RESNETS, DilatedResNet
+from nnunet_ext.networks.faf_net.positions import STRIDE
+from nnunet_ext.networks.faf_net.timm_backbone import PREFIX, TimmBackbone
 from nnunet_ext.networks.topology import Topology
 
 ENCODERS = (*RESNETS, "plan")
-_STRIDE = 4
 _CHANNELS = 512
 _MIN_GRID = 2
 
 
 class FAFEncoder(nn.Module):
-    """F = conv1x1(backbone), tau = conv1x1(ReLU(conv1x1(backbone))) (ATL), no biases."""
+    """F = conv1x1(backbone), tau = conv1x1(ReLU(conv1x1(backbone))) (ATL), no biases.
 
-    def __init__(self, input_channels: int, name: str, topology: Topology, channels: int | None) -> None:
+    Args:
+        input_channels: M, channels of the images.
+        name: One of `ENCODERS`, or ``timm:`` and a name of timm.
+        topology: Stages of the plan.
+        channels: C; None: the backbone's width, at most 512 (for torchvision's ResNets 512).
+        frozen: Whether the backbone, and the convolution to three channels before it, are never trained: they get no
+            gradients and stay in evaluation.
+    """
+
+    def __init__(
+        self, input_channels: int, name: str, topology: Topology, channels: int | None, frozen: bool = False
+    ) -> None:
         super().__init__()
-        if name not in ENCODERS:
-            raise ValueError(f"unknown `encoder` {name!r}; known: {', '.join(ENCODERS)}")
         self.to_rgb: nn.Module = nn.Identity()
         self.repeat = False
         if name == "plan":
             self.backbone: Any = _PlanBackbone(input_channels, topology)
         else:
-            self.backbone = DilatedResNet(name)
+            self.backbone = _pretrainable(name)
             self.repeat = input_channels == 1
             if input_channels not in (1, 3):
                 self.to_rgb = nn.Conv2d(input_channels, 3, 1, bias=False)
                 nn.init.constant_(self.to_rgb.weight, 1 / input_channels)
+        if frozen and name == "plan":
+            raise ValueError("`encoder_frozen`=True needs a pretrained encoder, and 'plan' starts from scratch")
+        self.frozen = frozen
+        for parameter in (*self.backbone.parameters(), *self.to_rgb.parameters()):
+            parameter.requires_grad_(not frozen)
         if channels is None:
             channels = _CHANNELS if name in RESNETS else min(_CHANNELS, self.backbone.width)
         self.channels = channels
@@ -45,15 +61,40 @@ class FAFEncoder(nn.Module):
             nn.ReLU(),
             nn.Conv2d(channels, 1, 1, bias=False),
         )
+        self.train(self.training)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(N, M, H, W) -> features (N, C, h, w), threshold map (N, 1, h, w)."""
-        x = self.describe(images)
-        return self.reduce(x), self.threshold(x)
+        return self.project(self.describe(images))
 
     def describe(self, images: Tensor) -> Tensor:
-        """The backbone's maps, which both projections take: (N, M, H, W) -> (N, width, h, w)."""
-        return self.backbone(images.expand(-1, 3, -1, -1) if self.repeat else self.to_rgb(images))
+        """The backbone's maps, which are fixed for an image if it is frozen: (N, M, H, W) -> (N, width, h, w)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.backbone(self.rgb(images))
+
+    def rgb(self, images: Tensor) -> Tensor:
+        """What the backbone reads: (N, M, H, W) -> (N, 3, H, W), with the plan's encoder (N, M, H, W)."""
+        return images.expand(-1, 3, -1, -1) if self.repeat else self.to_rgb(images)
+
+    @property
+    def can_be_cached(self) -> bool:
+        """Whether `maps` of a slice can be kept for all windows of it."""
+        return self.frozen and isinstance(self.backbone, TimmBackbone)
+
+    @torch.no_grad()
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The maps from which `TimmBackbone.on_grid` makes what `describe` gives, at their own strides."""
+        return self.backbone.maps(self.rgb(images))
+
+    def project(self, described: Tensor) -> tuple[Tensor, Tensor]:
+        """What is always trained: (N, width, h, w) -> features (N, C, h, w), threshold map (N, 1, h, w)."""
+        return self.reduce(described), self.threshold(described)
+
+    def train(self, mode: bool = True) -> "FAFEncoder":
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
 
     def grid(self, size: Sequence[int]) -> tuple[int, ...]:
         """Size of the feature grid for images of a given size.
@@ -61,17 +102,24 @@ class FAFEncoder(nn.Module):
         Raises:
             ValueError: if the grid has fewer than 2 positions on an axis.
         """
-        if isinstance(self.backbone, DilatedResNet):
-            steps: tuple[int, ...] = (_STRIDE,) * 2
-            grid = tuple(-(-s // _STRIDE) for s in size)
-            least = tuple((_MIN_GRID - 1) * step + 1 for step in steps)
-        else:
-            steps = self.backbone.stride
-            grid = tuple(s // step for s, step in zip(size, steps, strict=True))
-            least = tuple(_MIN_GRID * step for step in steps)
+        grid = self.backbone.grid(size)
         if min(grid) < _MIN_GRID:
+            least = self.backbone.least_size(_MIN_GRID)
             raise ValueError(f"slices of {tuple(size)} voxels are too small for this encoder: at least {least}")
         return grid
+
+
+def _pretrainable(name: str) -> DilatedResNet | TimmBackbone:
+    """A backbone by name.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name.startswith(PREFIX):
+        return TimmBackbone(name.removeprefix(PREFIX))
+    if name not in RESNETS:
+        raise ValueError(f"unknown `encoder` {name!r}; known: {', '.join(ENCODERS)}, and {PREFIX}NAME for timm's")
+    return DilatedResNet(name)
 
 
 class _PlanBackbone(nn.Module):
@@ -84,7 +132,7 @@ class _PlanBackbone(nn.Module):
         for features, kernel, stride in zip(topology.features, topology.kernel_sizes, topology.strides, strict=True):
             step = (stride[-2], stride[-1])
             total = (self.stride[0] * step[0], self.stride[1] * step[1])
-            if max(total) > _STRIDE:
+            if max(total) > STRIDE:
                 break
             self.pools.append(nn.MaxPool2d(step, step) if max(step) > 1 else nn.Identity())
             self.stages.append(two_conv(nn.Conv2d, self.width, features, kernel[-2:]))
@@ -95,3 +143,11 @@ class _PlanBackbone(nn.Module):
         for pool, stage in zip(self.pools, self.stages, strict=True):
             x = stage(pool(x))
         return x
+
+    def grid(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Size of the output for images of a given size."""
+        return tuple(s // step for s, step in zip(size, self.stride, strict=True))
+
+    def least_size(self, positions: int) -> tuple[int, ...]:
+        """The smallest images with this many positions per axis."""
+        return tuple(positions * step for step in self.stride)

@@ -10,7 +10,8 @@ volumes, any image size and filter grid, and other encoders, including the plan'
 parameters, on which no output depends.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,13 @@ from nnunet_ext.networks.checks import check_widths
 from nnunet_ext.networks.chunks import in_chunks
 from nnunet_ext.networks.entry import at_any_precision, with_empty_batches
 from nnunet_ext.networks.faf_net.adapting import TIED
-from nnunet_ext.networks.faf_net.dilated_resnet import RESNETS, DilatedResNet
+from nnunet_ext.networks.faf_net.dilated_resnet import RESNETS
 from nnunet_ext.networks.faf_net.encoder import FAFEncoder
 from nnunet_ext.networks.faf_net.head import Episode, FAFHead, Support, shots, summarise
+from nnunet_ext.networks.faf_net.pretrainable import Pretrainable
+from nnunet_ext.networks.faf_net.timm_backbone import PREFIX
 from nnunet_ext.networks.topology import PerStage, Topology
+from nnunet_ext.utils.state_dicts import read_state_dict
 
 MAX_GRID = 65
 """Default limit of the filter grid per axis: the authors' grid, for 257 pixels."""
@@ -49,14 +53,19 @@ class FAFNet(nn.Module):
         conv_op: ``torch.nn.Conv2d`` or ``torch.nn.Conv3d`` (volumes, slice by slice).
         kernel_sizes: Odd kernel sizes of the plan's encoder; the last two axes are used.
         strides: Strides of the plan's encoder; the last two axes are used.
-        encoder: ``"resnet101"`` (the paper's), ``"resnet50"``, ``"resnet18"``, or ``"plan"``: the plan's stages up to
-            an in-plane stride of 4, with `two_conv` after max-pooling.
-        weights: For a ResNet: ``"imagenet"``, ``"coco"`` (DeepLabV3's backbone), or None; see `load_encoder_weights`.
+        encoder: ``"resnet101"`` (the paper's), ``"resnet50"``, ``"resnet18"``; ``"plan"``: the plan's stages up to an
+            in-plane stride of 4, with `two_conv` after max-pooling; or ``"timm:NAME"``: a network of timm by its name
+            there, see `TimmBackbone`.
+        encoder_frozen: Whether the encoder is never trained, except for the 1x1 convolutions to F and tau; see
+            `FAFEncoder`.
+        weights: For a ResNet: ``"imagenet"`` or ``"coco"`` (DeepLabV3's backbone); for timm's networks: ``"timm"``; a
+            file's path; or None. See `load_encoder_weights`.
         regions: Whether no output is background; kept in a buffer, which `set_support` can change.
         threshold_from: ``"query"`` (the authors' code) or ``"support"`` (their figure); see `FAFHead`.
-        filter_grid: Grid (h, w) of AFF's filters; None: that of the patch's features, at most 65 per axis.
-        feature_channels: C, channels of the features; None: 512 (the paper's), but with the plan's encoder at most its
-            own width.
+        filter_grid: Grid (h, w) of AFF's filters; None: that of the patch's features, at most 65 per axis, for timm's
+            encoders half of it, because all of their maps but the finest have no more positions.
+        feature_channels: C, channels of the features; None: 512 (the paper's), but at most the width of the plan's
+            encoder or timm's.
         icm_heads: m, heads of ICM.
         slices_per_chunk: Slices that are encoded at a time. With gradients, several chunks are recomputed in the
             backward pass, so that memory holds only one chunk's activations (ResNet-101: 0.25 GB per slice of
@@ -73,6 +82,7 @@ class FAFNet(nn.Module):
     """
 
     tied_to_patch = TIED
+    plan_arguments = ("encoder", "encoder_frozen")
 
     def __init__(
         self,
@@ -93,6 +103,7 @@ class FAFNet(nn.Module):
         icm_heads: int = 4,
         slices_per_chunk: int = 8,
         deep_supervision: bool = False,
+        encoder_frozen: bool = False,
     ) -> None:
         super().__init__()
         check_widths(input_channels, num_classes)
@@ -112,10 +123,11 @@ class FAFNet(nn.Module):
         self.input_channels, self.num_classes = input_channels, num_classes
         self.patch_size = topology.patch_size
         self.slices_per_chunk = slices_per_chunk
-        self.encoder = FAFEncoder(input_channels, encoder, topology, feature_channels)
+        self.encoder = FAFEncoder(input_channels, encoder, topology, feature_channels, encoder_frozen)
         grid = self.encoder.grid(self.patch_size[-2:])
         if filter_grid is None:
-            filter_grid = tuple(min(size, MAX_GRID) for size in grid)
+            step = self.encoder.backbone.filter_step if isinstance(self.encoder.backbone, Pretrainable) else 1
+            filter_grid = tuple(min(-(-size // step), MAX_GRID) for size in grid)
         elif isinstance(filter_grid, int):
             filter_grid = (filter_grid,) * 2
         if len(filter_grid) != 2 or min(filter_grid) < 1:
@@ -141,10 +153,12 @@ class FAFNet(nn.Module):
         support_images: Tensor | None = None,
         support_masks: Tensor | None = None,
         query_masks: Tensor | None = None,
+        described: bool = False,
     ) -> Tensor | list[Tensor] | Episode:
         """Logits from the stored support or, if support images are given, `forward_episode` with x as query images.
 
-        The latter exists for DistributedDataParallel and torch.compile, which handle only calls of the network itself.
+        With `described`, the latter is `forward_described`, with the described slices in place of the images. Both are
+        here because DistributedDataParallel and torch.compile handle only calls of the network itself.
 
         Raises:
             ValueError: for inputs with other axes or channels, or inputs that are too small.
@@ -153,6 +167,10 @@ class FAFNet(nn.Module):
         if support_images is not None:
             if support_masks is None:
                 raise ValueError("`support_images` need `support_masks`")
+            if described:
+                if query_masks is None:
+                    raise ValueError("described episodes need `query_masks`")
+                return self.forward_described(support_images, support_masks, x, query_masks)
             return self.forward_episode(support_images, support_masks, x, query_masks)
         self._check_input(x)
         bank, slices = self.decoder.seg_layers, x
@@ -299,11 +317,9 @@ class FAFNet(nn.Module):
             )
         groups = [support_images.flatten(0, 1), query_images.flatten(0, 1)]
         if support_images.shape[-2:] == query_images.shape[-2:]:
-            encoded = in_chunks(self, self.encoder, self.slices_per_chunk, torch.cat(groups), norms=self.encoder)
-            parts = [(t[: e * s], t[e * s :]) for t in encoded]
+            parts = [(t[: e * s], t[e * s :]) for t in self._encode(torch.cat(groups))]
         else:
-            each = (in_chunks(self, self.encoder, self.slices_per_chunk, group, norms=self.encoder) for group in groups)
-            parts = list(zip(*each, strict=True))
+            parts = list(zip(*map(self._encode, groups), strict=True))
         (support_features, query_features), (support_tau, query_tau) = (
             [t.unflatten(0, (e, -1)) for t in pair] for pair in parts
         )
@@ -317,34 +333,74 @@ class FAFNet(nn.Module):
             query_masks=query_masks,
         )
 
+    def forward_described(
+        self, support_described: Tensor, support_masks: Tensor, query_described: Tensor, query_masks: Tensor
+    ) -> Episode:
+        """`forward_episode` for slices that a frozen encoder has described before; see `FAFEncoder.describe`.
+
+        Shape:
+            (E, S, width, h, w), (E, S, R, H, W), (E, Q, width, h', w'), (E, Q, R, H', W')
+        """
+        encoded = []
+        for described in (support_described, query_described):
+            parts = in_chunks(self, self.encoder.project, self.slices_per_chunk, described.flatten(0, 1))
+            encoded.append([t.unflatten(0, described.shape[:2]) for t in parts])
+        (support_features, support_tau), (query_features, query_tau) = encoded
+        return self.decoder.episode(
+            support_features=support_features,
+            support_tau=support_tau,
+            support_masks=support_masks,
+            query_features=query_features,
+            query_tau=query_tau,
+            query_size=query_masks.shape[-2:],
+            query_masks=query_masks,
+        )
+
+    def _encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Features and threshold maps of slices, in chunks; a frozen encoder's work is not done again for gradients."""
+        encoder, size = self.encoder, self.slices_per_chunk
+        if not encoder.frozen:
+            return in_chunks(self, encoder, size, images, norms=encoder)
+        with torch.no_grad():
+            (described,) = in_chunks(self, lambda chunk: (encoder.describe(chunk),), size, images)
+        return in_chunks(self, encoder.project, size, described)
+
     def segment_features(
         self, support_features: Tensor, support_mask: Tensor, query_features: Tensor, query_threshold: Tensor
     ) -> Tensor:
         """The network after its encoder, for one class; see `FAFHead.segment_features`."""
         return self.decoder.segment_features(support_features, support_mask, query_features, query_threshold)
 
-    def load_encoder_weights(self, weights: str) -> None:
-        """Loads torchvision's weights into a ResNet encoder and freezes its batch norms' statistics.
+    def load_encoder_weights(self, weights: str | Path | Mapping[str, Tensor]) -> None:
+        """Loads weights into a pretrained encoder and freezes its batch norms' statistics.
 
         This is for training: loading the weights of a whole network later replaces them, and the norms stay frozen.
 
         Args:
-            weights: ``"imagenet"`` or ``"coco"``.
+            weights: For torchvision's ResNets ``"imagenet"`` or ``"coco"``, for timm's networks ``"timm"``, their
+                default weights; for both a state dict, or the path of a file with one (of torch.save or safetensors),
+                from which no code is executed.
 
         Raises:
-            ValueError: for unknown weights or another encoder.
+            ValueError: for unknown weights, weights of another network, or the plan's encoder.
+            FileNotFoundError: if there is no such file.
             RuntimeError: if the weights cannot be downloaded.
         """
         backbone = self.encoder.backbone
-        if not isinstance(backbone, DilatedResNet):
-            raise ValueError(
-                f"`weights`={weights!r} exist for {', '.join(RESNETS)} only; encoder 'plan' needs weights=None"
-            )
+        if not isinstance(backbone, Pretrainable):
+            known = f"{', '.join(RESNETS)} and {PREFIX}NAME"
+            shown = repr(weights) if isinstance(weights, str) else "a state dict"
+            raise ValueError(f"`weights`={shown} exist for {known} only; encoder 'plan' needs weights=None")
+        if not isinstance(weights, Mapping) and weights not in backbone.known_weights:
+            if not _is_file_name(weights):
+                known = ", ".join(backbone.known_weights)
+                raise ValueError(f"unknown `weights` {weights!r}; known: {known}, a file's path, None")
+            weights = read_state_dict(weights)
         backbone.load_pretrained(weights)
 
     def freeze_encoder_norms(self) -> None:
-        """Freezes the batch norms' statistics of a ResNet encoder, as `load_encoder_weights` does."""
-        if isinstance(self.encoder.backbone, DilatedResNet):
+        """Freezes the batch norms' statistics of a pretrained encoder, as `load_encoder_weights` does."""
+        if isinstance(self.encoder.backbone, Pretrainable):
             self.encoder.backbone.freeze_norms()
 
     def _check_input(self, x: Tensor) -> None:
@@ -367,3 +423,8 @@ def _check_masks(images: Tensor, masks: Tensor) -> None:
             f"masks of shape {tuple(masks.shape)} do not match images of shape {tuple(images.shape)}: all axes must be "
             "equal except the channels, of which masks have one per class"
         )
+
+
+def _is_file_name(weights: str | Path) -> bool:
+    """Whether weights are meant as a file, there or not."""
+    return isinstance(weights, Path) or Path(weights).suffix != "" or Path(weights).is_file()

@@ -1,0 +1,11 @@
+from nnunet_ext.training import ChosenEncoderTrainer, FAFNetSupervoxelTrainer
+
+
+class FAFNetFewShotTimmTrainer(ChosenEncoderTrainer, FAFNetSupervoxelTrainer):
+    """FAF-Net on a pretrained encoder of timm, which NNUNET_EXT_ENCODER names; episodes from supervoxels.
+
+    Episodes are as those of FAFNetFewShotTrainer: four per batch, with up to eight supervoxels each.
+    """
+
+    episodes = 4
+    classes = 8
