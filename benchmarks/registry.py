@@ -258,6 +258,13 @@ _MEASUREMENTS = (
         "adapt-weights` carried over",
     ),
     Measurement(
+        "few_shot_encoders",
+        ("few_shot_encoders_cpu",),
+        "benchmarks.few_shot_encoders --data DATASET_FOLDER --work FOLDER --encoder-weights FILE",
+        "Few-shot segmentation with pretrained encoders",
+        "the papers' protocol, `nnunet_ext fewshot --protocol paper`: mean Dice over cases and supports",
+    ),
+    Measurement(
         "few_shot",
         ("few_shot_hippocampus",),
         "benchmarks.few_shot --model FOLDER --raw DATASET_FOLDER --preprocessed DATASET_FOLDER --label 2",

@@ -267,6 +267,33 @@ def fine_tuning(rows: Rows) -> str:
     return markdown_table(header, lines)
 
 
+def few_shot_encoders(rows: Rows) -> str:
+    """One table for each dataset, setting and budget: a column for each class, a row for each encoder and method.
+
+    The copied masks do not depend on the encoder, nor the prototypes of a pretrained one on the training.
+    """
+    texts = []
+    keys = ("dataset", "setting", "fold", "iterations", "supports")
+    for case in _in_order(tuple(row[key] for key in keys) for row in rows):
+        mine = [row for row in rows if tuple(row[key] for key in keys) == case]
+        classes = _in_order(row["class"] for row in mine)
+        lines = []
+        for encoder, method in _in_order((row["encoder"], row["method"]) for row in mine):
+            own = [row for row in mine if (row["encoder"], row["method"]) == (encoder, method)]
+            trainings = _in_order(row["repeat"] for row in own)
+            of_class = [[float(row["dice"]) for row in own if row["class"] == label] for label in classes]
+            means = [statistics.fmean(values) for values in of_class]
+            of_training = [statistics.fmean(values) for values in zip(*of_class, strict=True)]
+            spread = f"{min(of_training):.3f} to {max(of_training):.3f}" if len(trainings) > 1 else ""
+            cells = [f"{value:.3f}" for value in (*means, statistics.fmean(means))]
+            lines.append([encoder, method, str(len(trainings)), *cells, spread])
+        header = ["encoder", "method", "trainings", *classes, "mean", "lowest and highest mean"]
+        name, setting, fold, iterations, supports = case
+        told = f"{name}, setting {setting}, fold {fold}, {iterations} iterations, {supports} supports."
+        texts.append(f"{told}\n\n{markdown_table(header, lines)}")
+    return "\n\n".join(texts)
+
+
 def few_shot(rows: Rows) -> str:
     """One table for each training and label."""
     texts = []
@@ -357,6 +384,7 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "planned_memory_cpu": planned_memory,
     "planned_memory_cuda": planned_memory,
     "fine_tuning_cpu": fine_tuning,
+    "few_shot_encoders_cpu": few_shot_encoders,
     "few_shot_hippocampus": few_shot,
     "demo_cpu": demo,
 }

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from nnunet_ext.utils.devices import choose_device
 
-_PLANS, _CONFIGURATION, _TRAINER = "nnUNetPlans", "3d_fullres", "FAFNetFewShotTrainer"
+_PLANS, _CONFIGURATION = "nnUNetPlans", "3d_fullres"
+_TRAINER, _ENCODER_TRAINER = "FAFNetFewShotTrainer", "FAFNetFewShotTimmTrainer"
 _REQUIRED = ("dataset", "setting", "output")
 _OWN = (
     *("dataset", "configuration", "plans", "trainer", "setting", "test_classes", "supports", "support_from", "groups"),
@@ -28,7 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-d", "--dataset", metavar="DATASET", help="number or name")
     group.add_argument("-c", "--configuration", help=f"default: {_CONFIGURATION}")
     group.add_argument("-p", "--plans", help=f"default: {_PLANS}")
-    group.add_argument("-tr", "--trainer", help=f"one that learns from supervoxels (default: {_TRAINER})")
+    group.add_argument(
+        "-tr",
+        "--trainer",
+        help=f"one that learns from supervoxels (default: {_TRAINER}, with --encoder {_ENCODER_TRAINER})",
+    )
     group.add_argument(
         "--setting",
         type=int,
@@ -101,18 +106,19 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.crossval.experiment import make_experiment
     from nnunet_ext.crossval.fewshot import run as protocol_run
     from nnunet_ext.crossval.fewshot.encoder import encoder_environment
-    from nnunet_ext.crossval.fewshot.protocol import ENCODER, ENCODER_FROZEN, ENCODER_WEIGHTS, SOURCES, Protocol
+    from nnunet_ext.crossval.fewshot.protocol import SOURCES, Protocol
     from nnunet_ext.crossval.gpus import make_slots
     from nnunet_ext.crossval.local import LocalExecutor
     from nnunet_ext.fewshot.left_out import class_values, segmentable
     from nnunet_ext.fewshot.protocol import DEFAULT_PARTS
     from nnunet_ext.nnunet.dataset_json import read_dataset_json
+    from nnunet_ext.nnunet.encoder_variables import ENCODER, ENCODER_FROZEN, ENCODER_WEIGHTS
 
     output = Path(arguments.output)
     experiment = make_experiment(
         arguments.dataset,
         arguments.configuration or _CONFIGURATION,
-        [arguments.trainer or _TRAINER],
+        [arguments.trainer or (_TRAINER if arguments.encoder is None else _ENCODER_TRAINER)],
         plans=[arguments.plans or _PLANS],
         folds=[int(fold) for fold in arguments.folds] if arguments.folds else None,
         report=output,

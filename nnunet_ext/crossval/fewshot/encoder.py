@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 
-from nnunet_ext.crossval.fewshot.protocol import ENCODER, ENCODER_FROZEN, ENCODER_WEIGHTS
+from nnunet_ext.nnunet.encoder_variables import ENCODER, ENCODER_FROZEN, ENCODER_WEIGHTS
 from nnunet_ext.nnunet.trainers import find_trainer
 
 

@@ -13,13 +13,12 @@ from nnunet_ext.crossval.experiment import Experiment
 from nnunet_ext.crossval.repeat_plan import copy_plan
 from nnunet_ext.fewshot.left_out import LEFT_OUT
 from nnunet_ext.fewshot.protocol import DEFAULT_PARTS
+from nnunet_ext.nnunet.encoder_variables import ENCODER, ENCODER_FROZEN, ENCODER_WEIGHTS
 from nnunet_ext.utils.files import sha256_of
 
 SOURCES = ("fold", "training")
 MOST_CLASSES = 12
 """Classes are bits of the written masks, whose values must fit into 16 bits, with the ignore label."""
-ENCODER, ENCODER_WEIGHTS = "NNUNET_EXT_ENCODER", "NNUNET_EXT_ENCODER_WEIGHTS"
-ENCODER_FROZEN = "NNUNET_EXT_ENCODER_FROZEN"
 _ENCODER = "few_shot_encoder"
 _LONGEST_NAME = 40
 

@@ -37,7 +37,10 @@ from tests.helpers.pages import block, page
             ("--encoder-weights", "nowhere.pth"),
             "--encoder-weights: the encoder of FAFNetFewShotTrainer can",
         ),
-        (("--encoder", "resnet18"), "--encoder: the encoder of FAFNetFewShotTrainer cannot be chosen; give a trainer"),
+        (
+            ("-tr", "FAFNetFewShotTrainer", "--encoder", "resnet18"),
+            "--encoder: the encoder of FAFNetFewShotTrainer cannot be chosen; give a trainer",
+        ),
         (("-p", "OtherPlans"), "-p OtherPlans: there is no"),
     ],
 )
