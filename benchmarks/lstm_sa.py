@@ -8,14 +8,14 @@ naive, slice-by-slice reference implementation, as whole patches are by `python 
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from unittest import mock
 
 import torch
 from torch import nn
 
-from benchmarks.measure import BACKWARD, FLOAT32, Row, check_equal, form_columns, run, timed_call, timing_parser
+from benchmarks.measure import BACKWARD, FLOAT32, Forms, Row, check_equal, form_columns, run, timed_call, timing_parser
 from benchmarks.plain.lstm_sa import plain_volume
 from nnunet_ext.bench.operators import record, replay
 from nnunet_ext.bench.setting import Setting
@@ -91,10 +91,13 @@ def prepare_stack(plain: bool, backward: bool) -> Step:
     return step
 
 
-_FORMS = {
+_CHECKPOINTED = {
     "not checkpointed": prepare,
     "checkpointed by 8 slices": partial(prepare, 8),
     "checkpointed by 2 slices": partial(prepare, 2),
+}
+"""Forms whose memory is measured."""
+_FORMS = _CHECKPOINTED | {
     "not checkpointed, by PyTorch's convolutions": prepare_without_winograd,
     "convolutions and matrix products alone": prepare_products,
     "nnU-Net's PlainConvUNet": prepare_stock,
@@ -104,13 +107,19 @@ _FORMS = {
 def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     step = f"{'x'.join(map(str, _PATCH))}, batch {_BATCH}, {_FEATURES}"
     stack = f"{'x'.join(map(str, _STACK))}, batch 1, {_FEATURES}"
-    groups = {("forward + backward", step): _FORMS}
+    groups: dict[tuple[str, str], tuple[Forms, Collection[str]]] = {
+        ("forward + backward", step): (_FORMS, tuple(_CHECKPOINTED))
+    }
     for what, backward in BACKWARD.items():
-        forms = {"slice by slice": partial(prepare_stack, True, backward)}
-        groups[what, stack] = {"whole stack": partial(prepare_stack, False, backward)} | forms
-    for (what, setting), forms in groups.items():
+        forms = {
+            name: partial(prepare_stack, plain, backward)
+            for name, plain in {"whole stack": False, "slice by slice": True}.items()
+        }
+        groups[what, stack] = forms, ()
+    for (what, setting), (forms, memory_of) in groups.items():
         base = next(iter(forms))
-        for form, columns in form_columns(forms, arguments, ratio="of_first", base=base, faster=False).items():
+        measured = form_columns(forms, arguments, ratio="of_first", base=base, faster=False, memory_of=memory_of)
+        for form, columns in measured.items():
             yield {"what": f"{what}, {form}", "setting": setting, **FLOAT32, **columns}
 
 
