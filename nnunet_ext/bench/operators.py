@@ -45,7 +45,7 @@ PRODUCTS = (
     _ours.winograd_kernel_gradient,
 )
 """Convolutions and matrix products as dispatched to a device, forward and backward, including fused attention, whose
-softmax cannot be separated."""
+softmax cannot be separated, and convolutions by Winograd's method, whose transforms cannot."""
 SCANS = (
     _ours.selective_scan,
     _ours.selective_scan_backward,
