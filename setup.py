@@ -19,7 +19,7 @@ ABI = re.search(r"^ABI = (0x[0-9A-Fa-f]+)$", (ROOT / "nnunet_ext/ops/native.py")
 KERNELS = Path("nnunet_ext/ops/csrc")
 SOURCES = (
     *("selective_scan.c", "causal_conv1d.c", "instance_norm.c", "lstm_cell.c", "axial_attention.c"),
-    *("graph_segmentation.c", "abi.c"),
+    *("winograd.c", "graph_segmentation.c", "abi.c"),
 )
 # Not -ffast-math: it would undo the rounding by which exp2 splits its argument.
 FLAGS = [

@@ -1,7 +1,7 @@
 """Measurements with the tools of `nnunet_ext bench`, whose results go to benchmarks/results."""
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -66,7 +66,13 @@ def timed_call(compute: Callable[[], Tensor], backward: bool) -> Callable[[], ob
 
 
 def form_columns(
-    forms: Forms, arguments: argparse.Namespace, *, ratio: str, base: str, faster: bool = True
+    forms: Forms,
+    arguments: argparse.Namespace,
+    *,
+    ratio: str,
+    base: str,
+    faster: bool = True,
+    memory_of: Collection[str] | None = None,
 ) -> dict[str, dict[str, object]]:
     """Time and memory columns of several forms of a call, which run in turns.
 
@@ -76,15 +82,17 @@ def form_columns(
         ratio: Name of the column that relates each form to the `base`.
         base: Name of a form.
         faster: Whether the ratio says how much faster a form is than the base, rather than how much longer it takes.
+        memory_of: Forms whose memory is measured; None: all.
     """
-    memory = {form: peak_gigabytes(prepare)[0] for form, prepare in forms.items()}
+    measured = forms if memory_of is None else memory_of
+    memory = {form: f"{peak_gigabytes(forms[form])[0]:.2f}" for form in measured}
     calls = {form: prepare() for form, prepare in forms.items()}
     times = interleaved_seconds(calls, arguments.repeats, clock=arguments.clock)
     return {
         form: {
             **time_columns(seconds),
             ratio: f"{median_ratio(*((times[base], seconds) if faster else (seconds, times[base]))):.2f}",
-            "added_GB": f"{memory[form]:.2f}",
+            "added_GB": memory.get(form, ""),
         }
         for form, seconds in times.items()
     }

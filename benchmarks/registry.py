@@ -195,8 +195,9 @@ _MEASUREMENTS = (
         "lstm_sa",
         ("lstm_sa_cpu",),
         f"benchmarks.lstm_sa {_TIMING} --repeats 3",
-        "Checkpointing LSTMSA",
-        "forward and backward pass of a training step, with and without checkpointed slices",
+        "LSTMSA's training step",
+        "with and without checkpointed slices and our convolutions, against its convolutions and products alone and "
+        "nnU-Net's step, and a stack of slices against the naive reference",
     ),
     Measurement(
         "faf_net",

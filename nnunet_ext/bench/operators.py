@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import nnunet_ext.ops  # noqa: F401  registers the operators of SCANS
+import nnunet_ext.ops.winograd  # noqa: F401  registers the operators of PRODUCTS and, with its package, of SCANS
 from nnunet_ext.utils.torch_private import TorchDispatchMode, tree_leaves, tree_map_only
 
 _aten, _ours = torch.ops.aten, torch.ops.nnunet_ext
@@ -41,9 +41,11 @@ PRODUCTS = (
     _aten._scaled_dot_product_efficient_attention_backward,
     _aten._scaled_dot_product_cudnn_attention,
     _aten._scaled_dot_product_cudnn_attention_backward,
+    _ours.winograd_convolution,
+    _ours.winograd_kernel_gradient,
 )
 """Convolutions and matrix products as dispatched to a device, forward and backward, including fused attention, whose
-softmax cannot be separated."""
+softmax cannot be separated, and convolutions by Winograd's method, whose transforms cannot."""
 SCANS = (
     _ours.selective_scan,
     _ours.selective_scan_backward,

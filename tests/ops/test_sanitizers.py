@@ -16,7 +16,7 @@ import torch
 from nnunet_ext.ops import native, causal_conv1d, selective_scan
 from nnunet_ext.ops.axial_attention import mix, mix_backward
 from nnunet_ext.ops.instance_norm import instance_norm, instance_norm_
-from nnunet_ext.ops import lstm_cell
+from nnunet_ext.ops import lstm_cell, winograd
 from nnunet_ext.supervoxels import supervoxels
 
 library = native.NativeLibrary("baseline", ctypes.CDLL(sys.argv[1]))
@@ -51,6 +51,8 @@ for _ in range(40):
     hidden = leaf(b, slices, 3, 2, 4 * channels)
     results = lstm_cell.second_step(gates, memory, leaf(b, 1, 3, 2, 4 * channels), c, hidden, random.random() < 0.5)
     (h.sum() + sum(r.sum() for r in results[:4])).backward()
+    maps = leaf(b, size(20), size(20), size(70))
+    winograd.convolution(maps, leaf(size(70), maps.shape[-1], 5, 5), None).sum().backward()
     supervoxels(torch.rand(size(6), size(20), size(20)).numpy(), (2, 1, 1), backend="extension")
 print("whole")
 """

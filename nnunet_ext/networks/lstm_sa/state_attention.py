@@ -14,8 +14,8 @@ class StateAttention(nn.Module):
     """softmax(Q K^T / sqrt(s)) V over channels, Q = (c + f) / 2, K = (g + h) / 2, V = h; (C, HW) matrices.
 
     Gated: Q, K and V are multiplied element-wise by three learnt projections of h, whose biases start at 1, as if there
-    were no gates. (With PyTorch's default, all three would start a tenth as large.) Computed in at least float32, with
-    the scale applied to Q, because products over all voxels exceed the range of float16.
+    were no gates. (With PyTorch's default, all three would start a tenth as large.) Computed in at least float32,
+    because products over all voxels exceed the range of float16.
 
     Args:
         channels: C.
@@ -39,10 +39,10 @@ class StateAttention(nn.Module):
         with torch.autocast(states.h.device.type, enabled=False):
             dtype = torch.promote_types(states.h.dtype, torch.float32)
             c, f, g, h = (x.flatten(2, 3).to(dtype) for x in states)  # (B, n, HW, C)
-            q, k, v = (c + f) * (0.5 * self.scale), (g + h) * 0.5, h
+            q, k, v = c + f, g + h, h  # twice Q and K, without a pass over their maps for the factors
             if self.gated:
                 q, k, v = q * self.query(h), k * self.key(h), v * self.value(h)
-            return v, torch.softmax(q.transpose(-1, -2) @ k, -1)
+            return v, torch.softmax(q.transpose(-1, -2) @ k * (0.25 * self.scale), -1)
 
     def extra_repr(self) -> str:
         return f"scale={self.scale:.3g}, gated={self.gated}"
