@@ -60,10 +60,17 @@ print("whole")
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc here")
-@pytest.mark.parametrize("flags", [[], ["-mavx2", "-mfma"]])
-def test_no_read_or_write_beyond_memory_and_nothing_undefined(flags, tmp_path):
-    if flags and "avx2" not in native.usable_instruction_sets():
-        pytest.skip("this processor has no avx2")
+@pytest.mark.parametrize(
+    ("instructions", "flags"),
+    [
+        ("baseline", []),
+        ("avx2", ["-mavx2", "-mfma"]),
+        ("avx512", ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"]),
+    ],
+)
+def test_no_read_or_write_beyond_memory_and_nothing_undefined(instructions, flags, tmp_path):
+    if instructions not in native.usable_instruction_sets():
+        pytest.skip(f"this processor has no {instructions}")
     sources = sorted((ROOT / "nnunet_ext/ops/csrc").glob("*.c"))
     library = tmp_path / "sanitized.so"
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]

@@ -15,6 +15,7 @@
 #else
 #define STATES 8
 #endif
+#define BACKWARD_STATES 8 /* with 16, a tile's history would not fit the first cache */
 #define ROUND_UP(x, to) (((x) + (to) - 1) / (to) * (to))
 
 typedef struct {
@@ -92,38 +93,62 @@ static void store_states(const task *k, const tensor *x, int64_t offset, walk w,
     }
 }
 
-/* A of a block of channels, one vector per state, times `factor`. */
-static void load_rates(const task *k, int64_t block, float factor, vf *out) {
-    int64_t c = channel(k, block), states = k->s->states;
-    for (int64_t n = 0; n < k->padded; n++) {
-        vf v = {0};
-        if (n < states)
-            for (int i = 0; i < lanes(k, block); i++) v[i] = k->s->A[(c + i) * states + n] * factor;
-        out[n] = v;
-    }
-}
-
 INLINE vf per_channel(const task *k, int64_t block, const float *values) {
     return values ? load_some(values + channel(k, block), lanes(k, block)) : (vf){0};
 }
 
-/* (batch, channels, states) values of a block, one vector per state. */
-static void load_block(const task *k, int64_t block, const float *values, vf *out) {
+/* (channels, states) values of a block, one vector per state, times `factor`; 0 for null and for states that padding
+   adds. */
+static void load_block(const task *k, int64_t block, const float *values, float factor, vf *out) {
     int64_t states = k->s->states;
-    const float *p = values ? values + (k->batch * k->s->channels + channel(k, block)) * states : 0;
-    for (int64_t n = 0; n < k->padded; n++) {
-        vf v = {0};
-        if (p && n < states)
-            for (int i = 0; i < lanes(k, block); i++) v[i] = p[i * states + n];
-        out[n] = v;
+    tensor x = {.row = states, .time = 1};
+    for (int64_t n = 0; n < k->padded; n += TILE) {
+        vf part[TILE] = {0};
+        int count = (int)(states - n < TILE ? states - n : TILE);
+        if (values && count > 0)
+            load_tile(values + channel(k, block) * states + n, &x, lanes(k, block), count, part);
+        for (int i = 0; i < TILE && n + i < k->padded; i++) out[n + i] = part[i] * factor;
     }
 }
 
 static void store_block(const task *k, int64_t block, float *values, const vf *in) {
     int64_t states = k->s->states;
-    float *p = values + (k->batch * k->s->channels + channel(k, block)) * states;
-    for (int64_t n = 0; n < states; n++)
-        for (int i = 0; i < lanes(k, block); i++) p[i * states + n] = in[n][i];
+    tensor x = {.row = states, .time = 1};
+    for (int64_t n = 0; n < states; n += TILE) {
+        vf part[TILE];
+        int count = (int)(states - n < TILE ? states - n : TILE);
+        for (int i = 0; i < TILE; i++) part[i] = i < count ? in[n + i] : (vf){0};
+        store_tile(values + channel(k, block) * states + n, &x, lanes(k, block), count, part);
+    }
+}
+
+/* The values of the task's sample among (batch, channels, states) ones; null for null. */
+INLINE float *of_sample(const task *k, const float *values) {
+    return values ? (float *)values + k->batch * k->s->channels * k->s->states : 0;
+}
+
+/* What a task reads and writes next. */
+typedef struct {
+    int count;
+    ahead tensors[7];
+} queue;
+
+/* The part of the tensors (up to a null) that belongs to the block after `block`, whose tile is followed by `next`. */
+INLINE queue look_beyond(const task *k, int64_t tile, int64_t next, int64_t block, const tensor *const *x) {
+    queue q = {0};
+    if (block + 1 < k->last)
+        block++;
+    else
+        tile = next, block = k->first;
+    if (tile < 0 || tile >= tiles(k->s)) return q;
+    walk w = tile_walk(k->s, tile);
+    for (; *x; x++)
+        if ((*x)->data) q.tensors[q.count++] = look_ahead(*x, at(*x, k->batch, 0, channel(k, block), w.position));
+    return q;
+}
+
+INLINE void prefetch_all(const queue *q, int step) {
+    for (int i = 0; i < q->count; i++) prefetch(&q->tensors[i], step);
 }
 
 INLINE float *saved_state(const task *k, int64_t tile, int64_t block) {
@@ -156,7 +181,8 @@ static int forward(const task *k) {
     if (!memory) return 1;
     vf *state = memory, *rate = state + blocks * states;
     float *B = (float *)(rate + blocks * states), *C = B + TILE * k->row;
-    for (int64_t b = 0; b < blocks; b++) load_rates(k, k->first + b, LOG2E, rate + b * states);
+    for (int64_t b = 0; b < blocks; b++) load_block(k, k->first + b, s->A, LOG2E, rate + b * states);
+    const tensor *used[] = {&s->u, &s->delta, &s->z, &s->y, 0};
     for (int64_t tile = 0; tile < tiles(s); tile++) {
         walk w = tile_walk(s, tile);
         load_states(k, &s->B, w, B);
@@ -164,6 +190,7 @@ static int forward(const task *k) {
         for (int64_t b = 0; b < blocks; b++) {
             int64_t block = k->first + b, c = channel(k, block);
             vf u[TILE], raw[TILE], delta[TILE], y[TILE];
+            queue later = look_beyond(k, tile, tile + 1, block, used);
             load_tile(at(&s->u, k->batch, 0, c, w.position), &s->u, lanes(k, block), w.steps, u);
             load_delta(k, block, w, raw, delta);
             if (s->saved) {
@@ -177,6 +204,7 @@ static int forward(const task *k) {
                 vf h[STATES], *a = rate + b * states + n0, *kept = state + b * states + n0;
                 UNROLL for (int n = 0; n < STATES; n++) h[n] = kept[n];
                 for (int i = 0, t = w.begin; i < w.steps; i++, t += w.stride) {
+                    prefetch_all(&later, i);
                     vf step = delta[t], drive = step * u[t], even = y[t], odd = {0};
                     const float *Bt = B + t * k->row + n0, *Ct = C + t * k->row + n0;
                     UNROLL for (int n = 0; n < STATES; n += 2) {
@@ -197,7 +225,7 @@ static int forward(const task *k) {
             store_tile(at(&s->y, k->batch, 0, c, w.position), &s->y, lanes(k, block), w.steps, y);
         }
     }
-    for (int64_t b = 0; b < blocks; b++) store_block(k, k->first + b, s->last_state, state + b * states);
+    for (int64_t b = 0; b < blocks; b++) store_block(k, k->first + b, of_sample(k, s->last_state), state + b * states);
     free(memory);
     return 0;
 }
@@ -207,17 +235,18 @@ static int forward(const task *k) {
 static int backward(const task *k, int64_t part) {
     const scan *s = k->s;
     int64_t blocks = k->last - k->first, states = k->padded;
-    vf *memory = allocate((3 * blocks + 2 * TILE) * states + (2 * TILE + 1) * STATES + 2 * TILE * k->row + 2 * blocks);
+    vf *memory = allocate((3 * blocks + 2 * TILE) * states + 2 * TILE * (BACKWARD_STATES + k->row) + 2 * blocks);
     if (!memory) return 1;
     vf *carry = memory, *rate = carry + blocks * states, *grad_A = rate + blocks * states;
     vf *sum_B = grad_A + blocks * states, *sum_C = sum_B + TILE * states;
-    vf *history = sum_C + TILE * states, *decay = history + (TILE + 1) * STATES;
-    vf *grad_D = decay + TILE * STATES, *grad_bias = grad_D + blocks;
+    vf *history = sum_C + TILE * states, *decay = history + TILE * BACKWARD_STATES;
+    vf *grad_D = decay + TILE * BACKWARD_STATES, *grad_bias = grad_D + blocks;
     float *B = (float *)(grad_bias + blocks), *C = B + TILE * k->row;
     for (int64_t b = 0; b < blocks; b++) {
-        load_rates(k, k->first + b, 1.0f, rate + b * states);
-        load_block(k, k->first + b, s->grad_last_state, carry + b * states);
+        load_block(k, k->first + b, s->A, 1.0f, rate + b * states);
+        load_block(k, k->first + b, of_sample(k, s->grad_last_state), 1.0f, carry + b * states);
     }
+    const tensor *used[] = {&s->u, &s->delta, &s->z, &s->grad_y, &s->grad_u, &s->grad_delta, &s->grad_z, 0};
     for (int64_t tile = tiles(s) - 1; tile >= 0; tile--) {
         walk w = tile_walk(s, tile);
         int end = w.begin + (w.steps - 1) * w.stride;
@@ -228,6 +257,7 @@ static int backward(const task *k, int64_t part) {
             int64_t block = k->first + b, c = channel(k, block);
             int rows = lanes(k, block);
             vf u[TILE], raw[TILE], delta[TILE], z[TILE], dy[TILE], y[TILE], along_B[TILE], along_A[TILE];
+            queue later = look_beyond(k, tile, tile - 1, block, used);
             load_tile(at(&s->u, k->batch, 0, c, w.position), &s->u, rows, w.steps, u);
             load_tile(at(&s->grad_y, k->batch, 0, c, w.position), &s->grad_y, rows, w.steps, dy);
             load_delta(k, block, w, raw, delta);
@@ -242,40 +272,44 @@ static int backward(const task *k, int64_t part) {
                 }
             }
             for (int t = 0; t < w.steps; t++) along_B[t] = along_A[t] = (vf){0};
-            for (int64_t n0 = 0; n0 < states; n0 += STATES) {
+            for (int64_t n0 = 0; n0 < states; n0 += BACKWARD_STATES) {
                 const vf *A = rate + b * states + n0;
                 vf *kept = carry + b * states + n0, *total_A = grad_A + b * states + n0;
-                vf h[STATES], scaled[STATES];
+                vf h[BACKWARD_STATES], scaled[BACKWARD_STATES];
                 const float *saved = saved_state(k, tile, block) + n0 * s->channels;
-                UNROLL for (int n = 0; n < STATES; n++) {
+                UNROLL for (int n = 0; n < BACKWARD_STATES; n++) {
                     h[n] = n0 + n < s->states ? load_some(saved + n * s->channels, rows) : (vf){0};
                     scaled[n] = A[n] * LOG2E;
-                    history[n] = h[n];
                 }
                 for (int i = 0, t = w.begin; i < w.steps; i++, t += w.stride) {
-                    vf step = delta[t], drive = step * u[t], even = {0}, odd = {0};
+                    prefetch_all(&later, i);
+                    vf out = dy[t], step = delta[t], drive = step * u[t], even = {0}, odd = {0};
                     const float *Bt = B + t * k->row + n0, *Ct = C + t * k->row + n0;
-                    vf *after = history + (i + 1) * STATES, *a = decay + i * STATES;
-                    UNROLL for (int n = 0; n < STATES; n += 2) {
+                    vf *before = history + i * BACKWARD_STATES, *a = decay + i * BACKWARD_STATES;
+                    vf *to_C = sum_C + t * states + n0;
+                    UNROLL for (int n = 0; n < BACKWARD_STATES; n += 2) {
+                        before[n] = h[n];
                         a[n] = exp2_vector(step * scaled[n]);
-                        after[n] = h[n] = h[n] * a[n] + drive * Bt[n];
+                        h[n] = h[n] * a[n] + drive * Bt[n];
+                        to_C[n] += out * h[n];
                         even += h[n] * Ct[n];
+                        before[n + 1] = h[n + 1];
                         a[n + 1] = exp2_vector(step * scaled[n + 1]);
-                        after[n + 1] = h[n + 1] = h[n + 1] * a[n + 1] + drive * Bt[n + 1];
+                        h[n + 1] = h[n + 1] * a[n + 1] + drive * Bt[n + 1];
+                        to_C[n + 1] += out * h[n + 1];
                         odd += h[n + 1] * Ct[n + 1];
                     }
                     if (s->z.data) y[t] += even + odd;
                 }
-                vf q[STATES], tile_A[STATES];
-                UNROLL for (int n = 0; n < STATES; n++) q[n] = kept[n], tile_A[n] = (vf){0};
+                vf q[BACKWARD_STATES], tile_A[BACKWARD_STATES];
+                UNROLL for (int n = 0; n < BACKWARD_STATES; n++) q[n] = kept[n], tile_A[n] = (vf){0};
                 for (int i = w.steps - 1, t = end; i >= 0; i--, t -= w.stride) {
                     vf out = dy[t], step = delta[t], drive = step * u[t], over_B = along_B[t], over_A = along_A[t];
                     const float *Bt = B + t * k->row + n0, *Ct = C + t * k->row + n0;
-                    const vf *before = history + i * STATES, *after = before + STATES, *a = decay + i * STATES;
-                    vf *to_B = sum_B + t * states + n0, *to_C = sum_C + t * states + n0;
-                    UNROLL for (int n = 0; n < STATES; n++) {
+                    const vf *before = history + i * BACKWARD_STATES, *a = decay + i * BACKWARD_STATES;
+                    vf *to_B = sum_B + t * states + n0;
+                    UNROLL for (int n = 0; n < BACKWARD_STATES; n++) {
                         vf g = q[n] + out * Ct[n];
-                        to_C[n] += out * after[n];
                         to_B[n] += g * drive;
                         over_B += g * Bt[n];
                         q[n] = a[n] * g;
@@ -287,7 +321,7 @@ static int backward(const task *k, int64_t part) {
                     along_A[t] = over_A;
                 }
                 /* First the tile's sum, then the total, so that long sums in float32 stay exact to 1e-6. */
-                UNROLL for (int n = 0; n < STATES; n++) kept[n] = q[n], total_A[n] += tile_A[n];
+                UNROLL for (int n = 0; n < BACKWARD_STATES; n++) kept[n] = q[n], total_A[n] += tile_A[n];
             }
             if (s->z.data) {
                 for (int t = 0; t < w.steps; t++) z[t] *= y[t];
@@ -311,7 +345,7 @@ static int backward(const task *k, int64_t part) {
     }
     for (int64_t b = 0; b < blocks; b++) {
         int64_t block = k->first + b, offset = k->batch * s->channels + channel(k, block);
-        store_block(k, block, s->grad_A, grad_A + b * states);
+        store_block(k, block, of_sample(k, s->grad_A), grad_A + b * states);
         store_some(s->grad_D + offset, grad_D[b], lanes(k, block));
         store_some(s->grad_bias + offset, grad_bias[b], lanes(k, block));
     }

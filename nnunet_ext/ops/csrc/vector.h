@@ -6,6 +6,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 #define LANES 16
 #define ZIP_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
@@ -62,27 +66,53 @@ INLINE vf all(float x) { return x - (vf){0}; }
 /* a where mask is -1, b where it is 0. */
 INLINE vf choose(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 
-/* Comparisons with NaN are false, so a NaN in x passes through both. */
+/* A NaN in x passes through both: where an operand is NaN, the instructions return the second one. */
+#if defined(__AVX512F__)
+INLINE vf at_least(vf x, float low) { return _mm512_max_ps(all(low), x); }
+INLINE vf at_most(vf x, float high) { return _mm512_min_ps(all(high), x); }
+#elif defined(__AVX2__)
+INLINE vf at_least(vf x, float low) { return _mm256_max_ps(all(low), x); }
+INLINE vf at_most(vf x, float high) { return _mm256_min_ps(all(high), x); }
+#else
 INLINE vf at_least(vf x, float low) { return choose(x < low, all(low), x); }
 INLINE vf at_most(vf x, float high) { return choose(x > high, all(high), x); }
+#endif
 
-/* exp2: x = k + f with whole k and |f| <= 1/2; 2^f by its minimax polynomial of degree 5 (2e-7), 2^k by the exponent.
-   Adding 1.5 * 2^23 rounds to the nearest whole number, which then stands in the low bits. */
+INLINE vf minus_absolute(vf x) { return (vf)((vi)x | (vi)all(-0.0f)); }
+
+/* exp2: x = k + f with whole k and |f| <= 1/2; 2^f by its minimax polynomial of degree 5 with p(0) = 1, 2^k
+   by the exponent. Errors are below 2 units in the last place (2.1 without fused
+   multiplications). With AVX-512, infinite x give NaN; otherwise the result
+   is within 2^-126 and 2^126. */
 INLINE vf exp2_vector(vf x) {
+#if defined(__AVX512F__)
+    vf k = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = x - k;
+#else
+    /* Adding 1.5 * 2^23 rounds to the nearest whole number, which then stands in the low bits. */
     x = at_most(at_least(x, -126.0f), 126.0f);
-    vf shifted = x + 12582912.0f;
-    vf f = x - (shifted - 12582912.0f);
-    vf p = f * 1.326472390e-03f + 9.671512870e-03f;
-    p = p * f + 5.550733754e-02f;
-    p = p * f + 2.402224208e-01f;
-    p = p * f + 6.931469776e-01f;
+    vf shifted = x + 12582912.0f, f = x - (shifted - 12582912.0f);
+#endif
+    vf p = f * 1.322570733e-03f + 9.671762910e-03f;
+    p = p * f + 5.550891439e-02f;
+    p = p * f + 2.402223704e-01f;
+    p = p * f + 6.931468292e-01f;
     p = p * f + 1.0f;
+#if defined(__AVX512F__)
+    return _mm512_scalef_ps(p, k);
+#else
     return (vf)((vi)p + ((vi)shifted << 23));
+#endif
 }
 
 #define LOG2E 1.4426950408889634f
 
-INLINE vf exp_vector(vf x) { return exp2_vector(x * LOG2E); }
+INLINE vf exp_vector(vf x) {
+    x *= LOG2E;
+#if defined(__AVX512F__)
+    x = at_most(at_least(x, -126.0f), 126.0f);
+#endif
+    return exp2_vector(x);
+}
 
 INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + exp_vector(-x)); }
 
@@ -106,7 +136,7 @@ INLINE vf tanh_vector(vf x) {
 /* log(1 + e^x) = max(x, 0) + log(1 + e), e = e^-|x|, and log(1 + e) = 2 artanh(e / (2 + e)), an odd series in
    s <= 1/3 (next term: 1e-9). */
 INLINE vf softplus(vf x) {
-    vf e = exp_vector(choose(x < 0.0f, x, -x));
+    vf e = exp_vector(minus_absolute(x));
     vf s = e / (2.0f + e), q = s * s;
     vf p = q * (1.0f / 15) + 1.0f / 13;
     p = p * q + 1.0f / 11;
