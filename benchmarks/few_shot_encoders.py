@@ -1,4 +1,4 @@
-"""The papers' few-shot protocol, `nnunet_ext fewshot --protocol paper`, with encoders from scratch and with pretrained ones.
+"""The papers' few-shot protocol, `nnunet_ext fewshot --protocol paper`, with encoders from scratch and pretrained ones.
 
 python -m benchmarks.few_shot_encoders --data DATASET_FOLDER --work FOLDER --encoder-weights FILE [--groups REGEX]
     [--setting 1] [--iterations 300] [--repeats 3] [--supports 4] [--fold 0] [--encoders scratch frozen trained]
