@@ -209,7 +209,7 @@ _MEASUREMENTS = (
     Measurement(
         "faf_net_episodes",
         ("faf_net_episodes_cpu",),
-        f"benchmarks.faf_net_episodes {_TIMING} --repeats 7",
+        f"benchmarks.faf_net_episodes {_TIMING} --repeats 5",
         "FAF-Net's episodes on encoders of timm",
         "an episode and its optimiser step, with the encoder in the loop and with a frozen encoder's descriptions kept",
     ),
