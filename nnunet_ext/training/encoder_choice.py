@@ -10,9 +10,8 @@ from typing import Any
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-ENCODER = "NNUNET_EXT_ENCODER"
-FROZEN = "NNUNET_EXT_ENCODER_FROZEN"
-WEIGHTS = "NNUNET_EXT_ENCODER_WEIGHTS"
+from nnunet_ext.nnunet.encoder_variables import ENCODER, ENCODER_FROZEN, ENCODER_WEIGHTS
+
 NONE = "none"
 _ARGUMENTS = ("encoder", "encoder_frozen")
 
@@ -36,9 +35,9 @@ class EncoderChoice:
         Raises:
             ValueError: if NNUNET_EXT_ENCODER_FROZEN is neither 0 nor 1.
         """
-        frozen = environment.get(FROZEN)
+        frozen = environment.get(ENCODER_FROZEN)
         if frozen not in (None, "0", "1"):
-            raise ValueError(f"the environment variable {FROZEN}={frozen!r} must be 0 or 1")
+            raise ValueError(f"the environment variable {ENCODER_FROZEN}={frozen!r} must be 0 or 1")
         return cls(
             environment.get(ENCODER, default.encoder),
             default.encoder_frozen if frozen is None else frozen == "1",
@@ -79,5 +78,5 @@ class EncoderChoice:
 
 def chosen_weights(default: str | None, environment: Mapping[str, str] = os.environ) -> str | None:
     """NNUNET_EXT_ENCODER_WEIGHTS (a name, a file, or none), or a default."""
-    given = environment.get(WEIGHTS)
+    given = environment.get(ENCODER_WEIGHTS)
     return default if given is None else None if given == NONE else given

@@ -8,7 +8,8 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunet_ext.training.encoder_choice import ENCODER, FROZEN, NONE, WEIGHTS, EncoderChoice, chosen_weights
+from nnunet_ext.nnunet.encoder_variables import ENCODER, ENCODER_FROZEN, ENCODER_WEIGHTS
+from nnunet_ext.training.encoder_choice import NONE, EncoderChoice, chosen_weights
 from nnunet_ext.training.faf_net import FAFNetBaseTrainer
 from nnunet_ext.weights.encoders import encoder_weights
 
@@ -48,8 +49,8 @@ class ChosenEncoderTrainer(FAFNetBaseTrainer):
         )
         if earlier not in (None, self.choice):
             raise ValueError(
-                f"{self.output_folder_base} holds trainings with the encoder {earlier}, and {ENCODER} and {FROZEN} ask "
-                f"for {self.choice}: all folds of a model have one encoder. Unset the variables, move the folder away, "
+                f"{self.output_folder_base} holds trainings with the encoder {earlier}, and {ENCODER} and "
+                f"{ENCODER_FROZEN} ask for {self.choice}: all folds of a model have one encoder. Unset the variables, move the folder away, "
                 f"or give a subclass of {type(self).__name__} a name of its own"
             )
         plans = self.choice.written_to(plans, configuration)
@@ -80,8 +81,8 @@ class ChosenEncoderTrainer(FAFNetBaseTrainer):
         if weights is None:
             if self.choice.encoder_frozen:
                 raise ValueError(
-                    f"a frozen encoder needs weights, and {WEIGHTS} is {NONE!r}: give weights, or train the encoder "
-                    f"({FROZEN}=0)"
+                    f"a frozen encoder needs weights, and {ENCODER_WEIGHTS} is {NONE!r}: give weights, or train the "
+                    f"encoder ({ENCODER_FROZEN}=0)"
                 )
             return
         if weights in self.plain_network.encoder.backbone.known_weights:
@@ -90,7 +91,9 @@ class ChosenEncoderTrainer(FAFNetBaseTrainer):
             self.plain_network.load_encoder_weights(encoder_weights(self.choice.encoder, weights))
         else:
             known = ", ".join(self.plain_network.encoder.backbone.known_weights)
-            raise ValueError(f"{WEIGHTS}={weights!r} is no file and none of the weights {known} of this encoder")
+            raise ValueError(
+                f"{ENCODER_WEIGHTS}={weights!r} is no file and none of the weights {known} of this encoder"
+            )
 
     def on_train_start(self) -> None:
         super().on_train_start()

@@ -10,10 +10,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext.fewshot.described_episodes import DescribedEpisodes
 from nnunet_ext.fewshot.episodes import SupervoxelEpisodes
+from nnunet_ext.nnunet.encoder_variables import ENCODER, ENCODER_FROZEN, ENCODER_WEIGHTS
 from nnunet_ext.nnunet.trainers import find_trainer
 from nnunet_ext.profiling.memory import trace_step
 from nnunet_ext.profiling.trainer_step import trainer_step
-from nnunet_ext.training.encoder_choice import ENCODER, FROZEN, WEIGHTS, EncoderChoice, chosen_weights
+from nnunet_ext.training.encoder_choice import EncoderChoice, chosen_weights
 
 NAMES = ["FAFNetTimmTrainer", "FAFNetFewShotTimmTrainer"]
 
@@ -26,7 +27,7 @@ def choose(monkeypatch, tmp_path):
     def setting(encoder="timm:test_resnet", frozen=True):
         file = tmp_path / f"{encoder.removeprefix('timm:')}.pth"
         torch.save(timm.create_model(encoder.removeprefix("timm:")).state_dict(), file)
-        for name, value in ((ENCODER, encoder), (FROZEN, "1" if frozen else "0"), (WEIGHTS, str(file))):
+        for name, value in ((ENCODER, encoder), (ENCODER_FROZEN, "1" if frozen else "0"), (ENCODER_WEIGHTS, str(file))):
             monkeypatch.setenv(name, value)
 
     return setting
@@ -35,7 +36,7 @@ def choose(monkeypatch, tmp_path):
 @pytest.fixture
 def no_choice(monkeypatch):
     def setting():
-        for name in (ENCODER, FROZEN, WEIGHTS):
+        for name in (ENCODER, ENCODER_FROZEN, ENCODER_WEIGHTS):
             monkeypatch.delenv(name, raising=False)
 
     return setting
@@ -130,21 +131,21 @@ def test_configurations_that_inherit_their_architecture_keep_it(nnunet):
 def test_variables_replace_what_they_name():
     default = EncoderChoice("timm:resnet18", True)
     assert EncoderChoice.from_environment(default, {}) == default
-    assert EncoderChoice.from_environment(default, {FROZEN: "0"}) == EncoderChoice("timm:resnet18", False)
+    assert EncoderChoice.from_environment(default, {ENCODER_FROZEN: "0"}) == EncoderChoice("timm:resnet18", False)
     assert EncoderChoice.from_environment(default, {ENCODER: "resnet50"}) == EncoderChoice("resnet50", True)
     with pytest.raises(ValueError, match="NNUNET_EXT_ENCODER_FROZEN='yes' must be 0 or 1"):
-        EncoderChoice.from_environment(default, {FROZEN: "yes"})
+        EncoderChoice.from_environment(default, {ENCODER_FROZEN: "yes"})
     assert chosen_weights("timm", {}) == "timm"
-    assert chosen_weights("timm", {WEIGHTS: "none"}) is None
-    assert chosen_weights("timm", {WEIGHTS: "a.pth"}) == "a.pth"
+    assert chosen_weights("timm", {ENCODER_WEIGHTS: "none"}) is None
+    assert chosen_weights("timm", {ENCODER_WEIGHTS: "a.pth"}) == "a.pth"
 
 
 @pytest.mark.parametrize(
     ("variables", "error", "message"),
     [
-        ({FROZEN: "1"}, ValueError, "a frozen encoder needs weights, and NNUNET_EXT_ENCODER_WEIGHTS is 'none'"),
-        ({WEIGHTS: "imagenet"}, ValueError, "_WEIGHTS='imagenet' is no file and none of the weights timm"),
-        ({WEIGHTS: "there/is/none.pth"}, FileNotFoundError, "no such file: there/is/none.pth"),
+        ({ENCODER_FROZEN: "1"}, ValueError, "a frozen encoder needs weights, and NNUNET_EXT_ENCODER_WEIGHTS is 'none'"),
+        ({ENCODER_WEIGHTS: "imagenet"}, ValueError, "_WEIGHTS='imagenet' is no file and none of the weights timm"),
+        ({ENCODER_WEIGHTS: "there/is/none.pth"}, FileNotFoundError, "no such file: there/is/none.pth"),
         ({ENCODER: "timm:resnet51"}, ValueError, "unknown `encoder` 'timm:resnet51'; .* similar names"),
     ],
 )
