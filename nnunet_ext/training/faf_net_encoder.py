@@ -50,7 +50,8 @@ class ChosenEncoderTrainer(FAFNetBaseTrainer):
         if earlier not in (None, self.choice):
             raise ValueError(
                 f"{self.output_folder_base} holds trainings with the encoder {earlier}, and {ENCODER} and "
-                f"{ENCODER_FROZEN} ask for {self.choice}: all folds of a model have one encoder. Unset the variables, move the folder away, "
+                f"{ENCODER_FROZEN} ask for {self.choice}: all folds of a model have one encoder. Unset the variables, "
+                "move the folder away, "
                 f"or give a subclass of {type(self).__name__} a name of its own"
             )
         plans = self.choice.written_to(plans, configuration)
