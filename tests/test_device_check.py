@@ -24,7 +24,7 @@ def test_everything_is_right_on_this_processor(few, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "Everything computes what it should on cpu."
     rows = [line for line in lines if line.startswith("ok ")]
-    kernels = 0 if native_library() is None else 6
+    kernels = 0 if native_library() is None else 7
     assert len(rows) == kernels + 2 + 2 * len(SOME)
     assert any("traced, float32, cpu" in row for row in rows)
 

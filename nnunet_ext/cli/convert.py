@@ -9,7 +9,7 @@ from nnunet_ext.converting.sets import SETS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", type=str.lower, choices=SETS, help="the data set")
+    parser.add_argument("name", type=str.lower, choices=list(SETS), help="the data set")
     parser.add_argument("source", type=Path, metavar="SOURCE", help="folder with its files, as unpacked")
     parser.add_argument(
         "-o", "--output", required=True, type=Path, metavar="FOLDER", help="folder to write, nnUNet_raw/DatasetXXX_NAME"

@@ -8,9 +8,11 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from nnunet_ext.nnunet.geometry import LIMIT, ROUNDING
+from nnunet_ext.utils.locales import kept_locale
 from nnunet_ext.utils.messages import some_of
 
 
+@kept_locale()
 def read_series(files: Sequence[Path]) -> tuple[sitk.Image, list[Path]]:
     """Reads a DICOM series, whose slices are ordered by their position in space.
 
@@ -45,6 +47,7 @@ def read_series(files: Sequence[Path]) -> tuple[sitk.Image, list[Path]]:
     return volume, ordered
 
 
+@kept_locale()
 def read_label_slices(files: Sequence[Path], images: Sequence[Path]) -> NDArray[np.int32]:
     """Reads a label map (D, H, W) from pictures that have the names of the image's slices.
 

@@ -1,5 +1,7 @@
 """Volumes from slices: the DICOM series and label pictures of CHAOS."""
 
+import locale
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -8,6 +10,7 @@ from nnunet_ext.cli.main import main
 from nnunet_ext.converting.run import renumbered
 from nnunet_ext.converting.sets import SETS
 from nnunet_ext.converting.slices import read_series
+from nnunet_ext.utils.locales import kept_locale
 from tests.helpers.label_files import write
 from tests.helpers.public_sets import (
     CHAOS_VALUES,
@@ -35,6 +38,14 @@ def test_slices_lie_where_their_headers_say(slices, tmp_path):
     assert volume.GetOrigin() == pytest.approx(ORIGIN)
     assert volume.GetSpacing() == pytest.approx(SPACING)
     assert volume.GetDirection() == pytest.approx(DIRECTION)
+
+
+def test_reading_leaves_the_locale_alone(tmp_path):
+    files = Slices().write(tmp_path, scan())
+    with kept_locale():
+        locale.setlocale(locale.LC_ALL, "C.UTF-8")
+        read_series(files)
+        assert locale.setlocale(locale.LC_CTYPE) == "C.UTF-8"
 
 
 def test_it_agrees_with_the_standards_definition_of_positions(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from nnunet_ext.utils.locales import kept_locale
 from tests.helpers.label_files import write
 
 SHAPE = (5, 12, 14)
@@ -75,6 +76,7 @@ class Slices:
     instances: Sequence[int] | None = None
     one_series: bool = False
 
+    @kept_locale()
     def write(self, folder: Path, volume: np.ndarray) -> list[Path]:
         """Writes the slices of a volume (D, H, W) and returns their files."""
         folder.mkdir(parents=True, exist_ok=True)
