@@ -51,8 +51,7 @@ class ChosenEncoderTrainer(FAFNetBaseTrainer):
             raise ValueError(
                 f"{self.output_folder_base} holds trainings with the encoder {earlier}, and {ENCODER} and "
                 f"{ENCODER_FROZEN} ask for {self.choice}: all folds of a model have one encoder. Unset the variables, "
-                "move the folder away, "
-                f"or give a subclass of {type(self).__name__} a name of its own"
+                f"move the folder away, or give a subclass of {type(self).__name__} a name of its own"
             )
         plans = self.choice.written_to(plans, configuration)
         self.plans_manager = PlansManager(plans)

@@ -158,6 +158,23 @@ def test_checkpoint_round_trip_with_the_loss_weights(make_trainer, tmp_path):
     assert trainer.train_step(same)["loss"] == restored.train_step(same)["loss"]
 
 
+def test_denormal_numbers_count_as_zero_in_a_training_on_the_cpu_only_while_it_runs(make_trainer, monkeypatch):
+    denormal, seen = torch.tensor([1e-39]), []
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor cannot flush them")
+
+    def interrupt():
+        seen.append(float(denormal * 1))
+        raise KeyboardInterrupt
+
+    trainer = make_trainer("StockTrainer")
+    monkeypatch.setattr(trainer, "on_train_start", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run_training()
+    assert seen == [0]
+    assert float(denormal * 1) > 0
+
+
 def test_validation_leaves_the_loss_weights_alone(make_trainer):
     trainer = make_trainer()
     trainer.loss.thresholds = (10.0, 10.0, 10.0)

@@ -320,18 +320,8 @@ class FAFNet(nn.Module):
             parts = [(t[: e * s], t[e * s :]) for t in self._encode(torch.cat(groups))]
         else:
             parts = list(zip(*map(self._encode, groups), strict=True))
-        (support_features, query_features), (support_tau, query_tau) = (
-            [t.unflatten(0, (e, -1)) for t in pair] for pair in parts
-        )
-        return self.decoder.episode(
-            support_features=support_features,
-            support_tau=support_tau,
-            support_masks=support_masks,
-            query_features=query_features,
-            query_tau=query_tau,
-            query_size=query_images.shape[-2:],
-            query_masks=query_masks,
-        )
+        encoded = [[t.unflatten(0, (e, -1)) for t in pair] for pair in zip(*parts, strict=True)]
+        return self._episode(encoded, support_masks, query_masks, query_images.shape[-2:])
 
     def forward_described(
         self, support_described: Tensor, support_masks: Tensor, query_described: Tensor, query_masks: Tensor
@@ -345,6 +335,16 @@ class FAFNet(nn.Module):
         for described in (support_described, query_described):
             parts = in_chunks(self, self.encoder.project, self.slices_per_chunk, described.flatten(0, 1))
             encoded.append([t.unflatten(0, described.shape[:2]) for t in parts])
+        return self._episode(encoded, support_masks, query_masks, query_masks.shape[-2:])
+
+    def _episode(
+        self,
+        encoded: Sequence[Sequence[Tensor]],
+        support_masks: Tensor,
+        query_masks: Tensor | None,
+        query_size: Sequence[int],
+    ) -> Episode:
+        """The head on features and threshold maps of the support and of the query."""
         (support_features, support_tau), (query_features, query_tau) = encoded
         return self.decoder.episode(
             support_features=support_features,
@@ -352,7 +352,7 @@ class FAFNet(nn.Module):
             support_masks=support_masks,
             query_features=query_features,
             query_tau=query_tau,
-            query_size=query_masks.shape[-2:],
+            query_size=query_size,
             query_masks=query_masks,
         )
 
