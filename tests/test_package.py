@@ -98,6 +98,7 @@ def test_hard_dependencies_are_the_agreed_ones(wheels):
     assert required == {
         *("nnunetv2", "torch", "batchgenerators", "batchgeneratorsv2", "acvl-utils", "SimpleITK", "numpy"),
         *("matplotlib", "scipy", "tqdm", "pandas", "scikit-image", "scikit-learn", "jinja2", "rich"),
+        *("timm", "safetensors"),  # nnU-Net brings both
     }
     assert "Requires-Python: >=3.10" in lines
     extras = {line.split(":")[1].strip() for line in lines if line.startswith("Provides-Extra")}
