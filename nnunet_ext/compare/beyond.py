@@ -1,4 +1,4 @@
-"""What a cross-validation yields besides the compared trainings: an ensemble of two, and masks of unlabelled scans."""
+"""Results of a cross-validation besides its trainings: an ensemble of two, and masks of unlabelled scans."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Episodes for a frozen encoder: what it gives for a slice is computed once and kept."""
+"""Episodes for a frozen encoder, whose maps of a slice are computed once and kept."""
 
 # As the loader of images, which draws from NumPy's global generator.
 # ruff: noqa: NPY002

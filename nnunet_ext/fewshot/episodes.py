@@ -32,7 +32,7 @@ _MARGIN = 0.25
 
 
 class Drawn(NamedTuple):
-    """What an episode shows.
+    """The case, classes and place in the slices that are drawn for an episode.
 
     Attributes:
         case: Result of the dataset's `load_case`.

@@ -125,13 +125,7 @@ class FewShotModel:
             ValueError: as `show`.
         """
         alone = [self._encode([(scan, mask)], [label], parts, "extent", 0)[0] for scan, mask, label in examples]
-        return [
-            [
-                type(of_part[0])(*(torch.cat(t) for t in zip(*of_part, strict=True)))
-                for of_part in zip(*fold, strict=True)
-            ]
-            for fold in zip(*alone, strict=True)
-        ]
+        return [[_together(of_part) for of_part in zip(*fold, strict=True)] for fold in zip(*alone, strict=True)]
 
     def segment_each(self, scan: Scan, supports: Sequence[Sequence[Any]]) -> tuple[NDArray[np.bool_], dict]:
         """Segments a scan once for each class; the scan is encoded once for all of them.
@@ -306,10 +300,7 @@ class FewShotModel:
 
 
 def _mean(of_folds: Sequence[Tensor]) -> Tensor:
-    total = of_folds[0]
-    for logits in of_folds[1:]:
-        total = total + logits
-    return total / len(of_folds)
+    return sum(of_folds[1:], of_folds[0]) / len(of_folds)
 
 
 def _together(supports: Sequence[Any]) -> Any:

@@ -1,7 +1,6 @@
 """FAF-Net on an encoder of the user's choice, which plan, checkpoint and log of the training keep."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 from nnunet_ext.nnunet.encoder_variables import ENCODER, ENCODER_FROZEN, ENCODER_WEIGHTS
 from nnunet_ext.training.encoder_choice import NONE, EncoderChoice, chosen_weights
 from nnunet_ext.training.faf_net import FAFNetBaseTrainer
+from nnunet_ext.utils.state_dicts import is_file_name
 from nnunet_ext.weights.encoders import encoder_weights
 
 
@@ -87,7 +87,7 @@ class ChosenEncoderTrainer(FAFNetBaseTrainer):
             return
         if weights in self.plain_network.encoder.backbone.known_weights:
             self.plain_network.load_encoder_weights(weights)
-        elif Path(weights).is_file() or Path(weights).suffix:
+        elif is_file_name(weights):
             self.plain_network.load_encoder_weights(encoder_weights(self.choice.encoder, weights))
         else:
             known = ", ".join(self.plain_network.encoder.backbone.known_weights)

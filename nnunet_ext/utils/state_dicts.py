@@ -16,6 +16,11 @@ _NESTED_UNDER = ("state_dict", "model_state_dict", "network_weights", "model", "
 _SAFETENSORS = ".safetensors"
 
 
+def is_file_name(weights: str | Path) -> bool:
+    """Whether weights are meant as a file, there or not, rather than as a name of known weights."""
+    return isinstance(weights, Path) or Path(weights).suffix != "" or Path(weights).is_file()
+
+
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Reads the tensors of a third party's checkpoint without ever executing code that the file may contain.
 

@@ -9,9 +9,7 @@ import torch
 
 from nnunet_ext.fewshot.described_episodes import DescribedEpisodes
 from nnunet_ext.fewshot.episodes import Drawn
-from nnunet_ext.supervoxels import SupervoxelParameters
-from nnunet_ext.supervoxels.preparation import make_supervoxels
-from tests.helpers.faf_net import build
+from tests.helpers.faf_net import build, small_supervoxels
 
 
 class Images:
@@ -42,14 +40,7 @@ def encoder():
 def episodes(tmp_path, encoder):
     def make(image, size=(33, 25), **settings):
         dataset = Images(a=image)
-        make_supervoxels(
-            dataset,
-            dataset.identifiers,
-            tmp_path,
-            spacing=lambda p: p["spacing"],
-            parameters=SupervoxelParameters(min_size=20),
-            masked=False,
-        )
+        small_supervoxels(dataset, tmp_path)
         dataset.reads = 0
         np.random.seed(0)
         return DescribedEpisodes(dataset, tmp_path, size, encoder=encoder, **settings)

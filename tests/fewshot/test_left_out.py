@@ -8,8 +8,7 @@ import pytest
 
 from nnunet_ext.fewshot.episodes import SupervoxelEpisodes
 from nnunet_ext.fewshot.left_out import class_values, segmentable, slices_left_out
-from nnunet_ext.supervoxels import SupervoxelParameters
-from nnunet_ext.supervoxels.preparation import make_supervoxels
+from tests.helpers.faf_net import small_supervoxels
 
 SLICES = 9
 LABELS = {"background": 0, "rod": 1, "ball": 2, "both": [1, 2], "ignore": 3}
@@ -46,14 +45,7 @@ def test_slices_that_show_the_class_or_are_not_fully_labelled():
 def slices_drawn(tmp_path):
     def draw(left_out, count=200):
         dataset = Cases()
-        make_supervoxels(
-            dataset,
-            dataset.identifiers,
-            tmp_path,
-            spacing=lambda p: p["spacing"],
-            parameters=SupervoxelParameters(min_size=20),
-            masked=False,
-        )
+        small_supervoxels(dataset, tmp_path)
         np.random.seed(0)
         episodes = SupervoxelEpisodes(dataset, tmp_path, (24, 24), left_out=left_out)
         return {tuple(int(k) for k in episodes._choose()[3]) for _ in range(count)}

@@ -4,6 +4,8 @@ import torch
 from torch import nn
 
 from nnunet_ext.networks import FAFNet
+from nnunet_ext.supervoxels import SupervoxelParameters
+from nnunet_ext.supervoxels.preparation import make_supervoxels
 from nnunet_ext.weights import from_authors
 
 SMALL = {
@@ -52,6 +54,18 @@ def support_set(classes=2, channels=1, size=(32, 24), shots=3):
 
 def image(case, batch=1, channels=1):
     return torch.randn(batch, channels, *(SMALL | CASES[case])["patch_size"])
+
+
+def small_supervoxels(dataset, folder):
+    """Supervoxels of at least 20 voxels of all cases."""
+    make_supervoxels(
+        dataset,
+        dataset.identifiers,
+        folder,
+        spacing=lambda properties: properties["spacing"],
+        parameters=SupervoxelParameters(min_size=20),
+        masked=False,
+    )
 
 
 def after_encoder(file, **settings):

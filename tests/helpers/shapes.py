@@ -2,13 +2,13 @@
 
 import json
 import os
-import subprocess
 
 import numpy as np
 import SimpleITK as sitk
 
 from nnunet_ext.nnunet.trainers import trainers_folder
 from nnunet_ext.utils.subprocesses import console_script
+from tests.helpers.shell import printed_by
 
 SLICES, SIZE, BALL = 8, 40, (3, 4)
 BUDGET = {"NNUNET_EXT_EPOCHS": "1", "NNUNET_EXT_ITERATIONS": "2", "NNUNET_EXT_VAL_ITERATIONS": "1"}
@@ -73,19 +73,8 @@ class Shapes:
         ]
 
     def run(self, *further, **options):
-        done = subprocess.run(
-            [console_script("nnunet_ext"), *self.options(*further, **options)],
-            env=os.environ | self.environment | BUDGET,
-            cwd=self.root,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=1800,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout[-4000:]
-        return done.stdout
+        command = [console_script("nnunet_ext"), *self.options(*further, **options)]
+        return printed_by(command, os.environ | self.environment | BUDGET, self.root, timeout=1800)
 
 
 class FlatShapes(Shapes):

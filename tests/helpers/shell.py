@@ -6,10 +6,18 @@ import sys
 from pathlib import Path
 
 
-def printed_by(command, environment, cwd):
+def printed_by(command, environment, cwd, timeout=None):
     """Runs a command that must succeed; returns what it prints."""
     done = subprocess.run(
-        command, env=environment, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        command,
+        env=environment,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-6000:]
     return done.stdout

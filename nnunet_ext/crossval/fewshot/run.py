@@ -97,20 +97,18 @@ def run(
     draws = draw(experiment, protocol, cases)
     check_writable(output)
     lock = acquire({output / _LOCK: f"the few-shot protocol in {output}"})
-    environment = mock.patch.dict(os.environ, protocol.environment())
-    environment.start()
     try:
-        _note_settings(experiment, protocol, draws, output / SETTINGS)
-        code, trained = _train(experiment, protocol, executor)
-        if code != 0:
-            return code
-        study = _segment(trained, protocol, cases, draws, output)
-        settings = Settings(seed=protocol.seed, timed=not experiment.untimed, empty_labels="rate")
-        outcome = compare(study, settings, output / REPORT, processes)
-        _write_tables(outcome, draws, output)
-        return outcome
+        with mock.patch.dict(os.environ, protocol.environment()):
+            _note_settings(experiment, protocol, draws, output / SETTINGS)
+            code, trained = _train(experiment, protocol, executor)
+            if code != 0:
+                return code
+            study = _segment(trained, protocol, cases, draws, output)
+            settings = Settings(seed=protocol.seed, timed=not experiment.untimed, empty_labels="rate")
+            outcome = compare(study, settings, output / REPORT, processes)
+            _write_tables(outcome, draws, output)
+            return outcome
     finally:
-        environment.stop()
         release(lock.values())
 
 

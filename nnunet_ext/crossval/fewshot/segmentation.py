@@ -25,7 +25,7 @@ from nnunet_ext.fewshot.grid_prototypes import GridPrototypes
 from nnunet_ext.fewshot.model import FewShotModel
 from nnunet_ext.nnunet.json_files import read_plans
 from nnunet_ext.nnunet.scans import Scan
-from nnunet_ext.nnunet.trained_model import DEFAULT_CHECKPOINT
+from nnunet_ext.nnunet.trained_model import DEFAULT_CHECKPOINT, split_model_name
 from nnunet_ext.nnunet.trainers import find_trainer, register_trainers
 
 COPIED, RESIZED, PROTOTYPES = "mask copied", "mask resized", "encoder prototypes"
@@ -72,7 +72,7 @@ def untrained(model: FewShotModel, folder: Path, fold: int, seed: int) -> FewSho
         fold: Number of the fold.
         seed: Seed of what is initialised at random.
     """
-    trainer_name, _, configuration = folder.name.split("__")
+    trainer_name, _, configuration = split_model_name(folder.name)
     register_trainers()
     with (
         tempfile.TemporaryDirectory() as nowhere,

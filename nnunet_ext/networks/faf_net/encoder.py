@@ -73,7 +73,7 @@ class FAFEncoder(nn.Module):
             return self.backbone(self.rgb(images))
 
     def rgb(self, images: Tensor) -> Tensor:
-        """What the backbone reads: (N, M, H, W) -> (N, 3, H, W), with the plan's encoder (N, M, H, W)."""
+        """The input of the backbone: (N, M, H, W) -> (N, 3, H, W), with the plan's encoder (N, M, H, W)."""
         return images.expand(-1, 3, -1, -1) if self.repeat else self.to_rgb(images)
 
     @property
@@ -87,7 +87,7 @@ class FAFEncoder(nn.Module):
         return self.backbone.maps(self.rgb(images))
 
     def project(self, described: Tensor) -> tuple[Tensor, Tensor]:
-        """What is always trained: (N, width, h, w) -> features (N, C, h, w), threshold map (N, 1, h, w)."""
+        """The part that is always trained: (N, width, h, w) -> features (N, C, h, w), threshold map (N, 1, h, w)."""
         return self.reduce(described), self.threshold(described)
 
     def train(self, mode: bool = True) -> "FAFEncoder":

@@ -27,7 +27,7 @@ from nnunet_ext.networks.faf_net.head import Episode, FAFHead, Support, shots, s
 from nnunet_ext.networks.faf_net.pretrainable import Pretrainable
 from nnunet_ext.networks.faf_net.timm_backbone import PREFIX
 from nnunet_ext.networks.topology import PerStage, Topology
-from nnunet_ext.utils.state_dicts import read_state_dict
+from nnunet_ext.utils.state_dicts import is_file_name, read_state_dict
 
 MAX_GRID = 65
 """Default limit of the filter grid per axis: the authors' grid, for 257 pixels."""
@@ -392,7 +392,7 @@ class FAFNet(nn.Module):
             shown = repr(weights) if isinstance(weights, str) else "a state dict"
             raise ValueError(f"`weights`={shown} exist for {known} only; encoder 'plan' needs weights=None")
         if not isinstance(weights, Mapping) and weights not in backbone.known_weights:
-            if not _is_file_name(weights):
+            if not is_file_name(weights):
                 known = ", ".join(backbone.known_weights)
                 raise ValueError(f"unknown `weights` {weights!r}; known: {known}, a file's path, None")
             weights = read_state_dict(weights)
@@ -423,8 +423,3 @@ def _check_masks(images: Tensor, masks: Tensor) -> None:
             f"masks of shape {tuple(masks.shape)} do not match images of shape {tuple(images.shape)}: all axes must be "
             "equal except the channels, of which masks have one per class"
         )
-
-
-def _is_file_name(weights: str | Path) -> bool:
-    """Whether weights are meant as a file, there or not."""
-    return isinstance(weights, Path) or Path(weights).suffix != "" or Path(weights).is_file()

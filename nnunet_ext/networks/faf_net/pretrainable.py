@@ -1,4 +1,4 @@
-"""What FAF-Net's pretrained backbones share: batch norms that keep their statistics, and the grid of stride 4."""
+"""The common part of FAF-Net's pretrained backbones: batch norms with fixed statistics, the grid of stride 4."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeVar

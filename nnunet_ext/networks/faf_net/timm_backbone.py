@@ -15,7 +15,7 @@ from nnunet_ext.blocks.channelwise import at_least_float32
 from nnunet_ext.blocks.layout import cpu_channels_last
 from nnunet_ext.networks.faf_net.positions import read_at
 from nnunet_ext.networks.faf_net.pretrainable import Pretrainable
-from nnunet_ext.networks.faf_net.timm_models import PREFIX, any_size_settings, pruned_network
+from nnunet_ext.networks.faf_net.timm_models import PREFIX, pruned_network
 from nnunet_ext.networks.faf_net.timm_weights import HUB, load_timm_weights
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -85,8 +85,7 @@ class TimmBackbone(Pretrainable):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
-        self.settings = any_size_settings(name)
-        self.model, self.levels, self.flat = pruned_network(name, self.settings)
+        self.model, self.levels, self.flat = pruned_network(name)
         self.sizes, widths = self._probe()
         self.width = sum(widths)
         means, deviations = (torch.tensor(self.model.pretrained_cfg[key]) for key in ("mean", "std"))

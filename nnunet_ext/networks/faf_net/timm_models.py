@@ -12,22 +12,19 @@ from nnunet_ext.utils.torch_private import unset_fake_temporarily
 
 PREFIX = "timm:"
 _DEEPEST = 16
-_DILATED = 8
-"""The smallest `output_stride` that timm's networks offer."""
+_SETTINGS: dict[str, Any] = {"dynamic_img_size": True, "strict_img_size": False, "output_stride": 8}
+"""Arguments of timm's networks for images of any size, and for the smallest stride that they offer by dilation."""
 
 
-def any_size_settings(name: str) -> dict[str, Any]:
-    """Arguments with which timm's network takes images of any size and, if possible, is dilated."""
-    parameters = signature(type(whole_network(name))).parameters
-    wanted = {"dynamic_img_size": True, "strict_img_size": False, "output_stride": _DILATED}
-    return {key: value for key, value in wanted.items() if key in parameters}
+def pruned_network(name: str) -> tuple[Any, list[int], bool]:
+    """The network without what follows its last level, the levels, and whether they all have one stride.
 
-
-def pruned_network(name: str, settings: dict[str, Any]) -> tuple[Any, list[int], bool]:
-    """The network without what follows its last level, the levels, and whether they all have one stride."""
+    It takes images of any size and is dilated, where timm offers that.
+    """
     import timm
 
-    strides = [info["reduction"] for info in whole_network(name).feature_info]
+    whole = whole_network(name)
+    strides = [info["reduction"] for info in whole.feature_info]
     flat = len(set(strides)) == 1
     usable = [i for i, stride in enumerate(strides) if STRIDE <= stride <= _DEEPEST]
     if not usable:
@@ -40,6 +37,8 @@ def pruned_network(name: str, settings: dict[str, Any]) -> tuple[Any, list[int],
         levels = sorted({-(-depth * k // 4) - 1 for k in (2, 3, 4)})
     else:
         levels = [i for i in usable if i + 1 == len(strides) or strides[i + 1] > strides[i]]
+    parameters = signature(type(whole)).parameters
+    settings = {key: value for key, value in _SETTINGS.items() if key in parameters}
     model: Any = timm.create_model(name, pretrained=False, **settings)
     model.prune_intermediate_layers(levels, prune_norm=not flat, prune_head=True)
     if isinstance(getattr(model, "head", None), nn.Module):
