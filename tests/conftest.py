@@ -3,6 +3,7 @@ import json
 import os
 import pydoc
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,10 @@ os.environ |= {
     "NNUNET_EXT_ENCODER_FROZEN": "0",
     "NNUNET_EXT_ENCODER_WEIGHTS": "none",
 }
+
+# A shell without job control starts what it runs beside it (`pytest &`) with SIGINT ignored, which processes inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch
