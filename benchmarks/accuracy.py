@@ -1,14 +1,15 @@
 """Accuracy on real data: trains, validates and compares trainers on equal budgets, on one fold.
 
 python -m benchmarks.accuracy --data DATASET_FOLDER --work FOLDER --name hippocampus [--trainers ...] [--epochs 12]
-    [--iterations 50] [--batch-size 2] [--spacing Z Y X] [--fold 0] [--configuration 3d_fullres] [--device cpu]
-    [--untimed] [--collect] [--results FOLDER]
+    [--iterations 50] [--batch-size 2] [--spacing Z Y X] [--fold 0] [--repeats 1] [--configuration 3d_fullres]
+    [--device cpu] [--untimed] [--collect] [--results FOLDER]
 
 DATASET_FOLDER is a dataset in nnU-Net's raw format; if it has a `splits_final.json`, that is used. FOLDER receives
 nnU-Net's three folders and the report of `nnunet_ext compare`. After an interruption, run it again: it resumes where it
-stopped. The results, by default in benchmarks/results, are accuracy_NAME.csv (one row per trainer and label, with the
-checkpoint's sha256), accuracy_NAME_cases.csv (Dice of every validation case) and accuracy_NAME.md (the report of all
-trainers that have finished in FOLDER). Rows of other trainers are kept, so that trainers can be run on different days.
+stopped. The results, by default in benchmarks/results, are accuracy_NAME.csv (one row per training and label, with the
+checkpoint's sha256; the row of the mean has the learning curve and compare's verdict too), accuracy_NAME_cases.csv
+(Dice of every validation case) and accuracy_NAME.md (the report of all trainers that have finished in FOLDER). Rows of
+other trainers are kept, so that trainers can be run on different days.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from benchmarks.measure import RESULTS, environment, write_csv
 from nnunet_ext.compare.cost import network_size
 from nnunet_ext.crossval.experiment import child_environment
 from nnunet_ext.nnunet.budget import Budget
+from nnunet_ext.nnunet.trained_model import model_name, repeat_plans, split_model_name
 from nnunet_ext.nnunet.training_log import read_training
 
 TRAINERS = (
@@ -52,7 +54,7 @@ _SETTING = ("fold", "iterations", "batch_size", "patch", "spacing_mm")
 
 @dataclass(frozen=True)
 class Run:
-    """One trainer's training in the experiment, and its location in nnU-Net's folders."""
+    """One training in the experiment, and its location in nnU-Net's folders."""
 
     work: Path
     dataset: str
@@ -60,10 +62,15 @@ class Run:
     plans: str
     fold: int
     trainer: str
+    repeat: int = 1
+
+    @property
+    def model_name(self) -> str:
+        return model_name(self.trainer, repeat_plans(self.plans, self.repeat), self.configuration)
 
     @property
     def model(self) -> Path:
-        return self.work / "nnUNet_results" / self.dataset / f"{self.trainer}__{self.plans}__{self.configuration}"
+        return self.work / "nnUNet_results" / self.dataset / self.model_name
 
     @property
     def folder(self) -> Path:
@@ -76,7 +83,7 @@ class Run:
     @property
     def began(self) -> Path:
         """File with the environment of the training, recorded before it began."""
-        return self.work / "began" / f"{self.trainer}__{self.plans}__{self.configuration}_{self.fold}.json"
+        return self.work / "began" / f"{self.model_name}_{self.fold}.json"
 
     def note_beginning(self, device: str) -> None:
         """Writes `began`, unless the training has already started or finished."""
@@ -131,7 +138,7 @@ def prepare(
 
 
 def rows_of(run: Run, timed: bool = True) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of a finished trainer: one per label and their mean, and one per validation case."""
+    """Rows of a finished training: one per label and their mean, and one per validation case."""
     checkpoint = run.folder / "checkpoint_final.pth"
     found = json.loads(run.summary.read_text())
     labels = {
@@ -143,6 +150,7 @@ def rows_of(run: Run, timed: bool = True) -> tuple[list[dict[str, Any]], list[di
     common = {
         "trainer": run.trainer,
         "fold": run.fold,
+        "repeat": run.repeat,
         "iterations": epochs * (log.iterations or 0),
         "batch_size": plan["batch_size"],
         "patch": "x".join(map(str, plan["patch_size"])),
@@ -161,10 +169,12 @@ def rows_of(run: Run, timed: bool = True) -> tuple[list[dict[str, Any]], list[di
         **run.where(),
     }
     totals = [{**common, "label": name, "dice": f"{value:.4f}", **further} for name, value in dice.items()]
+    totals[-1]["pseudo_dice_by_epoch"] = " ".join(f"{value:.3f}" for value in log.curve("pseudo_dice")[1])
     cases = [
         {
             "trainer": run.trainer,
             "fold": run.fold,
+            "repeat": run.repeat,
             "case": Path(case["prediction_file"]).name.removesuffix(".nii.gz"),
             "label": labels[key],
             "dice": f"{values['Dice']:.4f}",
@@ -176,7 +186,7 @@ def rows_of(run: Run, timed: bool = True) -> tuple[list[dict[str, Any]], list[di
 
 
 def merge(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes rows to a CSV file, replacing the older rows of their trainers.
+    """Writes rows to a CSV file, replacing the older rows of their trainers, of whatever repeat.
 
     Raises:
         ValueError: if the other rows in the file were trained with another setting, because they would be compared.
@@ -194,21 +204,45 @@ def merge(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     write_csv(path, sorted([*kept, *rows], key=lambda row: _place(row["trainer"])), where={})
 
 
-def compare(run: Run, timed: bool) -> Path | None:
-    """Markdown report of `nnunet_ext compare` on all trainers that have finished like `run`; None if there is only one.
+def compare(run: Run, repeats: int, timed: bool) -> Path | None:
+    """Folder of `nnunet_ext compare`'s report on all trainers that have finished in the folder of `run`.
 
+    The report is on as many repeats, up to `repeats`, as two trainers or more have finished; None if there are not two.
     The baseline is StockTrainer or, without it, the first of the others.
     """
-    pattern = f"*__{run.plans}__{run.configuration}"
-    there = {model.name.split("__")[0] for model in run.model.parent.glob(pattern)}
-    trainers = [name for name in sorted(there, key=_place) if replace(run, trainer=name).summary.is_file()]
-    if len(trainers) < 2:
+    pattern = model_name("*", run.plans, run.configuration)
+    there = sorted({split_model_name(model.name)[0] for model in run.model.parent.glob(pattern)}, key=_place)
+    for number in range(repeats, 0, -1):
+        every = {name: [replace(run, trainer=name, repeat=1 + i).summary for i in range(number)] for name in there}
+        trainers = [name for name, summaries in every.items() if all(path.is_file() for path in summaries)]
+        if len(trainers) > 1:
+            break
+    else:
         return None
     command = [sys.executable, "-m", "nnunet_ext", "compare", "-d", run.dataset, "-p", run.plans]
     command += ["-c", run.configuration, "-f", str(run.fold), "-tr", *trainers, "--baseline", trainers[0]]
+    command += ["--repeats", str(number), *([] if timed else ["--untimed"])]
     report = run.work / "report"
-    subprocess.run([*command, "-np", "2", "-o", str(report), *([] if timed else ["--untimed"])], check=True)
-    return report / "report.md"
+    subprocess.run([*command, "-np", "2", "-o", str(report)], check=True)
+    return report
+
+
+def verdicts(report: Path) -> dict[str, dict[str, str]]:
+    """Verdict on every trainer's mean Dice, with the difference to the baseline and its interval, from a report."""
+    found = json.loads((report / "summary.json").read_text())
+    return {
+        c["entrant"]: {
+            "baseline": found["baseline"],
+            "verdict": c["verdict"],
+            **{key: _shown(c[key]) for key in ("difference", "interval_low", "interval_high", "p_holm")},
+        }
+        for c in found["comparisons"]
+        if c["metric"] == "dice" and c["mean_of_labels"]
+    }
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def _place(trainer: str) -> tuple[int, str]:
@@ -227,6 +261,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--spacing", nargs="+", default=[], help="target spacing in mm, z y x (default: nnU-Net's)")
     parser.add_argument("--fold", type=int, default=0)
+    parser.add_argument("--repeats", type=int, default=1, help="trainings of each trainer, by crossval (default: 1)")
     parser.add_argument("--configuration", default="3d_fullres")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--untimed", action="store_true", help="leave out seconds: the machine had other work")
@@ -244,15 +279,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     runs = [
-        Run(work, arguments.data.name, arguments.configuration, plans, arguments.fold, trainer)
+        Run(work, arguments.data.name, arguments.configuration, plans, arguments.fold, trainer, repeat)
         for trainer in arguments.trainers
+        for repeat in range(1, arguments.repeats + 1)
     ]
     if not arguments.collect:
         for run in runs:
             run.note_beginning(arguments.device)
         command = [sys.executable, "-m", "nnunet_ext", "crossval", "-d", arguments.data.name, "-p", plans]
         command += ["-c", arguments.configuration, "-tr", *arguments.trainers, "--folds", str(arguments.fold)]
-        command += ["--baseline", arguments.trainers[0], "--device", arguments.device, "-o", str(work / "report")]
+        command += ["--baseline", arguments.trainers[0], "--repeats", str(arguments.repeats)]
+        command += ["--device", arguments.device, "-o", str(work / "report")]
         subprocess.run(command, check=True)
     finished = [run for run in runs if run.summary.is_file()]
     if not finished:
@@ -262,11 +299,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = rows_of(run, not arguments.untimed)
         totals += found[0]
         cases += found[1]
+    report = compare(finished[0], arguments.repeats, not arguments.untimed)
+    judged = {} if report is None else verdicts(report)
+    for row in totals:
+        if row["label"] == "mean":
+            row |= judged.get(row["trainer"], {})
     merge(arguments.results / f"accuracy_{arguments.name}.csv", totals)
     merge(arguments.results / f"accuracy_{arguments.name}_cases.csv", cases)
-    report = compare(finished[0], not arguments.untimed)
     if report is not None:
-        shutil.copyfile(report, arguments.results / f"accuracy_{arguments.name}.md")
+        shutil.copyfile(report / "report.md", arguments.results / f"accuracy_{arguments.name}.md")
 
 
 if __name__ == "__main__":

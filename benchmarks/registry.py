@@ -64,6 +64,15 @@ _MEASUREMENTS = (
         "Dice of trainers on equal budgets, on one fold",
     ),
     Measurement(
+        "accuracy_3000",
+        ("accuracy_hippocampus_3000", "accuracy_hippocampus_3000_cases"),
+        "benchmarks.accuracy --data DATASET_FOLDER --work FOLDER --name hippocampus_3000 --epochs 60 --repeats 3 "
+        "--trainers StockTrainer SASANTrainer EMNetTrainer SASANTrainerDiceCE LSTMSATrainer EMNetNoMambaTrainer "
+        "UMambaBotTrainer UMambaBotNoMambaTrainer MONAISegResNetTrainer",
+        "Accuracy on hippocampus after 3000 iterations",
+        "Dice of trainers on equal budgets, on one fold, three trainings each",
+    ),
+    Measurement(
         "accuracy_acdc",
         ("accuracy_acdc", "accuracy_acdc_cases"),
         "benchmarks.accuracy --data DATASET_FOLDER --work FOLDER --name acdc --spacing 10 3.125 3.125 "
@@ -160,6 +169,13 @@ _MEASUREMENTS = (
         ("selective_scan_8192_cpu",),
         f"benchmarks.selective_scan --length 8192 {_TIMING}",
         "The selective scan on shorter sequences, and a loop over time",
+        "our backends against the package mambapy's parallel scan and a loop over positions",
+    ),
+    Measurement(
+        "selective_scan_wide",
+        ("selective_scan_1x384x16x512_cpu",),
+        f"benchmarks.selective_scan --sizes 1 384 16 --length 512 --repeats 21 {_TIMING}",
+        "The selective scan with many channels on a short sequence",
         "our backends against the package mambapy's parallel scan and a loop over positions",
     ),
     Measurement(

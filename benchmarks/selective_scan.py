@@ -1,10 +1,11 @@
 """The selective scan on the CPU against the parallel scan of the package mambapy and a loop over time.
 
 pip install mambapy
-python -m benchmarks.selective_scan [--length 32768] [--methods mambapy loop extension segments] [--threads 2]
-    [--repeats 5] [--clock wall]
+python -m benchmarks.selective_scan [--sizes 2 96 16] [--length 32768] [--methods mambapy loop extension segments]
+    [--threads 2] [--repeats 5] [--clock wall]
 
-Lengths other than EM-Net's in the paper's setting are written to selective_scan_LENGTH_cpu.csv.
+Sizes are those of batch, channels and states. Lengths other than EM-Net's in the paper's setting are written to
+selective_scan_LENGTH_cpu.csv, with other sizes to selective_scan_BxDxNxLENGTH_cpu.csv.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from benchmarks.measure import (
 from nnunet_ext.ops import selective_scan, selective_scan_reference
 from nnunet_ext.ops.native import native_library
 
-_B_D_N = (2, 96, 16)
+_SIZES = [2, 96, 16]
 _LENGTH = 32768
 
 
@@ -84,16 +85,16 @@ def _prepare(method: str, backward: bool, shape: tuple[int, ...]) -> Callable[[]
     return step if backward else forward
 
 
-def prepare_warm(method: str, backward: bool, length: int) -> Callable[[], object]:
+def prepare_warm(method: str, backward: bool, shape: tuple[int, ...]) -> Callable[[], object]:
     """The call at full size, after a small call has loaded everything that stays in memory."""
     small = (1, 16, 16, 64)
     _prepare(method, backward, small)()
-    return _prepare(method, backward, (*_B_D_N, length))
+    return _prepare(method, backward, shape)
 
 
-def _check_equal(methods: Sequence[str]) -> None:
+def _check_equal(methods: Sequence[str], sizes: Sequence[int]) -> None:
     with torch.no_grad():
-        expected, *others = (_prepare(method, False, (*_B_D_N, 2048))() for method in methods)
+        expected, *others = (_prepare(method, False, (*sizes, 2048))() for method in methods)
     for method, other in zip(methods[1:], others, strict=True):
         check_equal(method, other, expected, 1e-4)
 
@@ -102,11 +103,11 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     library = native_library()
     if library is None:
         sys.exit("the C extension was not built: install a C compiler and reinstall nnunet_ext")
-    shape = (*_B_D_N, arguments.length)
+    shape = (*arguments.sizes, arguments.length)
     size_u = 4 * shape[0] * shape[1] * shape[3] / 1e9
-    _check_equal(arguments.methods)
+    _check_equal(arguments.methods, arguments.sizes)
     for what, backward in BACKWARD.items():
-        prepared = {method: partial(prepare_warm, method, backward, arguments.length) for method in arguments.methods}
+        prepared = {method: partial(prepare_warm, method, backward, shape) for method in arguments.methods}
         memory = {method: peak_gigabytes(prepare)[0] for method, prepare in prepared.items()}
         calls = {method: _prepare(method, backward, shape) for method in arguments.methods}
         times = interleaved_seconds(calls, arguments.repeats, clock=arguments.clock)
@@ -125,9 +126,13 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
 
 if __name__ == "__main__":
     parser = timing_parser(__doc__, repeats=5)
+    parser.add_argument("--sizes", nargs=3, type=int, default=_SIZES, metavar=("BATCH", "CHANNELS", "STATES"))
     parser.add_argument("--length", type=int, default=_LENGTH)
     parser.add_argument("--methods", nargs="+", choices=list(_SCANS), default=list(_SCANS), help="must include mambapy")
     options = parser.parse_args()
     if "mambapy" not in options.methods:
         parser.error("--methods must include mambapy, with which the others are compared")
-    run("selective_scan_cpu" if options.length == _LENGTH else f"selective_scan_{options.length}_cpu", rows, parser)
+    name = "" if options.length == _LENGTH else f"_{options.length}"
+    if options.sizes != _SIZES:
+        name = "_" + "x".join(map(str, (*options.sizes, options.length)))
+    run(f"selective_scan{name}_cpu", rows, parser)

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.page import architecture
-from benchmarks.page.result_files import Results
-from benchmarks.page.tables import STOCK, TRAINER_OF, mean_dice
+from benchmarks.page.accuracy_tables import mean_dice
+from benchmarks.page.result_files import Results, in_order
+from benchmarks.page.tables import STOCK, TRAINER_OF
 
 Data = Mapping[str, Any]
 _STYLE = {
@@ -190,6 +192,37 @@ def _draw_accuracy(figure: Figure, data: Data) -> None:
     axes.set(xlabel=f"time per training step, relative to {STOCK}", ylabel="mean Dice")
 
 
+_CURVE_EPOCHS = 6
+
+
+def _learning_data(results: Results) -> Data:
+    """For each trainer, pseudo Dice against iterations, and the validation's mean Dice at the end.
+
+    Each point is the mean over trainings and over the last `_CURVE_EPOCHS` epochs.
+    """
+    data: dict[str, dict[str, Any]] = {}
+    means = [row for row in results.rows("accuracy_hippocampus_3000") if row["label"] == "mean"]
+    dice = mean_dice(means)
+    for trainer in in_order(row["trainer"] for row in means):
+        mine = [row for row in means if row["trainer"] == trainer]
+        curves = np.array([[float(value) for value in row["pseudo_dice_by_epoch"].split()] for row in mine])
+        blocks = curves.mean(0).reshape(-1, _CURVE_EPOCHS).mean(1)
+        iterations = np.linspace(0, int(mine[0]["iterations"]), len(blocks) + 1)[1:]
+        points = [[int(x), float(y)] for x, y in zip(iterations, blocks, strict=True)]
+        data[trainer] = {"points": points, "validation": dice[trainer]}
+    return data
+
+
+def _draw_learning(figure: Figure, data: Data) -> None:
+    axes = figure.subplots()
+    for position, (trainer, curve) in enumerate(data.items()):
+        x, y = zip(*curve["points"], strict=True)
+        axes.plot(x, y, "o-", color=f"C{position}", markersize=3, linewidth=1.3, label=trainer)
+        axes.plot(x[-1] * 1.02, curve["validation"], "D", color=f"C{position}", markersize=5)
+    axes.set(xlabel="training iterations", ylabel="mean Dice")
+    axes.legend(fontsize=8, title="lines: pseudo Dice; diamonds: validation")
+
+
 def _line(axes: Axes, network: str, x: list[float], y: list[float], label: str) -> None:
     axes.plot(x, y, "o-", color=_COLOURS[network], markersize=3, linewidth=1.3, label=label)
 
@@ -198,6 +231,7 @@ PLOTS: Mapping[str, Plot] = {
     plot.name: plot
     for plot in (
         Plot("accuracy", "Mean Dice of trainers against the time of a training step", _accuracy_data, _draw_accuracy),
+        Plot("learning_curves", "Mean Dice of trainers against iterations", _learning_data, _draw_learning),
         Plot("cost", "Time and memory of training steps compared with nnU-Net's", _cost_data, _draw_cost),
         Plot("scaling", "Time and memory of training steps against the patch size", _scaling_data, _draw_scaling),
         Plot("tiles", "Prediction time against the number of tiles", _tiles_data, _draw_tiles),

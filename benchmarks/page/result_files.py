@@ -3,8 +3,11 @@
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 Row = Mapping[str, str]
+Rows = Sequence[Row]
 
 
 class Results:
@@ -29,6 +32,11 @@ class Results:
     def names(self) -> list[str]:
         """Names of the files without extension, sorted."""
         return sorted(path.stem for path in self.folder.glob("*.csv"))
+
+
+def in_order(values: Iterable[T]) -> list[T]:
+    """Distinct values in order of first appearance."""
+    return list(dict.fromkeys(values))
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.accuracy import TRAINERS
 from benchmarks.measure import RESULTS
-from benchmarks.page import tables
+from benchmarks.page import accuracy_tables, tables
 from benchmarks.page.figures import PLOTS, digest, save, shown_digest
 from benchmarks.page.result_files import Results, Row, markdown_table, measured_where
 from benchmarks.registry import MEASUREMENTS, Measurement, measurement_of
@@ -41,7 +41,13 @@ optimiser state. A training step consists of forward and backward pass with deep
 outputs as the loss, gradient clipping and an SGD update; FAF-Net's is an episode of FAFNetTrainer. The line under each
 table describes the machine and software it was measured with.
 """
-_PLOT_OF = {"networks": "cost", "scaling": "scaling", "tiles": "tiles", "accuracy": "accuracy"}
+_PLOT_OF = {
+    "networks": "cost",
+    "scaling": "scaling",
+    "tiles": "tiles",
+    "accuracy": "accuracy",
+    "accuracy_3000": "learning_curves",
+}
 _ELSEWHERE = {
     "feature_matrix": "[features.md](features.md)",
     "compare_simulation": "[compare.md](compare.md#simulation)",
@@ -57,6 +63,7 @@ _PAGES_WITH_DICE = (
     ("accuracy_acdc", "lstm_sa.md", ("StockTrainer", "LSTMSATrainer")),
 )
 """CSV files, pages, and the trainers whose mean Dice from the file appears in the page's text."""
+_SCANS = ("selective_scan_cpu", "selective_scan_8192_cpu", "selective_scan_1x384x16x512_cpu")
 _PAGE_OF_PAPER = {"SASAN": "sasan.md", "EM-Net": "em_net.md"}
 """The page whose text has the numbers that a network's paper reports."""
 _BLOCK = re.compile(r"(<!-- table: benchmarks/results/(\w+)\.csv -->\n)(?:(?!<!-- ).)*(<!-- /table -->)", re.S)
@@ -91,7 +98,7 @@ def _section(measurement: Measurement, results: Results) -> str:
         return "\n".join([*lines, f"The results are in {_ELSEWHERE[measurement.name]}.\n"])
     rows = results.rows(measurement.results[0])
     if measurement.name.startswith("accuracy"):
-        lines += [_budget(measurement, rows), tables.accuracy(rows, results.rows(measurement.results[1]))]
+        lines += [_budget(measurement, rows), accuracy_tables.accuracy(rows, results.rows(measurement.results[1]))]
     else:
         lines.append("\n\n".join(tables.TABLES[name](results.rows(name)) for name in measurement.results))
     lines.append(f"\n*{measured_where(rows)}*\n")
@@ -110,12 +117,27 @@ def _budget(measurement: Measurement, rows: Sequence[Row]) -> str:
     text = (
         f"Fold {first['fold']}, {_all(means, 'iterations')} iterations of batch {_all(means, 'batch_size')}, patch "
         f"{_all(means, 'patch')} at {_all(means, 'spacing_mm')} mm, {_all(means, 'cases')} validation cases; nnU-Net's "
-        "default is 250,000 iterations, so this shows how the trainers start, not where they end. Differences in mean "
-        "Dice to `StockTrainer` are paired by case and given with their standard error over cases. Each trainer was "
-        "trained once, so they do not include the variation between seeds.\n"
+        "default is 250,000 iterations, so this shows how the trainers start, not where they end. "
+        f"{_trainings(means)}\n"
     )
     missing = [f"`{trainer}`" for trainer in expected if trainer not in {row["trainer"] for row in rows}]
     return text + (f"\nNot measured yet: {', '.join(missing)}.\n" if missing else "")
+
+
+def _trainings(means: Sequence[Row]) -> str:
+    """How often trainers were trained, and what their differences therefore include."""
+    numbers = sorted({sum(row["trainer"] == trainer for row in means) for trainer in {row["trainer"] for row in means}})
+    if numbers[-1] > 1:
+        times = " or ".join(map(str, numbers))
+        return (
+            f"Each trainer was trained {times} times with different random numbers. The mean over trainings is given "
+            "with the lowest and the highest, and the verdict of `nnunet_ext compare` with the difference to "
+            "`StockTrainer` in points of Dice and its 95% interval, which includes the variation between trainings."
+        )
+    return (
+        "Differences in mean Dice to `StockTrainer` are paired by case and given with their standard error over cases. "
+        "Each trainer was trained once, so they do not include the variation between seeds."
+    )
 
 
 def _all(rows: Sequence[Row], key: str) -> str:
@@ -161,7 +183,7 @@ def with_tables(text: str, results: Results) -> str:
 
 def claims(results: Results, reported: Results) -> list[tuple[Path, str]]:
     """Pages and the phrases that their text must contain, given the CSV files."""
-    scans = [row for name in ("selective_scan_cpu", "selective_scan_8192_cpu") for row in results.rows(name)]
+    scans = [row for name in _SCANS for row in results.rows(name)]
     times = min(float(row["times_faster_than_mambapy"]) for row in scans if row["method"] == "extension")
     said = [(HOME, f"on the CPU {_rounded_down(times)} times faster than mambapy's parallel scan in PyTorch")]
     for row in reported.rows("papers"):
@@ -174,11 +196,11 @@ def claims(results: Results, reported: Results) -> list[tuple[Path, str]]:
     mt_unet = [row["times_faster"] for row in steps if row.get("network") == "MT-UNet" and row["form"] == "ours"]
     also = f"; MT-UNet's {tables.faster(min(mt_unet, key=float))}" if mt_unet else ""
     said.append((HOME, f"(forward and backward pass {lowest:.1f} to {highest:.1f} times{also})"))
-    lowest = min(tables.few_shot_dice(results.rows("few_shot_hippocampus"), "trained"), default=math.nan)
+    lowest = min(accuracy_tables.few_shot_dice(results.rows("few_shot_hippocampus"), "trained"), default=math.nan)
     said.append((ROOT / "docs" / "fewshot.md", f"({lowest:.2f} by one of the five)"))
     for file, name, trainers in _PAGES_WITH_DICE:
-        dice = tables.mean_dice(results.rows(file))
-        said += [(ROOT / "docs" / name, tables.shown_dice(dice, trainer)) for trainer in trainers]
+        dice = accuracy_tables.mean_dice(results.rows(file))
+        said += [(ROOT / "docs" / name, accuracy_tables.shown_dice(dice, trainer)) for trainer in trainers]
     return said
 
 

@@ -1,11 +1,10 @@
 """Tables of the committed measurements, for the results page, the README and other pages."""
 
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
-from benchmarks.page.result_files import Row, markdown_table
+from benchmarks.page.accuracy_tables import few_shot, few_shot_encoders, fine_tuning, mean_dice, shown_dice
+from benchmarks.page.result_files import Row, Rows, in_order, markdown_table
 
-Rows = Sequence[Row]
 STOCK = "PlainConvUNet"
 """The network that others are compared with: nnU-Net's default."""
 
@@ -13,7 +12,7 @@ STOCK = "PlainConvUNet"
 def networks(rows: Rows) -> str:
     """One table for each precision and mode."""
     tables = []
-    for precision, mode in _in_order((row["precision"], row["mode"]) for row in rows):
+    for precision, mode in in_order((row["precision"], row["mode"]) for row in rows):
         part = [row for row in rows if (row["precision"], row["mode"]) == (precision, mode)]
         named = "autocast (bfloat16)" if precision == "autocast" and part[0]["device"] == "cpu" else precision
         batches = f"training steps of batch {part[0]['batch']}, forward passes of 1"
@@ -27,23 +26,13 @@ def _networks(rows: Rows) -> str:
     header += ["forward, s", "relative to stock", "memory", "training step, s", "relative to stock", "memory"]
     by_call = {(row["network"], row["what"]): row for row in rows}
     lines = []
-    for name in _in_order(row["network"] for row in rows):
+    for name in in_order(row["network"] for row in rows):
         forward, step = by_call[name, "forward"], by_call[name, "training step"]
         cells = [name, f"{float(forward['parameters_M']):.1f} M", f"{float(forward['multiply_adds_G']):.1f} G"]
         for row in (forward, step):
             cells += [_spread(row), f"{float(row[f'of_{STOCK}']):.2f}", _gigabytes(row["added_GB"])]
         lines.append(cells)
     return markdown_table(header, lines)
-
-
-def mean_dice(accuracy: Rows) -> dict[str, float]:
-    """Mean Dice over labels for each trainer, from rows that `benchmarks.accuracy` wrote."""
-    return {row["trainer"]: float(row["dice"]) for row in accuracy if row["label"] == "mean"}
-
-
-def shown_dice(dice: Mapping[str, float], trainer: str) -> str:
-    """A trainer's Dice as tables and sentences show it; empty if it was not measured."""
-    return f"{dice[trainer]:.3f} (`{trainer}`)" if trainer in dice else ""
 
 
 def networks_short(rows: Rows, accuracy: Rows = ()) -> str:
@@ -63,7 +52,7 @@ def networks_short(rows: Rows, accuracy: Rows = ()) -> str:
 
 
 def _budget(accuracy: Rows) -> str:
-    return f"{' or '.join(_in_order(row['iterations'] for row in accuracy))} iterations"
+    return f"{' or '.join(in_order(row['iterations'] for row in accuracy))} iterations"
 
 
 TRAINER_OF = {
@@ -84,7 +73,7 @@ def transcriptions(rows: Rows) -> str:
     header = ["network", "patch", "", "naive, s", "ours, s", "", "naive, memory", "ours, memory"]
     by_form = {(row["network"], row["what"], row["form"]): row for row in rows}
     lines = []
-    for name, what in _in_order((row["network"], row["what"]) for row in rows):
+    for name, what in in_order((row["network"], row["what"]) for row in rows):
         plain, ours = by_form[name, what, "plain"], by_form[name, what, "ours"]
         lines.append(
             [
@@ -106,12 +95,12 @@ def operators(rows: Rows) -> str:
 
 
 def scaling(rows: Rows) -> str:
-    patches = _in_order(row["patch"] for row in rows)
+    patches = in_order(row["patch"] for row in rows)
     header = ["network", *(f"{patch}, s" for patch in patches), "exponent of time"]
     header += [*(f"{patch}, memory" for patch in patches), "exponent of memory"]
     by_patch = {(row["network"], row["patch"]): row for row in rows}
     lines = []
-    for name in _in_order(row["network"] for row in rows):
+    for name in in_order(row["network"] for row in rows):
         mine = [by_patch.get((name, patch)) for patch in patches]
         some = next(row for row in mine if row)
         seconds = [_spread(row) if row else "" for row in mine]
@@ -121,12 +110,12 @@ def scaling(rows: Rows) -> str:
 
 
 def tiles(rows: Rows) -> str:
-    numbers = _in_order(row["tiles"] for row in rows)
+    numbers = in_order(row["tiles"] for row in rows)
     header = ["network", *(f"{number} tile{'' if number == '1' else 's'}, s" for number in numbers)]
     header += ["each additional tile, s (fit)", "fixed cost, s (fit)"]
     by_number = {(row["network"], row["tiles"]): row for row in rows}
     lines = []
-    for name in _in_order(row["network"] for row in rows):
+    for name in in_order(row["network"] for row in rows):
         mine = [by_number[name, number] for number in numbers]
         fit = (_no_minus_zero(mine[0][key]) for key in ("seconds_per_tile", "seconds_at_none"))
         lines.append([name, *map(_spread, mine), *fit])
@@ -142,7 +131,7 @@ def selective_scan(rows: Rows) -> str:
     for row in rows:
         times, memory = (float(row[key]) for key in ("times_faster_than_mambapy", "extra_memory_in_sizes_of_u"))
         ratio = "" if row["method"] == "mambapy" else faster(times)
-        milliseconds = f"{float(row['milliseconds']):.0f}"
+        milliseconds = f"{float(row['milliseconds']):.{0 if float(row['milliseconds']) > 10 else 1}f}"
         named = row["b_d_n_l"], row["what"], _SCANS[row["method"]]
         lines.append([*named, milliseconds, ratio, f"{memory:.0f}"])
     return markdown_table(header, lines)
@@ -243,111 +232,6 @@ def demo(rows: Rows) -> str:
     return markdown_table(header, [_cells(row, "run", "seconds", "processor_s", "peak_GB", *trainers) for row in rows])
 
 
-def fine_tuning(rows: Rows) -> str:
-    """One row for each trainer and origin of its weights: mean over repeats, and gain over training from scratch."""
-    header = ["trainer", "weights from", "iterations there", "iterations", "weights", "trainings"]
-    header += ["Dice, mean", "lowest and highest", "gain"]
-    lines = []
-    for trainer, origin in _in_order((row["trainer"], row["origin"]) for row in rows):
-        mine = [row for row in rows if (row["trainer"], row["origin"]) == (trainer, origin)]
-        dice = [float(row["dice_mean"]) for row in mine]
-        scratch = [float(row["dice_mean"]) for row in rows if (row["trainer"], row["origin"]) == (trainer, "scratch")]
-        gain = (
-            "" if origin == "scratch" or not scratch else f"{statistics.fmean(dice) - statistics.fmean(scratch):+.3f}"
-        )
-        lines.append(
-            [
-                *(f"`{trainer}`", origin, *_cells(mine[0], "source_iterations", "iterations", "weights")),
-                *(str(len(dice)), f"{statistics.fmean(dice):.3f}", f"{min(dice):.3f} to {max(dice):.3f}", gain),
-            ]
-        )
-    return markdown_table(header, lines)
-
-
-def few_shot_encoders(rows: Rows) -> str:
-    """One table for each dataset, setting and budget: a column for each class, a row for each encoder and method.
-
-    The copied masks do not depend on the encoder, nor the prototypes of a pretrained one on the training.
-    """
-    texts = []
-    keys = ("dataset", "setting", "fold", "iterations", "supports")
-    for case in _in_order(tuple(row[key] for key in keys) for row in rows):
-        mine = [row for row in rows if tuple(row[key] for key in keys) == case]
-        classes = _in_order(row["class"] for row in mine)
-        lines = []
-        for encoder, method in _in_order((row["encoder"], row["method"]) for row in mine):
-            own = [row for row in mine if (row["encoder"], row["method"]) == (encoder, method)]
-            trainings = _in_order(row["repeat"] for row in own)
-            of_class = [[float(row["dice"]) for row in own if row["class"] == label] for label in classes]
-            means = [statistics.fmean(values) for values in of_class]
-            of_training = [statistics.fmean(values) for values in zip(*of_class, strict=True)]
-            spread = f"{min(of_training):.3f} to {max(of_training):.3f}" if len(trainings) > 1 else ""
-            cells = [f"{value:.3f}" for value in (*means, statistics.fmean(means))]
-            lines.append([encoder, method, str(len(trainings)), *cells, spread])
-        header = ["encoder", "method", "trainings", *classes, "mean", "lowest and highest mean"]
-        name, setting, fold, iterations, supports = case
-        told = f"{name}, setting {setting}, fold {fold}, {iterations} iterations, {supports} supports."
-        texts.append(f"{told}\n\n{markdown_table(header, lines)}")
-    return "\n\n".join(texts)
-
-
-def few_shot(rows: Rows) -> str:
-    """One table for each training and label."""
-    texts = []
-    for setting, label in _in_order((row["setting"], row["label"]) for row in rows):
-        mine = [row for row in rows if (row["setting"], row["label"]) == (setting, label)]
-        lines = []
-        for method in _in_order(row["method"] for row in mine):
-            dice = few_shot_dice(mine, method)
-            spread = f"{min(dice):.2f} to {max(dice):.2f}"
-            lines.append([method, str(len(dice)), f"{statistics.fmean(dice):.2f}", spread])
-        header = ["method", "supports", "Dice, mean", "lowest and highest"]
-        texts.append(f"{setting}; label {label}.\n\n{markdown_table(header, lines)}")
-    return "\n\n".join(texts)
-
-
-def few_shot_dice(rows: Rows, method: str) -> list[float]:
-    """Dice of a method for each support."""
-    return [float(row["dice"]) for row in rows if row["method"] == method]
-
-
-def accuracy(rows: Rows, cases: Rows, baseline: str = "StockTrainer") -> str:
-    """Dice of every label, their mean, and the paired difference between the mean and the baseline's over cases."""
-    labels = [label for label in _in_order(row["label"] for row in rows) if label != "mean"]
-    by_label = {(row["trainer"], row["label"]): row for row in rows}
-    per_case = {trainer: _case_means(cases, trainer) for trainer in _in_order(row["trainer"] for row in rows)}
-    timed = any(row["seconds_per_epoch"] for row in rows)
-    header = ["trainer", *labels, "mean", "difference to stock, cases better", *["s per epoch"] * timed, "parameters"]
-    lines = []
-    for trainer, means in per_case.items():
-        row = by_label[trainer, "mean"]
-        dice = [f"{float(by_label[trainer, label]['dice']):.3f}" for label in [*labels, "mean"]]
-        against = "" if trainer == baseline else _difference(means, per_case.get(baseline, {}))
-        size = f"{int(row['parameters']) / 1e6:.1f} M"
-        lines.append([f"`{trainer}`", *dice, against, *[row["seconds_per_epoch"]] * timed, size])
-    return markdown_table(header, lines)
-
-
-def _case_means(cases: Rows, trainer: str) -> dict[str, float]:
-    """Mean Dice over labels for every case; labels absent from both truth and prediction (NaN) are left out."""
-    values: dict[str, list[float]] = {}
-    for row in cases:
-        dice = float(row["dice"])
-        if row["trainer"] == trainer and dice == dice:
-            values.setdefault(row["case"], []).append(dice)
-    return {case: statistics.fmean(dice) for case, dice in values.items()}
-
-
-def _difference(ours: Mapping[str, float], stock: Mapping[str, float]) -> str:
-    """Mean and standard error of the paired differences over shared cases, and the number of better cases."""
-    differences = [ours[case] - stock[case] for case in ours if case in stock]
-    if len(differences) < 2:
-        return ""
-    error = statistics.stdev(differences) / len(differences) ** 0.5
-    better = sum(difference > 0 for difference in differences)
-    return f"{statistics.fmean(differences):+.3f} ± {error:.3f}, {better} of {len(differences)}"
-
-
 def selective_scan_gpu(rows: Rows) -> str:
     header = ["b d n l", "", "kernel", "ms", "memory limit, ms", "exponential limit, ms", "times faster"]
     columns = ("b_d_n_l", "what", "backend", "milliseconds", "memory_limit_ms", "exponential_limit_ms")
@@ -369,6 +253,7 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "tiles_cpu": tiles,
     "selective_scan_cpu": selective_scan,
     "selective_scan_8192_cpu": selective_scan,
+    "selective_scan_1x384x16x512_cpu": selective_scan,
     "selective_scan_gpu": selective_scan_gpu,
     "sasan_cpu": sasan,
     "em_net_cpu": em_net,
@@ -386,11 +271,6 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "demo_cpu": demo,
 }
 """Tables by the name of their CSV file; the accuracy table is not here because it needs two files."""
-
-
-def _in_order(values):
-    """Distinct values in order of first appearance."""
-    return list(dict.fromkeys(values))
 
 
 def _cells(row: Row, *keys: str) -> list[str]:
