@@ -139,8 +139,9 @@ _MEASUREMENTS = (
         ("operators_cpu",),
         f"{_BENCH} operators --networks PlainConvUNet SASAN EM-Net SALSTM LSTMSA FAF-Net",
         "Training steps against their convolutions alone",
-        "a training step against its convolutions and matrix products alone, in the kernels and layouts that it uses "
-        "(these include neither SASAN's attention between its projections nor EM-Net's scans)",
+        "a training step, with freed memory kept as in our trainings, against its convolutions and matrix products "
+        "alone, in the kernels and layouts that it uses (these include neither SASAN's attention between its "
+        "projections nor EM-Net's scans)",
     ),
     Measurement(
         "scaling",

@@ -14,6 +14,7 @@ from nnunet_ext.bench.operators import record, replay
 from nnunet_ext.bench.setting import Setting
 from nnunet_ext.bench.steps import WHATS, Job, synchronised
 from nnunet_ext.profiling.counts import multiply_adds
+from nnunet_ext.utils.allocator import keep_freed_memory
 from nnunet_ext.utils.torch_private import FakeTensorMode
 
 Row = dict[str, object]
@@ -65,8 +66,12 @@ def operator_rows(
 ) -> Iterator[Row]:
     """Training steps against their convolutions and matrix products alone, in float32.
 
-    A network with selective scans is also compared with products plus scans; see `nnunet_ext.bench.operators`.
+    A network with selective scans is also compared with products plus scans; see `nnunet_ext.bench.operators`. On the
+    CPU, freed memory is kept from here on, as in our trainings: products take no new memory, so page faults of the step
+    would count as its overhead.
     """
+    if device == "cpu":
+        keep_freed_memory()
     for name in names:
         step = Job(name, setting, "training step", device).prepare()
         step()
