@@ -1,7 +1,8 @@
 """Causal depthwise convolution over time with SiLU, in either direction: the other half of a Mamba block."""
 
 import ctypes
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from importlib import util
 from typing import Optional
 
@@ -9,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunet_ext.ops import triton_support
 from nnunet_ext.ops.native import NativeLibrary, Strided, checked, library_for, pointer, structure
 from nnunet_ext.ops.portable import is_portable
-from nnunet_ext.ops.self_check import Pairs, example
+from nnunet_ext.ops.self_check import Pairs, example, is_right
 from nnunet_ext.ops.tracing import is_traced
 from nnunet_ext.utils.torch_private import in_function_transform
 
@@ -33,9 +35,10 @@ def causal_conv1d(
 ) -> Tensor:
     """y_t = act(bias + sum_j w_j x_{t-k+1+j}); reversed, act(bias + sum_j w_j x_{t+k-1-j}); x is 0 outside.
 
-    The reversed form is the causal one on the reversed sequence, its result reversed back, without copies. On the
-    CPU the C extension computes it in one pass (if channels are adjacent in memory); on CUDA the package causal_conv1d
-    does, where installed; otherwise PyTorch. It is computed in at least float32; gradients of weight and bias are
+    The reversed form is the causal one on the reversed sequence, its result reversed back. Nothing is copied or padded,
+    and results are laid out as `empty_like(x)`. One pass computes it: on the CPU that of the C extension (if channels
+    are adjacent in memory), on CUDA that of the package causal_conv1d, where it is installed, or of a Triton kernel;
+    elsewhere there is a pass for each tap. It is computed in at least float32; gradients of weight and bias are
     accumulated in that type and returned in the parameters' own type, whatever the type of x.
 
     Args:
@@ -61,13 +64,11 @@ def causal_conv1d(
         raise ValueError(f"`bias` must have the shape ({weight.shape[0]},), got {tuple(bias.shape)}")
     if is_portable() or in_function_transform():  # only PyTorch's convolution has rules for them
         return causal_conv1d_reference(x, weight, bias, activation, reverse)
-    if x.device.type == "cpu":
-        return _convolution(x, weight, bias, activation == "silu", reverse)
     if x.device.type == "cuda" and not is_traced(x) and not reverse and _package_takes(x, weight) and _package_usable():
         from causal_conv1d import causal_conv1d_fn
 
         return causal_conv1d_fn(x, weight, bias, activation=activation)
-    return causal_conv1d_reference(x, weight, bias, activation, reverse)
+    return _convolution(x, weight, bias, activation == "silu", reverse)
 
 
 def _package_takes(x: Tensor, weight: Tensor) -> bool:
@@ -100,9 +101,14 @@ class _Convolution(ctypes.Structure):
     ]
 
 
+def _common_type(x: Tensor, weight: Tensor) -> torch.dtype:
+    """The type that the convolution is computed in: the common one, at least float32."""
+    return torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
+
+
 def _in_one_type(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The tensors in their common type, at least float32."""
-    dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
+    """The tensors in their common type."""
+    dtype = _common_type(x, weight)
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
@@ -111,6 +117,16 @@ def _library(x: Tensor, weight: Tensor, bias: Tensor | None) -> NativeLibrary | 
     if x.stride(1) != 1 or torch.empty_like(x, device="meta").stride(1) != 1:
         return None
     return library_for("causal_conv1d", x, weight, bias)
+
+
+def _triton_takes(x: Tensor, weight: Tensor) -> bool:
+    """Whether Triton's kernels compute it: in single precision on CUDA, if they agree with plain PyTorch there."""
+    if _common_type(x, weight) != torch.float32 or (x.device.type != "cuda" and not triton_support.INTERPRETED):
+        return False
+    if triton_support.why_unusable() is not None:
+        return False
+    compare = partial(_compare_triton, x.device)
+    return is_right(("triton convolution", str(x.device)), "the Triton kernel of the causal convolution", compare)
 
 
 def _in_time(x: Tensor, reverse: bool) -> Strided:
@@ -143,14 +159,14 @@ def _taps(width: int, length: int, reverse: bool) -> list[tuple[int, slice, slic
 
 
 def _plain_response(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
-    """One multiply-add per tap: several times faster on a CPU than PyTorch's grouped convolution."""
+    """One multiply-add per tap: on a CPU several times faster than PyTorch's grouped convolution; nothing is copied."""
     y = torch.zeros_like(x) if bias is None else torch.zeros_like(x).add_(bias[:, None])
     for j, outputs, inputs in _taps(weight.shape[1], x.shape[2], reverse):
         y[:, :, outputs].addcmul_(x[:, :, inputs], weight[:, j : j + 1])
     return y
 
 
-@torch.library.custom_op("nnunet_ext::causal_conv1d", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("nnunet_ext::causal_conv1d", mutates_args=())
 def _convolution(
     x: Tensor,
     weight: Tensor,
@@ -158,6 +174,10 @@ def _convolution(
     silu: bool,
     reverse: bool,
 ) -> Tensor:
+    if _triton_takes(x, weight):
+        from nnunet_ext.ops import triton_conv
+
+        return triton_conv.forward(x, weight.float(), None if bias is None else bias.float(), silu, reverse)
     wide, weight, bias = _in_one_type(x, weight, bias)
     library = _library(wide, weight, bias)
     y = (
@@ -173,7 +193,7 @@ def _(x, weight, bias, silu, reverse):
     return torch.empty_like(x)
 
 
-@torch.library.custom_op("nnunet_ext::causal_conv1d_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("nnunet_ext::causal_conv1d_backward", mutates_args=())
 def _convolution_backward(
     grad_y: Tensor,
     x: Tensor,
@@ -182,10 +202,16 @@ def _convolution_backward(
     silu: bool,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    wide, wide_weight, bias = _in_one_type(x, weight, bias)
-    arguments = grad_y.to(wide.dtype), wide, wide_weight, bias, silu, reverse
-    library = _library(wide, wide_weight, bias)
-    of_x, *of_weights = _plain_backward(*arguments) if library is None else _native_backward(library, *arguments)
+    if _triton_takes(x, weight):
+        from nnunet_ext.ops import triton_conv
+
+        wide_bias = None if bias is None else bias.float()
+        of_x, *of_weights = triton_conv.backward(grad_y, x, weight.float(), wide_bias, silu, reverse)
+    else:
+        wide, wide_weight, bias = _in_one_type(x, weight, bias)
+        arguments = grad_y.to(wide.dtype), wide, wide_weight, bias, silu, reverse
+        library = _library(wide, wide_weight, bias)
+        of_x, *of_weights = _plain_backward(*arguments) if library is None else _native_backward(library, *arguments)
     of_weight, of_bias = (g.to(weight.dtype) for g in of_weights)
     return of_x.to(x.dtype), of_weight, of_bias
 
@@ -262,9 +288,22 @@ _convolution.register_autograd(_backward, setup_context=_setup_context)
 
 @checked("causal_conv1d")
 def _compare(library: NativeLibrary) -> Pairs:
-    x, grad_y = (example(2, 19, 21, seed=s).transpose(1, 2) for s in range(2))
-    weight, bias = example(21, 4, seed=2), example(21, seed=3)
+    return _pairs(partial(_native, library), partial(_native_backward, library), "cpu")
+
+
+def _compare_triton(device: torch.device) -> Pairs:
+    from nnunet_ext.ops import triton_conv
+
+    return _pairs(triton_conv.forward, triton_conv.backward, device)
+
+
+def _pairs(
+    forward: Callable[..., Tensor], backward: Callable[..., tuple[Tensor, Tensor, Tensor]], device: str | torch.device
+) -> Pairs:
+    """Results and gradients of two functions and of plain PyTorch, in both directions."""
+    x, grad_y = (example(2, 19, 21, seed=s, device=device).transpose(1, 2) for s in range(2))
+    weight, bias = (example(*shape, seed=s, device=device) for s, shape in ((2, (21, 4)), (3, (21,))))
     for reverse in (False, True):
         options = x, weight, bias, True, reverse
-        yield _native(library, *options), _plain(*options)
-        yield from zip(_native_backward(library, grad_y, *options), _plain_backward(grad_y, *options), strict=True)
+        yield forward(*options), _plain(*options)
+        yield from zip(backward(grad_y, *options), _plain_backward(grad_y, *options), strict=True)

@@ -1,8 +1,9 @@
 """The selective scan in plain PyTorch, on any device and in any floating type, in O(b d l) memory.
 
 Time is cut into segments. Inside a segment all values that do not depend on the state are made at once, time-major,
-and the recurrence h_t = a_t h_{t-1} + b_t runs in their memory, one fused multiply-add per step; the readout is one
-batched matrix product. Only the state before each segment is kept; the backward pass recomputes a segment from it.
+and the recurrence h_t = a_t h_{t-1} + b_t runs in their memory, one fused multiply-add per step, or in chunks side by
+side (`nnunet_ext.ops.recurrence`); the readout is one batched matrix product. Only the state before each segment is
+kept; the backward pass recomputes a segment from it.
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from nnunet_ext.ops.recurrence import recur
 
 _SEGMENT_ELEMENTS = 1 << 20
 """Values (step, b, d, n) of a segment on the CPU: three buffers of them fit the outer cache."""
@@ -54,7 +57,7 @@ def forward(
             saved[index] = state
         segment = _Segment(u, delta, B, C, delta_bias, softplus, part)
         a, h = segment.recurrence(A, decay, drive)
-        _run(a, h, state, reverse)
+        recur(a, h, state, reverse)
         state = h[0 if reverse else -1].clone()
         out = segment.readout(h, segment.C)
         if D is not None:
@@ -100,7 +103,7 @@ def backward(
         segment = _Segment(u, delta, B, C, delta_bias, softplus, part)
         start = saved[index]
         a, h = segment.recurrence(A, decay, drive)
-        _run(a, h, start, reverse)
+        recur(a, h, start, reverse)
         dy = _time_major(grad_y, part)
         if z is not None and grad_z is not None:
             gate = _time_major(z, part)
@@ -192,18 +195,12 @@ class _Segment:
         return product.view(*h.shape[:2], self.groups, n)
 
 
-def _run(a: Tensor, h: Tensor, state: Tensor, reverse: bool) -> None:
-    """h_t <- h_t + a_t h_{t-1} in place, from `state`."""
-    order = -1 if reverse else 1
-    for decay, now in zip(a.unbind(0)[::order], h.unbind(0)[::order], strict=True):
-        state = now.addcmul_(decay, state)
-
-
 def _run_back(a: Tensor, g: Tensor, carry: Tensor, reverse: bool) -> Tensor:
     """g_t <- g_t + a_{t+1} g_{t+1} in place, from the last step; returns a_t g_t of the first step."""
-    order = 1 if reverse else -1
-    decays, gradients = a.unbind(0)[::order], g.unbind(0)[::order]
-    gradients[0].add_(carry)
-    for decay, after, now in zip(decays[:-1], gradients[:-1], gradients[1:], strict=True):
-        now.addcmul_(decay, after)
-    return decays[-1] * gradients[-1]
+    if reverse:
+        g[0].add_(carry)
+        recur(a[:-1], g[1:], g[0])
+        return a[-1] * g[-1]
+    g[-1].add_(carry)
+    recur(a[1:], g[:-1], g[-1], backwards=True)
+    return a[0] * g[0]

@@ -1,14 +1,9 @@
 """The selective scan of Mamba: the public function, its checks, and the choice of a backend."""
 
-import os
-import warnings
-from functools import cache
-from importlib import metadata, util
-
 import torch
 from torch import Tensor
 
-from nnunet_ext.ops import mamba_ssm_scan
+from nnunet_ext.ops import mamba_ssm_scan, triton_support
 from nnunet_ext.ops.native import library_for, native_library, refusal
 from nnunet_ext.ops.portable import recorded_loop
 from nnunet_ext.ops.portable_scan import portable_scan
@@ -17,52 +12,6 @@ from nnunet_ext.ops.tracing import is_traced
 from nnunet_ext.utils.torch_private import in_function_transform
 
 BACKENDS = ("mamba_ssm", "triton", "cpu", "torch")
-
-_MIN_TRITON = (3, 3)
-"""The first version whose kernels take tuples."""
-_TRITONS = ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-windows")
-"""Names of the distributions that contain the package."""
-
-
-def _why_no_triton() -> str | None:
-    if util.find_spec("triton") is None:
-        return "the package triton is not installed"
-    for name in _TRITONS:
-        try:
-            found = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-        if tuple(map(int, found.split(".")[:2])) < _MIN_TRITON:
-            return f"{name} {found} is too old, {'.'.join(map(str, _MIN_TRITON))} is needed"
-    return None
-
-
-@cache
-def _why_triton_fails() -> str | None:
-    """Reason why Triton cannot start on this machine's GPU, or None; it is reported once, as a warning.
-
-    At its first use Triton compiles a helper, which needs a C compiler and Python's headers.
-    """
-    if not torch.cuda.is_available():
-        return None
-    try:
-        from triton.runtime import driver
-
-        driver.active.get_current_target()
-    except Exception as error:  # of any kind: the scan runs without Triton
-        reason = f"Triton cannot start: {error}"
-        warnings.warn(
-            f"the selective scan runs in plain PyTorch, which is slow. {reason}. It needs a C compiler and Python's "
-            "headers (gcc and python3-dev on Debian)",
-            stacklevel=2,
-        )
-        return reason
-    return None
-
-
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether Triton interprets its kernels in Python, on any tensors, for tests without a GPU."""
-_NO_TRITON = _why_no_triton()  # found once: torch.compile must not trace the search
 
 
 def selective_scan(
@@ -189,10 +138,10 @@ def _choose(
         return "torch"
     if device_type == "cuda":
         if compiled:  # torch.compile cannot trace mamba_ssm's kernels, and needs Triton itself
-            return "triton" if _NO_TRITON is None else "torch"
+            return "triton" if triton_support.MISSING is None else "torch"
         if not state_gradient and mamba_ssm_scan.why_unusable() is None:
             return "mamba_ssm"
-        return "triton" if _NO_TRITON is None and _why_triton_fails() is None else "torch"
+        return "triton" if triton_support.why_unusable() is None else "torch"
     return "cpu" if device_type == "cpu" else "torch"
 
 
@@ -200,13 +149,13 @@ def _why_unusable(backend: str, device_type: str, dtype: torch.dtype) -> str | N
     if backend not in BACKENDS:
         return f"it is unknown (known: {', '.join(BACKENDS)})"
     if backend in ("mamba_ssm", "triton"):
-        if device_type != "cuda" and not (backend == "triton" and _INTERPRETED):
+        if device_type != "cuda" and not (backend == "triton" and triton_support.INTERPRETED):
             return f"it needs CUDA tensors, these are on {device_type}"
         if dtype == torch.float64:
             return "it computes in single precision, these tensors are float64"
         if backend == "mamba_ssm":
             return mamba_ssm_scan.why_unusable()
-        return _NO_TRITON
+        return triton_support.MISSING
     if backend == "cpu" and device_type != "cpu":
         return f"it needs tensors on the CPU, these are on {device_type}"
     return None

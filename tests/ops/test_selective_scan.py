@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from nnunet_ext.ops import cpu_scan, describe_backend, native, selective_scan, selective_scan_reference
+from nnunet_ext.ops import cpu_scan, describe_backend, native, selective_scan, selective_scan_reference, triton_support
 from nnunet_ext.ops.native import INSTRUCTION_SETS, load_native
 from tests.helpers.libraries import library_for
 
@@ -328,33 +328,31 @@ def test_where_triton_cannot_start_the_scan_goes_on_without(monkeypatch):
     """Triton really cannot start here, because it finds no GPU; elsewhere it may lack a compiler."""
     scan = sys.modules["nnunet_ext.ops.selective_scan"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(scan, "_NO_TRITON", None)
-    scan._why_triton_fails.cache_clear()
+    monkeypatch.setattr(triton_support, "MISSING", None)
+    triton_support._why_it_fails.cache_clear()
     try:
-        with pytest.warns(UserWarning, match="runs in plain PyTorch, which is slow. Triton cannot start"):
+        with pytest.warns(UserWarning, match="run in plain PyTorch, which is slow. Triton cannot start"):
             assert scan._choose(None, "cuda", torch.float32, compiled=False) == "torch"
         assert scan._choose(None, "cuda", torch.float32, compiled=True) == "triton"
     finally:
-        scan._why_triton_fails.cache_clear()
+        triton_support._why_it_fails.cache_clear()
 
 
 def test_triton_is_known_by_its_other_names(monkeypatch):
-    scan = sys.modules["nnunet_ext.ops.selective_scan"]
-
     def version(name):
         if name != "pytorch-triton":
-            raise scan.metadata.PackageNotFoundError(name)
+            raise triton_support.metadata.PackageNotFoundError(name)
         return "3.0.0+git"
 
-    monkeypatch.setattr(scan.metadata, "version", version)
-    monkeypatch.setattr(scan.util, "find_spec", lambda name: object())
-    assert scan._why_no_triton() == "pytorch-triton 3.0.0+git is too old, 3.3 is needed"
+    monkeypatch.setattr(triton_support.metadata, "version", version)
+    monkeypatch.setattr(triton_support.util, "find_spec", lambda name: object())
+    assert triton_support._why_missing() == "pytorch-triton 3.0.0+git is too old, 3.3 is needed"
 
 
 def test_the_state_has_a_gradient_with_mamba_ssm_too(monkeypatch):
     scan = sys.modules["nnunet_ext.ops.selective_scan"]
     monkeypatch.setattr(scan.mamba_ssm_scan, "why_unusable", lambda: None)
-    monkeypatch.setattr(scan, "_NO_TRITON", None)
+    monkeypatch.setattr(triton_support, "MISSING", None)
     assert scan._choose(None, "cuda", torch.float32, compiled=False) == "mamba_ssm"
     assert scan._choose(None, "cuda", torch.float32, compiled=False, state_gradient=True) == "triton"
 

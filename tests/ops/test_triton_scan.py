@@ -1,14 +1,9 @@
 """The Triton kernels against the reference: in Triton's interpreter on any machine, natively where there is a GPU.
 
-The interpreter must be on before a kernel is defined, so one subprocess (this file as a script) runs every case.
+One subprocess, this file as a script, runs every case in the interpreter.
 """
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
-import traceback
 from pathlib import Path
 from unittest.mock import patch
 
@@ -17,6 +12,7 @@ import pytest
 import torch
 
 from nnunet_ext.ops.reference import selective_scan_reference
+from tests.helpers.interpreter import assert_small, interpreted, relative_errors, run_all
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs triton; it is not installed", allow_module_level=True)
@@ -116,13 +112,8 @@ def reference(inputs, grad_y, grad_last, softplus, reverse):
 
 
 def errors_of(actual, expected):
-    """Largest difference relative to the largest expected value, of everything expected."""
-    errors = {}
-    for name, value in expected.items():
-        assert actual[name].shape == value.shape, name
-        assert actual[name].dtype == torch.float32, name
-        errors[name] = ((actual[name] - value).abs().max() / value.abs().max().clamp_min(1e-12)).item()
-    return errors
+    assert all(actual[name].dtype == torch.float32 for name in expected)
+    return relative_errors(actual, expected)
 
 
 def run_case(case, device):
@@ -238,34 +229,14 @@ CHECKS = {name: (lambda device, case=case: run_case(case, device)) for name, cas
 
 
 @pytest.fixture(scope="module")
-def interpreted():
-    """Errors of every check, or the traceback of one that failed, from Triton's interpreter."""
-    root = str(Path(__file__).parents[2])
-    done = subprocess.run(
-        [sys.executable, "-W", "error", __file__],
-        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": root},
-        cwd=root,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=1800,  # minutes, more on a busy machine
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
-
-
-def assert_small(errors, tolerance):
-    assert isinstance(errors, dict), errors
-    assert errors
-    for name, error in errors.items():
-        assert error <= tolerance, f"{name}: {error:.1e}"  # false for NaN
+def in_the_interpreter():
+    return interpreted(__file__)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKS)
-def test_equals_the_reference_in_the_interpreter(name, interpreted):
-    assert_small(interpreted[name], 1e-5)
+def test_equals_the_reference_in_the_interpreter(name, in_the_interpreter):
+    assert_small(in_the_interpreter[name], 1e-5)
 
 
 @pytest.mark.gpu
@@ -287,17 +258,5 @@ def test_gradients_are_reproducible_on_the_gpu():
         assert torch.equal(value, second[name]), name
 
 
-def run_all():
-    """Every check's errors as JSON on standard output."""
-    torch.set_num_threads(1)
-    results = {}
-    for name, check in CHECKS.items():
-        try:
-            results[name] = check(torch.device("cpu"))
-        except Exception:
-            results[name] = traceback.format_exc()
-    print(json.dumps(results))
-
-
 if __name__ == "__main__":
-    run_all()
+    run_all(CHECKS)
