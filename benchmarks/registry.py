@@ -188,6 +188,14 @@ _MEASUREMENTS = (
         cuda=True,
     ),
     Measurement(
+        "triton_code",
+        ("triton_code",),
+        "benchmarks.triton_code",
+        "Code of the Triton kernels",
+        "the kernels of the selective scan and of Mamba's convolution, compiled for an H100 without running them: "
+        "registers of a thread, its stack (spilled registers), and instructions, whose loops cover the steps given",
+    ),
+    Measurement(
         "sasan",
         ("sasan_cpu",),
         f"benchmarks.sasan {_TIMING} --repeats 3",

@@ -238,6 +238,12 @@ def selective_scan_gpu(rows: Rows) -> str:
     return markdown_table(header, [[row[key] for key in (*columns, "times_faster_than_mamba_ssm")] for row in rows])
 
 
+def triton_code(rows: Rows) -> str:
+    columns = ("kernel", "target", "steps", "registers", "stack_bytes", "instructions", "loads", "loads_of_four")
+    columns += ("exponentials", "stores")
+    return markdown_table([name.replace("_", " ") for name in columns], [_cells(row, *columns) for row in rows])
+
+
 TABLES: dict[str, Callable[[Rows], str]] = {
     "networks_cpu": networks,
     "networks_2d_cpu": networks,
@@ -255,6 +261,7 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "selective_scan_8192_cpu": selective_scan,
     "selective_scan_1x384x16x512_cpu": selective_scan,
     "selective_scan_gpu": selective_scan_gpu,
+    "triton_code": triton_code,
     "sasan_cpu": sasan,
     "em_net_cpu": em_net,
     "faf_net_plain_cpu": plain,

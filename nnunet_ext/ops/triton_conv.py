@@ -21,7 +21,7 @@ from nnunet_ext.ops.triton_conv_kernels import convolve, convolve_backward
 TILE = 32
 STEPS = 16
 CHUNK = 256
-_LAUNCH: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}
+LAUNCH: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
@@ -73,7 +73,7 @@ def _sizes(x: Tensor) -> tuple[int, int]:
 
 
 def _constants(weight: Tensor, silu: bool) -> dict[str, Any]:
-    return {"WIDTH": weight.shape[1], "SILU": silu, "TILE": TILE, "STEPS": STEPS, "CHUNK": CHUNK} | _LAUNCH
+    return {"WIDTH": weight.shape[1], "SILU": silu, "TILE": TILE, "STEPS": STEPS, "CHUNK": CHUNK} | LAUNCH
 
 
 def _in_time(x: Tensor, reverse: bool) -> tuple[Tensor, int, int, int]:

@@ -26,14 +26,16 @@ from nnunet_ext.ops.triton_steps import (
     LOG2_E,
     advance,
     gradient_before_gate,
+    load_each,
     load_rates,
-    load_scalar,
+    load_row,
     load_states,
     load_vector,
     locate,
     seek,
     sigmoid,
     step_size,
+    store_each,
     store_states,
     sum_lanes,
     where_valid,
@@ -79,7 +81,7 @@ def chunk_ends(
             raws = raws + (load_vector(delta + (start + r) * delta_t, exists, True, True),)
         for r in tl.static_range(BLOCK):
             dt = step_size(raws[r] + offset, True, SOFTPLUS, True)
-            h = advance(h, rates, dt, dt * us[r], B + (start + r) * B_t, True, N, True)[0]
+            h = advance(h, rates, dt, dt * us[r], B + (start + r) * B_t, True, N, TILE, True)[0]
             total += dt
     width = groups * channels_per_group
     store_states(ends + (batch * chunks + chunk) * N * width + channel, width, h, exists, N, LEVELS)
@@ -201,10 +203,11 @@ def scan(
         for r in tl.static_range(BLOCK):
             valid = start + r < steps
             dt = step_size(raws[r] + offset, valid, SOFTPLUS, EVEN)
-            h = advance(h, rates, dt, dt * us[r], B + (start + r) * B_t, valid, N, EVEN)[0]
+            h = advance(h, rates, dt, dt * us[r], B + (start + r) * B_t, valid, N, TILE, EVEN)[0]
             out = ys[r] if ADD else tl.zeros((TILE,), tl.float32)
+            row = load_row(C + (start + r) * C_t, valid, N, TILE, EVEN)
             for n in tl.static_range(N):
-                out += h[n] * load_scalar(C + (start + r) * C_t + n, valid, EVEN)
+                out += h[n] * row[n]
             out += skip * us[r]
             if z is not None:
                 out *= gates[r] * sigmoid(gates[r])
@@ -270,9 +273,10 @@ def chunk_ends_backward(
         for r in tl.static_range(BLOCK - 1, -1, -1):
             valid = start + r < steps
             dt = step_size(raws[r] + offset, valid, SOFTPLUS, EVEN)
+            row = load_row(C + (start + r) * C_t, valid, N, TILE, EVEN)
             new = ()
             for n in tl.static_range(N):
-                g = v[n] + grads[r] * load_scalar(C + (start + r) * C_t + n, valid, EVEN)
+                g = v[n] + grads[r] * row[n]
                 new = new + (g * tl.exp2(dt * rates[n]),)
             v = new
             total += dt
@@ -301,6 +305,7 @@ def scan_backward(
     dA,
     dD,
     dbias,
+    scratch,
     length,
     chunks,
     tiles,
@@ -324,7 +329,9 @@ def scan_backward(
         du_t = D p_t + delta_t B_t . g_t        dA = sum_t delta_t g_t a_t h_{t-1}
         ddelta_t = u_t B_t . g_t + sum_n A g_t a_t h_{t-1}, through softplus where there is one
 
-    A block's states are recomputed from the last saved one and stay in registers as a_t h_{t-1}; h_t follows from it.
+    From a saved state, the states before the blocks that follow it are computed once and put into `scratch`
+    (B, K, blocks, N, D). A block's states are recomputed from its own and stay in registers as a_t h_{t-1}; h_t follows
+    from it.
     """
     PADDED: tl.constexpr = 1 << LEVELS
     tile, group, chunk, batch, channel, exists = locate(tiles, groups, channels_per_group, chunks, TILE)
@@ -354,10 +361,13 @@ def scan_backward(
     sum_D = tl.zeros((TILE,), tl.float32)
     sum_bias = tl.zeros((TILE,), tl.float32)
     steps = tl.minimum(CHUNK, length - first).to(tl.int32)
-    blocks = tl.cdiv(steps, BLOCK)
-    for i in range(blocks):
-        start = (blocks - 1 - i) * BLOCK
-        anchor = start // SAVE_EVERY * SAVE_EVERY
+    width = groups * channels_per_group
+    part = batch * chunks + chunk
+    scratch += part * (SAVE_EVERY // BLOCK) * N * width + channel
+    intervals = tl.cdiv(steps, SAVE_EVERY)
+    for i in range(intervals):
+        anchor = (intervals - 1 - i) * SAVE_EVERY
+        blocks = tl.cdiv(tl.minimum(SAVE_EVERY, steps - anchor), BLOCK)
         place = (first + anchor) // SAVE_EVERY - 1
         h = load_states(
             saved[0] + batch * saved[1] + place * saved[2] + channel,
@@ -366,83 +376,89 @@ def scan_backward(
             N,
             LEVELS,
         )
-        for before in range(anchor, start, BLOCK):
+        store_each(scratch, width, h, exists, N)
+        for block in range(1, blocks):
+            before = anchor + (block - 1) * BLOCK
             for r in tl.static_range(BLOCK):
                 x = load_vector(u + (before + r) * u_t, exists, True, True)
                 raw = load_vector(delta + (before + r) * delta_t, exists, True, True)
                 dt = step_size(raw + offset, True, SOFTPLUS, True)
-                h = advance(h, rates, dt, dt * x, B + (before + r) * B_t, True, N, True)[0]
-        us = ()
-        dts = ()
-        kept = ()
-        for r in tl.static_range(BLOCK):
-            valid = start + r < steps
-            us = us + (load_vector(u + (start + r) * u_t, exists, valid, EVEN),)
-            raw = load_vector(delta + (start + r) * delta_t, exists, valid, EVEN)
-            dts = dts + (step_size(raw + offset, valid, SOFTPLUS, EVEN),)
-        for r in tl.static_range(BLOCK):
-            valid = start + r < steps
-            h, decayed = advance(h, rates, dts[r], dts[r] * us[r], B + (start + r) * B_t, valid, N, EVEN)
-            kept = kept + decayed
-        for r in tl.static_range(BLOCK - 1, -1, -1):
-            valid = start + r < steps
-            mask = exists if EVEN else where_valid(exists, valid)
-            dt = dts[r]
-            drive = dt * us[r]
-            p = load_vector(grad + (start + r) * grad_t, exists, valid, EVEN)
-            grad_y = p
-            if z is not None:
-                gate = load_vector(z + (start + r) * z_t, exists, valid, EVEN)
-                p = gradient_before_gate(p, gate)
-            out = skip * us[r] + tl.zeros((TILE,), tl.float32)
-            from_B = tl.zeros((TILE,), tl.float32)
-            from_A = tl.zeros((TILE,), tl.float32)
-            new_v = ()
-            new_sums = ()
-            products_B = ()
-            products_C = ()
-            for n in tl.static_range(N):
-                b = load_scalar(B + (start + r) * B_t + n, valid, EVEN)
-                c = load_scalar(C + (start + r) * C_t + n, valid, EVEN)
-                h_n = kept[r * N + n] + drive * b
-                g = v[n] + p * c
-                decayed_g = g * kept[r * N + n]
-                out += h_n * c
-                from_B += g * b
-                from_A += rates[n] * decayed_g
-                products_B = products_B + (g * drive,)
-                products_C = products_C + (p * h_n,)
-                new_sums = new_sums + (sums_A[n] + dt * decayed_g,)
-                new_v = new_v + (g * tl.exp2(dt * rates[n]),)
-            for _extra in tl.static_range(PADDED - N):
-                products_B = products_B + (tl.zeros((TILE,), tl.float32),)
-                products_C = products_C + (tl.zeros((TILE,), tl.float32),)
-            v = new_v
-            sums_A = new_sums
-            sums = sum_lanes(products_B + products_C, 2 * PADDED, LEVELS + 1, TILE)
-            grad_u = skip * p + dt * from_B
-            grad_delta = us[r] * from_B + from_A * LN_2
-            if SOFTPLUS:
-                grad_delta *= sigmoid(load_vector(delta + (start + r) * delta_t, exists, valid, EVEN) + offset)
-            sum_D += p * us[r]
-            sum_bias += grad_delta if EVEN else tl.where(valid, grad_delta, 0.0)
-            if ADD:
-                grad_u += load_vector(du + (start + r) * du_t, exists, valid, EVEN)
-                grad_delta += load_vector(ddelta + (start + r) * ddelta_t, exists, valid, EVEN)
-            tl.store(du + (start + r) * du_t, grad_u, mask=mask)
-            tl.store(ddelta + (start + r) * ddelta_t, grad_delta, mask=mask)
-            if EVEN:
-                tl.store(dBC + (start + r) * dBC_t, sums)
-            else:
-                tl.store(dBC + (start + r) * dBC_t, sums, mask=where_valid(columns >= 0, valid))
-            if z is not None:
-                s = sigmoid(gate)
-                grad_z = grad_y * out * s * (1.0 + gate * (1.0 - s))
+                h = advance(h, rates, dt, dt * x, B + (before + r) * B_t, True, N, TILE, True)[0]
+            store_each(scratch + block * N * width, width, h, exists, N)
+        for j in range(blocks):
+            block = blocks - 1 - j
+            start = anchor + block * BLOCK
+            h = load_each(scratch + block * N * width, width, exists, N)
+            us = ()
+            dts = ()
+            kept = ()
+            for r in tl.static_range(BLOCK):
+                valid = start + r < steps
+                us = us + (load_vector(u + (start + r) * u_t, exists, valid, EVEN),)
+                raw = load_vector(delta + (start + r) * delta_t, exists, valid, EVEN)
+                dts = dts + (step_size(raw + offset, valid, SOFTPLUS, EVEN),)
+            for r in tl.static_range(BLOCK):
+                valid = start + r < steps
+                h, decayed = advance(h, rates, dts[r], dts[r] * us[r], B + (start + r) * B_t, valid, N, TILE, EVEN)
+                kept = kept + decayed
+            for r in tl.static_range(BLOCK - 1, -1, -1):
+                valid = start + r < steps
+                mask = exists if EVEN else where_valid(exists, valid)
+                dt = dts[r]
+                drive = dt * us[r]
+                p = load_vector(grad + (start + r) * grad_t, exists, valid, EVEN)
+                grad_y = p
+                if z is not None:
+                    gate = load_vector(z + (start + r) * z_t, exists, valid, EVEN)
+                    p = gradient_before_gate(p, gate)
+                out = skip * us[r] + tl.zeros((TILE,), tl.float32)
+                from_B = tl.zeros((TILE,), tl.float32)
+                from_A = tl.zeros((TILE,), tl.float32)
+                new_v = ()
+                new_sums = ()
+                products_B = ()
+                products_C = ()
+                row_B = load_row(B + (start + r) * B_t, valid, N, TILE, EVEN)
+                row_C = load_row(C + (start + r) * C_t, valid, N, TILE, EVEN)
+                for n in tl.static_range(N):
+                    b, c = row_B[n], row_C[n]
+                    h_n = kept[r * N + n] + drive * b
+                    g = v[n] + p * c
+                    decayed_g = g * kept[r * N + n]
+                    out += h_n * c
+                    from_B += g * b
+                    from_A += rates[n] * decayed_g
+                    products_B = products_B + (g * drive,)
+                    products_C = products_C + (p * h_n,)
+                    new_sums = new_sums + (sums_A[n] + dt * decayed_g,)
+                    new_v = new_v + (g * tl.exp2(dt * rates[n]),)
+                for _extra in tl.static_range(PADDED - N):
+                    products_B = products_B + (tl.zeros((TILE,), tl.float32),)
+                    products_C = products_C + (tl.zeros((TILE,), tl.float32),)
+                v = new_v
+                sums_A = new_sums
+                sums = sum_lanes(products_B + products_C, 2 * PADDED, LEVELS + 1, TILE)
+                grad_u = skip * p + dt * from_B
+                grad_delta = us[r] * from_B + from_A * LN_2
+                if SOFTPLUS:
+                    grad_delta *= sigmoid(load_vector(delta + (start + r) * delta_t, exists, valid, EVEN) + offset)
+                sum_D += p * us[r]
+                sum_bias += grad_delta if EVEN else tl.where(valid, grad_delta, 0.0)
                 if ADD:
-                    grad_z += load_vector(dz + (start + r) * dz_t, exists, valid, EVEN)
-                tl.store(dz + (start + r) * dz_t, grad_z, mask=mask)
-    width = groups * channels_per_group
-    part = batch * chunks + chunk
+                    grad_u += load_vector(du + (start + r) * du_t, exists, valid, EVEN)
+                    grad_delta += load_vector(ddelta + (start + r) * ddelta_t, exists, valid, EVEN)
+                tl.store(du + (start + r) * du_t, grad_u, mask=mask)
+                tl.store(ddelta + (start + r) * ddelta_t, grad_delta, mask=mask)
+                if EVEN:
+                    tl.store(dBC + (start + r) * dBC_t, sums)
+                else:
+                    tl.store(dBC + (start + r) * dBC_t, sums, mask=where_valid(columns >= 0, valid))
+                if z is not None:
+                    s = sigmoid(gate)
+                    grad_z = grad_y * out * s * (1.0 + gate * (1.0 - s))
+                    if ADD:
+                        grad_z += load_vector(dz + (start + r) * dz_t, exists, valid, EVEN)
+                    tl.store(dz + (start + r) * dz_t, grad_z, mask=mask)
     store_states(dA + part * N * width + channel, width, sums_A, exists, N, LEVELS)
     if D is not None:
         tl.store(dD + part * width + channel, sum_D, mask=exists)

@@ -28,6 +28,8 @@ TILE = 32
 # Steps whose loads are in flight together; in backward also those whose states fill half of the 255 registers.
 BLOCK = 8
 BACKWARD_BLOCK = 4
+# States that a lane reads at a time, if their number is a multiple of it.
+ROW = 4
 # More states than this are scanned in several launches that add up.
 STATES = 16
 # Longest chunk first; shorter ones while they leave the GPU (132 SMs on an H100) fewer warps than this.
@@ -133,9 +135,16 @@ def _finish(x: Tensor | None, buffer: Tensor | None) -> None:
 
 
 def _states_last(x: Tensor) -> Tensor:
-    if (x.shape[2] == 1 or x.stride(2) == 1) and x.stride(3) <= MAX_STEP:
+    """B or C (b, g, n, l) with adjacent states, of which kernels read four at a time if they are aligned."""
+    adjacent = (x.shape[2] == 1 or x.stride(2) == 1) and x.stride(3) <= MAX_STEP
+    if adjacent and (x.shape[2] % ROW or _is_aligned(x)):
         return x
     return x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+
+
+def _is_aligned(x: Tensor) -> bool:
+    """Whether Triton knows of every row of states that it is aligned: it looks at multiples of 16 of all numbers."""
+    return x.data_ptr() % 16 == 0 and all(x.stride(i) % 16 == 0 or x.shape[i] == 1 for i in (0, 1, 3))
 
 
 def forward(
@@ -249,12 +258,13 @@ def backward(
             padded = triton.next_power_of_2(n)
             parts_BC = u.new_empty(plan.tiles, plan.b, plan.length, plan.groups, 2, padded)
             parts_A = u.new_empty(*parts, n, plan.d)
+            scratch = u.new_empty(*parts, plan.interval // BACKWARD_BLOCK, n, plan.d)
             at_BC = plan.along_time(parts_BC.flatten(3).permute(1, 0, 3, 2))
             triton_kernels.scan_backward[plan.grid(plan.chunks)](
                 *(at_u, at_delta, at_B, at_C, at_z, at_grad, a, D if first else None, delta_bias),
                 *(_strided(saved[:, :, states], 0, 1, 2), _strided(carry, 0, 1, 2, 3)),
                 *(plan.along_time(x) for x in buffers),
-                *(at_BC, parts_A, parts_D, parts_bias),
+                *(at_BC, parts_A, parts_D, parts_bias, scratch),
                 *(plan.length, *plan.sizes),
                 ADD=not first,
                 SAVE_EVERY=plan.interval,

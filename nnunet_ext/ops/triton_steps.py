@@ -63,6 +63,25 @@ def load_scalar(pointer, valid, EVEN: tl.constexpr):
 
 
 @triton.jit
+def load_row(pointer, valid, N: tl.constexpr, TILE: tl.constexpr, EVEN: tl.constexpr):
+    """N values of one step, which all lanes read: four at a time where N is a multiple of 4."""
+    row = ()
+    if N % 4 == 0:
+        # A lane owns its row of (TILE, 4), which it reads in one access if the compiler knows the values aligned.
+        offsets = tl.zeros((TILE, 1), tl.int32) + tl.arange(0, 4)[None, :]
+        for first in tl.static_range(0, N, 4):
+            if EVEN:
+                x = tl.load(pointer + first + offsets)
+            else:
+                x = tl.load(pointer + first + offsets, mask=where_valid(offsets >= 0, valid), other=0.0)
+            row = row + split_states(x, 4, 2)
+    else:
+        for n in tl.static_range(N):
+            row = row + (load_scalar(pointer + n, valid, EVEN),)
+    return row
+
+
+@triton.jit
 def split_states(x, N: tl.constexpr, LEVELS: tl.constexpr):
     """The first N columns of (TILE, 2**LEVELS) as vectors."""
     parts = (x,)
@@ -102,6 +121,22 @@ def store_states(pointer, stride, states, mask, N: tl.constexpr, LEVELS: tl.cons
 
 
 @triton.jit
+def store_each(pointer, stride, states, mask, N: tl.constexpr):
+    """One access per state, so that each lane stores its own channel and may read it again without a barrier."""
+    for n in tl.static_range(N):
+        tl.store(pointer + n * stride, states[n], mask=mask)
+
+
+@triton.jit
+def load_each(pointer, stride, mask, N: tl.constexpr):
+    """The states that `store_each` has stored."""
+    states = ()
+    for n in tl.static_range(N):
+        states = states + (tl.load(pointer + n * stride, mask=mask, other=0.0),)
+    return states
+
+
+@triton.jit
 def zero_states(TILE: tl.constexpr, N: tl.constexpr):
     states = ()
     for _n in tl.static_range(N):
@@ -129,14 +164,15 @@ def step_size(raw, valid, SOFTPLUS: tl.constexpr, EVEN: tl.constexpr):
 
 
 @triton.jit
-def advance(h, rates, dt, drive, B, valid, N: tl.constexpr, EVEN: tl.constexpr):
+def advance(h, rates, dt, drive, B, valid, N: tl.constexpr, TILE: tl.constexpr, EVEN: tl.constexpr):
     """h <- exp(dt A) h + drive B, and the decayed part exp(dt A) h by itself."""
+    row = load_row(B, valid, N, TILE, EVEN)
     new = ()
     decayed = ()
     for n in tl.static_range(N):
         kept = h[n] * tl.exp2(dt * rates[n])
         decayed = decayed + (kept,)
-        new = new + (kept + drive * load_scalar(B + n, valid, EVEN),)
+        new = new + (kept + drive * row[n],)
     return new, decayed
 
 

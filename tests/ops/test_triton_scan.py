@@ -55,6 +55,7 @@ CASES = {
     "groups of two tiles": {"d": 70, "groups": 2, "length": 9, "reverse": True, "b": 2},
     "one channel": {"d": 1, "length": 18, "layout": "channels first"},
     "16 states": {"n": 16, "length": 20, "reverse": True},
+    "8 states, ragged, not aligned": {"n": 8, "length": 83, "chunks": (48,), "layout": "gaps"},
     "18 states, in two launches": {"n": 18, "length": 36, "reverse": True},
     "18 states, chunks, nothing optional": {"n": 18, "length": 37, "chunks": (32,), "optional": set()},
     "small steps": {"delta": -9.0, "optional": set(), "length": 20},
