@@ -14,7 +14,7 @@ from nnunet_ext.blocks.conv import ConvNormAct
 from nnunet_ext.networks import SASAN
 from nnunet_ext.networks.sasan.asem import ASEM
 from nnunet_ext.networks.sasan.axial_attention import attend_reference
-from nnunet_ext.networks.sasan.fourier import unfold_mask
+from nnunet_ext.networks.sasan.low_band import unfold_mask
 
 
 def plain_masks(network: SASAN) -> list[Tensor]:

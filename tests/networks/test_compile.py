@@ -74,6 +74,17 @@ def check(network, backend, compiler, assert_close, within_epochs=True):
     assert len(compilations) <= expected
 
 
+def test_the_compiler_sees_no_complex_numbers_in_sasan(compiler):
+    """Inductor makes no code for them, and no code for what is between them."""
+    network = build("sasan", "2d")
+    run, compilations = compiler(network, "aot_eager")
+    run(images_for(network, 2))
+    values = [node.meta.get("example_value") for graph in compilations for node in graph.graph.nodes]
+    found = [value.dtype for value in values if isinstance(value, torch.Tensor)]
+    assert len(found) > 50
+    assert not any(dtype.is_complex for dtype in found)
+
+
 QUICK = ("sasan", "salstm", "faf_net")  # others take a minute and more
 
 

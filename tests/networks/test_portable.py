@@ -7,7 +7,8 @@ import torch
 
 from nnunet_ext.networks import NETWORKS
 from nnunet_ext.networks.em_net import EMNet
-from nnunet_ext.networks.sasan.fourier import FINE, image_spectrum
+from nnunet_ext.networks.sasan.fourier import FINE
+from nnunet_ext.networks.sasan.low_band import image_spectrum
 from nnunet_ext.ops.portable import portable_operators
 from tests.helpers.small_networks import CASES, build, images_for
 
@@ -32,7 +33,7 @@ def test_portable_form_gives_the_same_without_custom_operators(name, case, asser
 def test_low_band_in_real_arithmetic(size, assert_close):
     patch = (16, 16, 12)
     image = torch.randn(2, 2, *patch)
-    fine = FINE(5, size, patch)
+    fine = FINE(5, size)
     torch.nn.init.normal_(fine.mask)
     with torch.no_grad():
         expected = fine.low_band(image_spectrum(image))

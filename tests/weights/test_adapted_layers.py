@@ -16,7 +16,8 @@ from nnunet_ext.networks.lstm_sa.adapting import SCORES
 from nnunet_ext.networks.lstm_sa.conv_lstm import States
 from nnunet_ext.networks.sasan.adapting import resize_attention, resize_mask
 from nnunet_ext.networks.sasan.axial_attention import AxialAttention
-from nnunet_ext.networks.sasan.fourier import FINE, image_spectrum
+from nnunet_ext.networks.sasan.fourier import FINE
+from nnunet_ext.networks.sasan.low_band import image_spectrum
 from nnunet_ext.networks.u_mamba.adapting import resize_channel_tokens
 from nnunet_ext.networks.u_mamba.mamba_layer import MambaLayer
 
@@ -93,7 +94,7 @@ def test_frequencies_beyond_the_old_ones_are_zero():
 @pytest.mark.parametrize(("old", "new"), [((8, 12), (12, 10)), ((7, 12), (9, 9)), ((12, 9, 8), (8, 12, 7))])
 def test_masks_of_fine_in_other_voxels(old, new, levels, assert_close):
     """Level 1 and a lower level, whose band is cropped."""
-    before, after = fines(old, new, levels, zoom=[1] * len(old))
+    before, after = fines(old, new, zoom=[1] * len(old))
     limits = [(min(s) - 1) // 2 for s in zip(old, new, strict=True)]
     image = band_limited((2, 2, *(levels * s for s in old)), limits)
     expected = seen_on(before.low_band(image_spectrum(image)), new)
@@ -107,7 +108,7 @@ def test_masks_of_fine_in_other_voxels(old, new, levels, assert_close):
 )
 def test_masks_of_fine_in_another_patch(old, new, levels, assert_close):
     """An image that repeats that of the shorter patch. Level 1 and a lower level, whose band is cropped."""
-    before, after = fines(old, new, levels, zoom=[n / o for o, n in zip(old, new, strict=True)])
+    before, after = fines(old, new, zoom=[n / o for o, n in zip(old, new, strict=True)])
     shorter = [min(s) for s in zip(old, new, strict=True)]
     limits = [(s - 1) // 2 for s in shorter]
     image = band_limited((2, 2, *(levels * s for s in shorter)), limits)
@@ -121,9 +122,9 @@ def test_masks_of_fine_in_another_patch(old, new, levels, assert_close):
     assert_close(low[new][first], low[old][first], 1e-10)
 
 
-def fines(old, new, levels, zoom):
+def fines(old, new, zoom):
     """A layer with a random mask, and one for another grid."""
-    before, after = (FINE(4, size, tuple(levels * s for s in size)).double() for size in (old, new))
+    before, after = (FINE(4, size).double() for size in (old, new))
     before.mask.data = torch.randn_like(before.mask)
     after.mask.data = resize_mask(before.mask.data, new, zoom)
     return before, after

@@ -10,7 +10,8 @@ from nnunet_ext.networks.adapting.grids import along, resampling
 from nnunet_ext.networks.adapting.spectra import resize_spectrum
 from nnunet_ext.networks.adapting.tied import Declaration, Geometry, Origin, Tied, sizes
 from nnunet_ext.networks.sasan.axial_attention import AxialAttention, default_heads
-from nnunet_ext.networks.sasan.fourier import FINE, fold_mask, unfold_mask
+from nnunet_ext.networks.sasan.fourier import FINE
+from nnunet_ext.networks.sasan.low_band import fold_mask, unfold_mask
 
 
 def resize_mask(stored: Tensor, size: Sequence[int], zoom: Sequence[float]) -> Tensor:

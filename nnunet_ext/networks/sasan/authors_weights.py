@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nnunet_ext.networks.keys import check_keys, load_checked
 from nnunet_ext.networks.sasan import SASAN
-from nnunet_ext.networks.sasan.fourier import fold_mask
+from nnunet_ext.networks.sasan.low_band import fold_mask
 
 _AUTHORS_LEVELS = 5
 

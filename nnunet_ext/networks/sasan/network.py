@@ -22,7 +22,8 @@ from nnunet_ext.networks.entry import at_any_precision, with_empty_batches
 from nnunet_ext.networks.heads import check_heads, drop_unused_heads
 from nnunet_ext.networks.sasan.adapting import TIED
 from nnunet_ext.networks.sasan.asem import ASEM
-from nnunet_ext.networks.sasan.fourier import FINE, image_spectrum
+from nnunet_ext.networks.sasan.fourier import FINE
+from nnunet_ext.networks.sasan.low_band import image_spectrum
 from nnunet_ext.networks.topology import PerStage, Topology
 
 
@@ -110,7 +111,7 @@ class _Encoder(nn.Module):
         ):
             self.pools.append(max_pool_op(conv_op)(stride, stride) if any(s > 1 for s in stride) else nn.Identity())
             self.stages.append(two_conv(conv_op, width, features, kernel))
-            self.fine.append(FINE(features, size, topology.patch_size))
+            self.fine.append(FINE(features, size))
             width = features
 
     def forward(self, x: Tensor, spectrum: Tensor) -> list[Tensor]:

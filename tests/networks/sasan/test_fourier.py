@@ -5,12 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_ext.networks.sasan.fourier import (
-    FINE,
+from nnunet_ext.networks.sasan.fourier import FINE, gate, gate_reference
+from nnunet_ext.networks.sasan.low_band import (
     crop_spectrum,
     fold_mask,
-    gate,
-    gate_reference,
     image_spectrum,
     low_band,
     low_band_reference,
@@ -60,7 +58,7 @@ def test_low_band_is_the_pages_formula(patch, size, modalities, assert_close):
 @pytest.mark.parametrize("modalities", [1, 2])
 @pytest.mark.parametrize("slab", [1, 100, 1 << 18])
 def test_low_band_equals_its_reference_with_gradient(patch, size, modalities, slab, monkeypatch, assert_close):
-    monkeypatch.setattr("nnunet_ext.networks.sasan.fourier._SLAB_ELEMENTS", slab)
+    monkeypatch.setattr("nnunet_ext.networks.sasan.low_band._SLAB_ELEMENTS", slab)
     _, spectrum = spectrum_level(patch, size, modalities)
     mask = torch.randn(1, 5, *size, dtype=torch.float64, requires_grad=True)
     fast, plain = low_band(mask, spectrum, patch == size), low_band_reference(mask, spectrum)
@@ -121,7 +119,7 @@ def test_gate_stays_within_float16():
 def test_fine_agrees_with_the_authors(golden, assert_close):
     file = golden("sasan_fine")
     size = tuple(file.meta["level_shape"])
-    fine = FINE(file.meta["channels"], size, file.meta["patch"])
+    fine = FINE(file.meta["channels"], size)
     mask = torch.fft.ifftshift(file.state_dict["mask"], dim=(2, 3, 4)).roll(file.meta["channels"] // 2, 1)
     fine.load_state_dict(
         {"mask": fold_mask(mask) * prod(file.meta["patch"]) / prod(size), "rate": file.state_dict["rate"]}
