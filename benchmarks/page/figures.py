@@ -169,7 +169,7 @@ def _draw_cost(figure: Figure, data: Data) -> None:
     time.set(xlabel=f"time per training step, relative to {STOCK}")
     memory.set(xlabel="memory of a training step, GB")
     for axes in (time, memory):
-        axes.margins(x=0.25)
+        axes.margins(x=0.35)
 
 
 def _accuracy_data(results: Results) -> Data:
@@ -186,8 +186,9 @@ def _accuracy_data(results: Results) -> Data:
 def _draw_accuracy(figure: Figure, data: Data) -> None:
     axes = figure.subplots()
     for trainer, (cost, dice) in data.items():
-        axes.plot(cost, dice, "o", color=_COLOURS[_NETWORK_OF[trainer]])
-        axes.annotate(trainer, (cost, dice), (5, 4), textcoords="offset points", fontsize=7)
+        axes.plot(cost, dice, "o", color=_COLOURS[_NETWORK_OF[trainer]], label=trainer)
+    # Names beside the points would overlap where networks cost nearly the same.
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.margins(0.15)
     axes.set(xlabel=f"time per training step, relative to {STOCK}", ylabel="mean Dice")
 
