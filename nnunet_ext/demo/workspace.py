@@ -10,13 +10,15 @@ from math import ceil
 from pathlib import Path
 
 from nnunet_ext import __version__
-from nnunet_ext.nnunet.budget import Budget
+from nnunet_ext.nnunet.budget import Budget, StepSettings
 from nnunet_ext.nnunet.trainers import known_trainers
 from nnunet_ext.utils.files import replacing
 
 DATASET = "Dataset004_Hippocampus"
 _ITERATIONS_PER_EPOCH = 50
 _VAL_ITERATIONS = 2
+_STEPS = StepSettings(learning_rate=0.03, momentum=0.9)
+"""With nnU-Net's own, one training in several does not learn one of the two classes within the demo's iterations."""
 _MARKER = "nnunet_ext_demo.json"
 
 
@@ -78,7 +80,7 @@ class Workspace:
         folders = {name: str(self.root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         # One process per training exports predictions: nnU-Net starts eight, and each takes seconds to start.
         others = {"nnUNet_compile": "f", "nnUNet_def_n_proc": "1", "MPLBACKEND": "Agg"}
-        return folders | others | self.settings.budget.environment()
+        return folders | others | self.settings.budget.environment() | _STEPS.environment()
 
     def lay_out_raw(self) -> None:
         """Copies the shipped scans to nnU-Net's raw format; existing files are kept."""

@@ -3,10 +3,13 @@
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import inf, nan
 
 EPOCHS = "NNUNET_EXT_EPOCHS"
 ITERATIONS = "NNUNET_EXT_ITERATIONS"
 VAL_ITERATIONS = "NNUNET_EXT_VAL_ITERATIONS"
+LEARNING_RATE = "NNUNET_EXT_LEARNING_RATE"
+MOMENTUM = "NNUNET_EXT_MOMENTUM"
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,49 @@ class Budget:
         """The environment variables that give this budget."""
         values = dict(zip((EPOCHS, ITERATIONS, VAL_ITERATIONS), asdict(self).values(), strict=True))
         return {name: str(value) for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """How nnU-Net's optimiser, SGD, steps; None leaves nnU-Net's own value.
+
+    Its momentum averages over a hundred steps, which a training of a few hundred does not survive reliably.
+
+    Attributes:
+        learning_rate: Initial learning rate (nnU-Net: 0.01).
+        momentum: Nesterov momentum, below 1 (nnU-Net: 0.99).
+    """
+
+    learning_rate: float | None = None
+    momentum: float | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "StepSettings":
+        """Reads NNUNET_EXT_LEARNING_RATE and NNUNET_EXT_MOMENTUM.
+
+        Raises:
+            ValueError: if one of them is set to anything but a positive number, or the momentum to 1 or more.
+        """
+        return cls(_number(environment, LEARNING_RATE, inf), _number(environment, MOMENTUM, 1))
+
+    def environment(self) -> dict[str, str]:
+        """The environment variables that give these settings."""
+        values = {LEARNING_RATE: self.learning_rate, MOMENTUM: self.momentum}
+        return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def _number(environment: Mapping[str, str], name: str, below: float) -> float | None:
+    text = environment.get(name)
+    if text is None:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = nan
+    if not 0 < number < below:
+        limit = "" if below == inf else f" below {below}"
+        raise ValueError(f"the environment variable {name}={text!r} must be a positive number{limit}, for example 0.05")
+    return number
 
 
 def _positive(environment: Mapping[str, str], name: str) -> int | None:

@@ -11,9 +11,11 @@ import torch
 import torch.distributed as dist
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from nnunet_ext import __version__
-from nnunet_ext.nnunet.budget import Budget
+from nnunet_ext.nnunet.budget import Budget, StepSettings
 from nnunet_ext.nnunet.checkpoints import (
     LATEST_CHECKPOINT,
     differences,
@@ -49,7 +51,7 @@ class PluginTrainer(NetworkTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
-        budget = Budget.from_environment()  # before anything is written
+        budget, steps = Budget.from_environment(), StepSettings.from_environment()  # before anything is written
         super().__init__(plans, configuration, fold, dataset_json, device)
         # nnU-Net would train without a log if it cannot write one, up to the first checkpoint.
         check_writable(self.output_folder)
@@ -61,6 +63,9 @@ class PluginTrainer(NetworkTrainer):
             self.num_iterations_per_epoch = budget.iterations
         if budget.val_iterations is not None:
             self.num_val_iterations_per_epoch = budget.val_iterations
+        self._steps = steps
+        if steps.learning_rate is not None:
+            self.initial_lr = steps.learning_rate
         # Short trainings should be resumable too.
         self.save_every = max(1, min(_MAX_EPOCHS_BETWEEN_CHECKPOINTS, self.num_epochs // 10))
 
@@ -71,6 +76,14 @@ class PluginTrainer(NetworkTrainer):
         self._step_guard = StepGuard(
             self.optimizer, self.print_to_log_file, lambda: self.current_epoch, scaled=self.grad_scaler is not None
         )
+
+    def configure_optimizers(self) -> tuple[Optimizer, LRScheduler]:
+        """nnU-Net's optimiser, or with the momentum of the environment."""
+        optimizer, schedule = super().configure_optimizers()
+        if self._steps.momentum is not None:
+            for group in optimizer.param_groups:
+                group["momentum"] = self._steps.momentum
+        return optimizer, schedule
 
     def _build_loss(self) -> nn.Module:
         # nnU-Net gives the lowest output the weight 0; for a single output, after one pooling, that is 0 / 0.
@@ -140,6 +153,17 @@ class PluginTrainer(NetworkTrainer):
             f"{self.num_iterations_per_epoch} training and {self.num_val_iterations_per_epoch} validation iterations "
             "per epoch"
         )
+        if self._steps != StepSettings():
+            self.print_to_log_file(self._said_of_steps())
+
+    def _said_of_steps(self) -> str:
+        """Whether the learning rate and the momentum of the environment are those of the optimiser."""
+        asked = ", ".join(f"{name}={value}" for name, value in self._steps.environment().items())
+        used = getattr(self.lr_scheduler, "initial_lr", None), self.optimizer.param_groups[0].get("momentum")
+        wanted = self._steps.learning_rate, self._steps.momentum
+        if all(value in (None, own) for value, own in zip(wanted, used, strict=True)):
+            return f"Steps of the environment: {asked}."
+        return f"{asked} has no effect: {type(self).__name__} has an optimiser of its own."
 
     def on_epoch_start(self) -> None:
         """Ends a training on request: here the previous epoch is complete, in subclasses too; the first always runs."""

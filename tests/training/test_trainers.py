@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from nnunet_ext.networks import NETWORKS
+from nnunet_ext.nnunet.budget import StepSettings
 from nnunet_ext.nnunet.trainers import known_trainers
 from nnunet_ext.training import Budget
 from nnunet_ext.weights import from_authors, write_pretrained
@@ -298,6 +299,39 @@ def test_budget_variables_bound_the_training(make_trainer, monkeypatch, tmp_path
 
 def test_without_budget_variables_nnunets_values_stay(make_trainer):
     assert make_trainer("StockTrainer").budget == Budget(1000, 250, 50)
+
+
+@pytest.mark.parametrize(
+    "trainer", ["StockTrainer", "SASANTrainer", "EMNetSGDTrainer", "LSTMSATrainer", "FAFNetTrainer"]
+)
+def test_momentum_and_rate_come_from_the_environment(make_trainer, monkeypatch, trainer):
+    """Where the optimiser is nnU-Net's; elsewhere the log says that they have no effect."""
+    found = {}
+    for chosen in (False, True):
+        if chosen:
+            monkeypatch.setenv("NNUNET_EXT_MOMENTUM", "0.8")
+            monkeypatch.setenv("NNUNET_EXT_LEARNING_RATE", "0.05")
+        made = make_trainer(trainer)
+        optimizer, schedule = made.configure_optimizers()
+        made.optimizer, made.lr_scheduler = optimizer, schedule
+        schedule.step(0)
+        group = optimizer.param_groups[0]
+        found[chosen] = group["lr"], group.get("momentum"), made._said_of_steps()
+    if trainer in ("StockTrainer", "SASANTrainer"):
+        assert found[False][:2] == (0.01, 0.99)
+        assert found[True] == (
+            0.05,
+            0.8,
+            "Steps of the environment: NNUNET_EXT_LEARNING_RATE=0.05, NNUNET_EXT_MOMENTUM=0.8.",
+        )
+    else:
+        assert found[True][2].endswith(f"has no effect: {trainer} has an optimiser of its own.")
+
+
+@pytest.mark.parametrize(("name", "value"), [("MOMENTUM", "1"), ("MOMENTUM", "0,9"), ("LEARNING_RATE", "-1")])
+def test_a_wrong_momentum_or_rate_is_named(name, value):
+    with pytest.raises(ValueError, match=f"NNUNET_EXT_{name}='{value}' must be a positive number"):
+        StepSettings.from_environment({f"NNUNET_EXT_{name}": value})
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", "", " 3", "²"])
