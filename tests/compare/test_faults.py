@@ -11,6 +11,7 @@ FILES = ["cases.csv", "report.html", "report.md", "summary.json"]
 CALL = ("compare", "-d", "4", "-tr", "nnUNetTrainer", "SASANTrainer", "-np", "1", "-o")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [0.1, 0.9], ids=["of little", "of all but the page's last part"])
 def test_a_full_disk_leaves_the_report_that_was_there(results, small_disk, tmp_path, capsys, room):
     cache = ("--cache", str(tmp_path / "cache"))

@@ -176,6 +176,7 @@ def test_bands_have_names():
     assert lesion_title("lesion_recall_2", True) == "recall, 100 to 1000 pixels"
 
 
+@pytest.mark.slow
 def test_the_report_has_them(results, tmp_path, capsys):
     """Counts in cases.csv, comparisons in summary.json and the tables, all from the same pairs."""
     command = ["compare", "-d", "4", "-tr", "nnUNetTrainer", "SASANTrainer", "-np", "1", "-o", str(tmp_path)]

@@ -78,11 +78,13 @@ def test_outside_of_the_main_thread_it_is_never_pending():
     assert pending == [False]
 
 
+@pytest.mark.slow
 def test_each_of_many_is_heard_whichever_thread_takes_it():
     """The thread of before and the main thread race for each signal; waiting for one already taken has no end."""
     subprocess.run([sys.executable, "-c", MANY], check=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_ranks_agree_when_one_heard_it(run_ranks):
     first, second = (printed.split() for printed in run_ranks(RANK))
     assert first[0] == second[0] == "False"

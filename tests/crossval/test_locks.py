@@ -115,6 +115,7 @@ def start_both():
         process.stdout.close()
 
 
+@pytest.mark.slow
 def test_of_two_that_start_at_once_one_gets_it_fifty_times(tmp_path, start_both):
     ask = start_both(RACES)
     for number in range(50):
@@ -127,6 +128,7 @@ def test_of_two_that_start_at_once_one_gets_it_fifty_times(tmp_path, start_both)
         assert re.match(r"train_0 is taken by (process \d+ on|a process that has just begun)", refused)
 
 
+@pytest.mark.slow
 def test_of_two_that_start_at_once_one_trains_fifty_times(tmp_path, start_both):
     """Also if the other run arrives just after the training has ended."""
     ask = start_both(RUNS)

@@ -174,6 +174,7 @@ def test_ctrl_c_returns_in_seconds_although_a_command_ignores_it(node, make_runn
     assert statuses(runner) == {"a": "stopped", "b": "stopped"}
 
 
+@pytest.mark.slow
 def test_a_request_ends_what_listens_and_after_the_grace_what_does_not(node, make_runner, tmp_path):
     runner = make_runner(
         node("a", LISTENS), node("b", DEAF), node("c"), grace=15

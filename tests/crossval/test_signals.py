@@ -84,6 +84,7 @@ def test_a_preemption_asks_a_training_and_leaves_its_workers_alive():
     assert run(PREEMPTED).split("\n")[:2] == ["False True True", str(-signal.SIGTERM)]
 
 
+@pytest.mark.slow
 def test_a_worker_that_its_training_ends_dies():
     assert run(ALONE).strip() == str(-signal.SIGTERM)
 

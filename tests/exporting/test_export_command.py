@@ -152,6 +152,7 @@ def check_example(model, tmp_path, *options):
     assert np.array_equal(labels[clear], logits.argmax(0)[clear])
 
 
+@pytest.mark.slow
 def test_the_example_without_pytorch_segments_as_nnunet(tmp_path):
     check_example(MODEL, tmp_path)
 

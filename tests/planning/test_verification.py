@@ -102,6 +102,7 @@ def test_plan_says_along_which_axis_images_are_flat_and_plans_the_other_two(axis
     assert [plans["transpose_forward"][i] for i in plans["transpose_backward"]] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_plan_verifies_a_dataset_that_has_no_fingerprint_by_nnunets_own_function(raw, capfd):
     (raw.folder / "imagesTr" / "c3_0000.nii.gz").unlink()
     write(raw.folder / "imagesTr" / "c3_0000.nii.gz", np.ones((8, 24, 21), np.float32))
