@@ -77,7 +77,13 @@ def test_trainers_on_several_days(experiment, tmp_path):
     assert len(cases) == 2 * int(totals[0]["cases"])
 
     again, more = experiment("--trainers", TRAINERS[1], "--untimed")
-    assert again[:3] == totals  # the other day's rows stay
+    # The other day's rows stay; they have no verdict.
+    assert [{key: row[key] for key in totals[0]} for row in again[:3]] == totals
+    assert {row["verdict"] for row in again[:3]} == {""}
+    assert again[-1]["verdict"] in ("better", "worse", "equivalent", "inconclusive")
+    gained = float(again[-1]["dice"]) - float(totals[-1]["dice"])
+    assert float(again[-1]["difference"]) == pytest.approx(gained, abs=2e-4)
+    assert (again[-1]["repeat"], len(again[-1]["pseudo_dice_by_epoch"].split())) == ("1", 1)
     assert more[: len(cases)] == cases
     assert [(row["trainer"], row["seconds_per_epoch"]) for row in again[3:]] == [(TRAINERS[1], "")] * 3
 
