@@ -45,7 +45,7 @@ class Budget:
 class StepSettings:
     """How nnU-Net's optimiser, SGD, steps; None leaves nnU-Net's own value.
 
-    Its momentum averages over a hundred steps, which a training of a few hundred does not survive reliably.
+    nnU-Net's momentum averages over a hundred steps, which is too long for a training of a few hundred.
 
     Attributes:
         learning_rate: Initial learning rate (nnU-Net: 0.01).
