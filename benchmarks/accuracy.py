@@ -30,6 +30,7 @@ from typing import Any
 
 from benchmarks.measure import RESULTS, environment, write_csv
 from nnunet_ext.compare.cost import network_size
+from nnunet_ext.compare.metrics import PRIMARY
 from nnunet_ext.crossval.experiment import child_environment
 from nnunet_ext.nnunet.budget import Budget
 from nnunet_ext.nnunet.trained_model import model_name, repeat_plans, split_model_name
@@ -237,7 +238,7 @@ def verdicts(report: Path) -> dict[str, dict[str, str]]:
             **{key: _shown(c[key]) for key in ("difference", "interval_low", "interval_high", "p_holm")},
         }
         for c in found["comparisons"]
-        if c["metric"] == "dice" and c["mean_of_labels"]
+        if c["metric"] == PRIMARY and c["mean_of_labels"]
     }
 
 

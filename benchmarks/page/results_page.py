@@ -126,7 +126,7 @@ def _budget(measurement: Measurement, rows: Sequence[Row]) -> str:
 
 def _trainings(means: Sequence[Row]) -> str:
     """How often trainers were trained, and what their differences therefore include."""
-    numbers = sorted({sum(row["trainer"] == trainer for row in means) for trainer in {row["trainer"] for row in means}})
+    numbers = sorted({len(dice) for dice in accuracy_tables.dice_of_trainings(means, "mean").values()})
     if numbers[-1] > 1:
         times = " or ".join(map(str, numbers))
         return (

@@ -157,13 +157,16 @@ class PluginTrainer(NetworkTrainer):
             self.print_to_log_file(self._said_of_steps())
 
     def _said_of_steps(self) -> str:
-        """Whether the learning rate and the momentum of the environment are those of the optimiser."""
-        asked = ", ".join(f"{name}={value}" for name, value in self._steps.environment().items())
-        used = getattr(self.lr_scheduler, "initial_lr", None), self.optimizer.param_groups[0].get("momentum")
-        wanted = self._steps.learning_rate, self._steps.momentum
-        if all(value in (None, own) for value, own in zip(wanted, used, strict=True)):
-            return f"Steps of the environment: {asked}."
-        return f"{asked} has no effect: {type(self).__name__} has an optimiser of its own."
+        """Which of the learning rate and the momentum of the environment are those of the optimiser."""
+        momentum = self.optimizer.param_groups[0].get("momentum")
+        own = StepSettings(getattr(self.lr_scheduler, "initial_lr", None), momentum).environment()
+        asked = self._steps.environment().items()
+        heeded = ", ".join(f"{name}={value}" for name, value in asked if own.get(name) == value)
+        ignored = ", ".join(f"{name}={value}" for name, value in asked if own.get(name) != value)
+        said = [f"Steps of the environment: {heeded}."] if heeded else []
+        if ignored:
+            said.append(f"{ignored} has no effect: {type(self).__name__} has an optimiser of its own.")
+        return " ".join(said)
 
     def on_epoch_start(self) -> None:
         """Ends a training on request: here the previous epoch is complete, in subclasses too; the first always runs."""

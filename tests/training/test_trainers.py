@@ -326,6 +326,9 @@ def test_momentum_and_rate_come_from_the_environment(make_trainer, monkeypatch, 
         )
     else:
         assert found[True][2].endswith(f"has no effect: {trainer} has an optimiser of its own.")
+        # The authors' SGD of EM-Net has nnU-Net's rate, and a momentum of its own.
+        heeds_the_rate = trainer == "EMNetSGDTrainer"
+        assert found[True][2].startswith("Steps of the environment: NNUNET_EXT_LEARNING_RATE=0.05. ") == heeds_the_rate
 
 
 @pytest.mark.parametrize(("name", "value"), [("MOMENTUM", "1"), ("MOMENTUM", "0,9"), ("LEARNING_RATE", "-1")])
