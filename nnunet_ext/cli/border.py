@@ -1,7 +1,9 @@
 """Errors and warnings as the command line shows them."""
 
 import linecache
+import os
 import re
+import select
 import sys
 import traceback
 import warnings
@@ -49,3 +51,20 @@ def warnings_of_ours() -> Iterator[None]:
         if not sys.warnoptions:
             warnings.filterwarnings("ignore", module=r"(?!nnunet_ext(\.|$))")
         yield
+
+
+def nobody_reads() -> bool:
+    """Whether standard output is a pipe without a reader; what is still written is then discarded. Not on Windows."""
+    try:
+        output = sys.stdout.fileno()
+    except OSError:  # replaced by a stream in memory
+        return False
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(output, select.POLLOUT)
+    gone = any(events & select.POLLERR for _, events in poll.poll(0))
+    if gone:
+        # Python would write the rest when it ends, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return gone

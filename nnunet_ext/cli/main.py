@@ -26,7 +26,7 @@ from nnunet_ext.cli import (
     predict,
     trainers,
 )
-from nnunet_ext.cli.border import is_users_mistake, warnings_of_ours
+from nnunet_ext.cli.border import is_users_mistake, nobody_reads, warnings_of_ours
 from nnunet_ext.cli.spelling import respelled
 
 COMMANDS = {
@@ -56,7 +56,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand; a user's mistake gives one line on stderr and exit code 2, a failed run exit code 1.
 
-    An error that is no user's mistake keeps its traceback.
+    An error that is no user's mistake keeps its traceback. If the reader of the output has gone, as `head` does, the
+    command ends silently.
     """
     parser, subparsers = make_parser()
     given = list(sys.argv[1:] if argv is None else argv)
@@ -67,8 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(given)
     try:
         with warnings_of_ours():
-            return COMMANDS[arguments.command].run(arguments)
+            code = COMMANDS[arguments.command].run(arguments)
+            sys.stdout.flush()
+            return code
     except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and nobody_reads():
+            return 128 + 13  # as a shell gives it for a program that SIGPIPE ends
         if not is_users_mistake(error):
             raise
         print(f"nnunet_ext {arguments.command}: {error}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """Errors, warnings and the spelling of options on the command line."""
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -169,3 +170,22 @@ def test_mistakes_are_answered_before_anything_heavy_is_imported(arguments, mess
     assert "Traceback" not in done.stderr
     assert done.returncode == 2
     assert float(done.stdout.split()[-1]) < 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows tells of it otherwise")
+def test_a_reader_that_has_gone_ends_the_command_silently():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "nnunet_ext", "trainers", "--list"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_broken_pipe_elsewhere_is_told(monkeypatch, capsys):
+    def lose_worker(_):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(command.trainers, "run", lose_worker)
+    assert main(["trainers"]) == 2
+    assert "Broken pipe" in capsys.readouterr().err
