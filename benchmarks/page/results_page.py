@@ -55,7 +55,7 @@ _ELSEWHERE = {
 _PAGES_WITH_DICE = (
     ("accuracy_hippocampus", "sasan.md", ("StockTrainer", "SASANTrainer", "SASANTrainerDiceCE")),
     (
-        "accuracy_hippocampus",
+        "accuracy_hippocampus_em_net",
         "em_net.md",
         ("StockTrainer", "EMNetTrainer", "EMNetSGDTrainer", "EMNetAuthorsTrainer", "EMNetNoMambaTrainer"),
     ),
@@ -171,9 +171,9 @@ def with_tables(text: str, results: Results) -> str:
             return f"{match.group(1)}\nNot measured yet.\n{match.group(3)}"
         where = measured_where(rows)
         if name == "networks_cpu":
-            accuracy = results.rows("accuracy_hippocampus")
-            table = tables.networks_short(rows, accuracy)
-            where += f". Dice: {measured_where(accuracy)}" if accuracy else ""
+            accuracy, newer = results.rows("accuracy_hippocampus"), results.rows("accuracy_hippocampus_em_net")
+            table = tables.networks_short(rows, accuracy, newer)
+            where += f". Dice: {measured_where([*accuracy, *newer])}" if accuracy else ""
         else:
             table = tables.TABLES[name](rows)
         return f"{match.group(1)}\n{table}\n\n*{where}*\n{match.group(3)}"

@@ -35,9 +35,13 @@ def _networks(rows: Rows) -> str:
     return markdown_table(header, lines)
 
 
-def networks_short(rows: Rows, accuracy: Rows = ()) -> str:
-    """One row per network, float32 and eager: time of a training step relative to nnU-Net's, Dice where measured."""
-    dice = mean_dice(accuracy)
+def networks_short(rows: Rows, accuracy: Rows = (), newer: Rows = ()) -> str:
+    """One row per network, float32 and eager: time of a training step relative to nnU-Net's, Dice where measured.
+
+    Args:
+        newer: Rows of trainers measured again, with the stock trainer beside them, whose Dice is then shown too.
+    """
+    dice, again = mean_dice(accuracy), mean_dice(newer)
     steps = {
         row["network"]: row
         for row in rows
@@ -46,7 +50,11 @@ def networks_short(rows: Rows, accuracy: Rows = ()) -> str:
     lines = []
     for name, row in steps.items():
         cells = [name, f"{float(row[f'of_{STOCK}']):.2f}"]
-        lines.append([*cells, shown_dice(dice, TRAINER_OF.get(name, ""))] if dice else cells)
+        trainer = TRAINER_OF.get(name, "")
+        shown = shown_dice(dice, trainer)
+        if trainer in again and name != STOCK:
+            shown = f"{shown_dice(again, trainer)}, beside {shown_dice(again, TRAINER_OF[STOCK])}"
+        lines.append([*cells, shown] if dice else cells)
     header = ["network", f"time of a training step (`{STOCK}`: 1)"]
     return markdown_table([*header, f"mean Dice after {_budget(accuracy)}, one training"] if dice else header, lines)
 

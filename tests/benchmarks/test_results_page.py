@@ -85,7 +85,7 @@ def test_a_changed_range_of_a_sentence_is_noticed(copied):
 def test_a_changed_number_of_another_page_is_noticed(copied):
     rows = copied.rows("accuracy_hippocampus")
     write(copied, "accuracy_hippocampus", [row | {"dice": "0.1234"} for row in rows])
-    assert any(text.startswith("docs/em_net.md, which should say") for text in differences(copied, OTHERS))
+    assert any(text.startswith("docs/lstm_sa.md, which should say") for text in differences(copied, OTHERS))
 
 
 def test_a_changed_number_of_a_paper_is_noticed(tmp_path):
@@ -193,6 +193,8 @@ def case_rows(trainer, *dice):
 
 
 def test_accuracy_shows_the_rows_there_are(copied):
+    newer = "accuracy_hippocampus_em_net"
+    (copied.folder / f"{newer}.csv").unlink(missing_ok=True)
     write(copied, "accuracy_hippocampus", accuracy_rows("StockTrainer", 0.6) + accuracy_rows("EMNetTrainer", 0.7))
     cases = case_rows("StockTrainer", 0.5, 0.7, 0.1) + case_rows("EMNetTrainer", 0.7, 0.7, math.nan)
     write(copied, "accuracy_hippocampus_cases", cases)
@@ -208,6 +210,13 @@ def test_accuracy_shows_the_rows_there_are(copied):
     steps = [row for row in copied.rows("networks_cpu") if (row["network"], row["what"]) == ("EM-Net", "training step")]
     assert f"{cost:.2f}" in {f"{float(row['of_PlainConvUNet']):.2f}" for row in steps}
     assert dice == 0.7
+
+    write(copied, newer, accuracy_rows("StockTrainer", 0.65) + accuracy_rows("EMNetTrainer", 0.8))
+    written = with_tables(README.read_text(), copied)
+    assert "| 0.600 (`StockTrainer`) |" in written
+    assert "| 0.800 (`EMNetTrainer`), beside 0.650 (`StockTrainer`) |" in written
+    drawn = figures.PLOTS["accuracy"].data(copied)
+    assert (drawn["StockTrainer"][1], drawn["EMNetTrainer"][1]) == (0.6, 0.8)
 
 
 def test_repeated_trainings_have_a_spread_and_a_verdict(copied):
