@@ -233,11 +233,12 @@ def planned_memory(rows: Rows) -> str:
 
 
 def demo(rows: Rows) -> str:
-    """One row per run of the demo."""
+    """One row per run of the demo, numbered through, with its machine: the runs are of several."""
     trainers = [key for key in rows[0] if key.startswith("dice_")]
-    header = ["run", "seconds", "processor seconds", "peak memory, GB"]
+    header = ["run", "processor", "seconds", "processor seconds", "peak memory, GB"]
     header += [f"Dice, {key.removeprefix('dice_')}" for key in trainers]
-    return markdown_table(header, [_cells(row, "run", "seconds", "processor_s", "peak_GB", *trainers) for row in rows])
+    columns = ("processor", "seconds", "processor_s", "peak_GB", *trainers)
+    return markdown_table(header, [[str(i), *_cells(row, *columns)] for i, row in enumerate(rows, 1)])
 
 
 def selective_scan_gpu(rows: Rows) -> str:
