@@ -96,6 +96,7 @@ setup(
     package_dir={"nnunet_ext.trainers": "trainers", "nnunet_ext.plans": "plans"},
     package_data={
         "nnunet_ext": ["py.typed"],
+        "nnunet_ext.cli": ["networks.json"],
         "nnunet_ext.compare.report": ["templates/*"],
         "nnunet_ext.data.hippocampus": ["*.md", "*.json", "*/*.nii.gz"],
     },

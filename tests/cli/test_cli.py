@@ -8,6 +8,7 @@ import pytest
 
 import nnunet_ext
 from nnunet_ext.cli.main import main
+from nnunet_ext.cli.networks import PAPER_SETTINGS
 from nnunet_ext.crossval.preparation import LOCK
 from nnunet_ext.demo.workspace import DATASET, Settings, Workspace
 from nnunet_ext.doctor import diagnose
@@ -149,8 +150,13 @@ def test_doctor_notices_another_package_of_this_name(environment, tmp_path):
 
 @pytest.mark.slow
 def test_networks_at_the_papers_setting(capsys):
+    from nnunet_ext.profiling.counts import network_costs
+
     assert main(["networks", "--json"]) == 0
-    (row,) = [r for r in json.loads(capsys.readouterr().out) if r["name"] == "sasan"]
+    printed = json.loads(capsys.readouterr().out)
+    traced = network_costs(None, "")
+    assert printed == traced, f"write this to {PAPER_SETTINGS}:\n{json.dumps(traced, indent=2)}"
+    (row,) = [r for r in printed if r["name"] == "sasan"]
     assert row["parameters"] == 60_669_936
     assert row["trainers"] == ["SASANTrainer", "SASANTrainerDiceCE"]
     # The 3 x 3 x 3 convolutions by hand: (pairs of channels) * 27 * voxels of each level.

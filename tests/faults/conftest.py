@@ -1,5 +1,6 @@
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -28,24 +29,45 @@ class Training:
     def log(self) -> str:
         return "\n".join(file.read_text() for file in sorted(self.fold.glob("training_log_*.txt")))
 
-    def kill_when(self, moment, *options: str, seconds: float = 300) -> None:
-        """Starts it and kills it as soon as `moment()` is true, without a chance to tidy up."""
-        with self.output.open("w") as output:
-            process = self._start(output, *options)
-            try:
-                deadline = time.monotonic() + seconds
-                while not moment():
-                    assert process.poll() is None, (
-                        f"ended before it could be killed:\n{self.output.read_text()[-3000:]}"
-                    )
-                    assert time.monotonic() < deadline, f"never came to it:\n{self.output.read_text()[-3000:]}"
-                    time.sleep(0.0005)
-                process.kill()
-                assert process.wait() == -signal.SIGKILL
-            finally:
-                with contextlib.suppress(ProcessLookupError):  # its workers
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+    def kill_when(self, moment, *options: str, seconds: float = 300, starts: int = 1) -> None:
+        """Starts it and kills it while `moment()` is true, without a chance to tidy up.
+
+        A moment may pass before the signal arrives, so the process is stopped first and the moment checked again.
+        A training that ends because every such moment was missed is started anew, up to `starts` times in all.
+        """
+        for left in reversed(range(starts)):
+            with self.output.open("w") as output:
+                process = self._start(output, *options)
+                try:
+                    deadline = time.monotonic() + seconds
+                    while not self._caught(process, moment) and (missed := process.poll()) is None:
+                        assert time.monotonic() < deadline, f"never came to it:\n{self.output.read_text()[-3000:]}"
+                        time.sleep(0.0005)
+                    if process.poll() is None:
+                        process.kill()
+                        assert process.wait() == -signal.SIGKILL
+                        return
+                    assert missed == 0, self.output.read_text()[-3000:]
+                    assert left, f"ended before it was killed:\n{self.output.read_text()[-3000:]}"
+                finally:
+                    with contextlib.suppress(ProcessLookupError):  # its workers
+                        os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+            shutil.rmtree(self.fold)
+
+    @staticmethod
+    def _caught(process: subprocess.Popen, moment) -> bool:
+        """Whether the process stands still within the moment; one that is past it goes on."""
+        if not moment():
+            return False
+        process.send_signal(signal.SIGSTOP)
+        state = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if state.si_code != os.CLD_STOPPED:
+            return False
+        if moment():
+            return True
+        process.send_signal(signal.SIGCONT)
+        return False
 
     def go_on(self, *options: str) -> str:
         """Runs it to its end with --c and returns what it printed."""
