@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_ext.blocks.instance_norm import InstanceNormLeakyReLU
-from nnunet_ext.blocks.layout import cpu_channels_last
+from nnunet_ext.blocks.layout import channels_last, cpu_channels_last, rows
 from nnunet_ext.ops.portable import is_portable
 from nnunet_ext.ops.tracing import is_traced
 from nnunet_ext.utils.torch_private import has_hooks
@@ -101,6 +101,37 @@ def product_1x1(conv: nn.Module, x: Tensor) -> Tensor:
     # The type is a string because the compiler of PyTorch 2.5 cannot trace a union.
     weight, bias = cast(Tensor, conv.weight), cast("Tensor | None", conv.bias)
     return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+
+
+def plus_conv_1x1(y: Tensor, conv: nn.Module, x: Tensor, *, overwrite: bool = False) -> Tensor:
+    """y + conv(x) of a 1x1 convolution.
+
+    Args:
+        y: Map to which it is added.
+        conv: The convolution.
+        x: Its input.
+        overwrite: Whether the memory of `y` may be overwritten if it needs no gradient: only for a map that nothing
+            else holds. Without any gradient the product is summed there, and needs no memory of its own.
+
+    Shape:
+        y and result (B, C', *P), x (B, C, *P)
+    """
+    if not overwrite or y.requires_grad:
+        return y + conv_1x1(conv, x)
+    if torch.is_grad_enabled() or is_portable() or is_traced(y) or has_hooks(conv) or not _is_plain(y):
+        return y.add_(conv_1x1(conv, x))
+    weight, bias = cast(Tensor, conv.weight), cast("Tensor | None", conv.bias)
+    sums = rows(y).flatten(0, 1)
+    sums.addmm_(x.movedim(1, -1).reshape(-1, x.shape[1]), weight.flatten(1).t())
+    if bias is not None:
+        sums.add_(bias)
+    return y
+
+
+def _is_plain(y: Tensor) -> bool:
+    """Whether `rows` of a map can be summed to in float32 or float64."""
+    in_rows = y.device.type == "cpu" and y.is_contiguous(memory_format=channels_last(y.ndim))
+    return in_rows and y.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
 
 
 def _onednn_takes(x: Tensor) -> bool:

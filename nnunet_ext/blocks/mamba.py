@@ -13,10 +13,16 @@ from torch import Tensor, nn
 
 from nnunet_ext.blocks.channelwise import at_least_float32
 from nnunet_ext.ops import causal_conv1d, selective_scan
+from nnunet_ext.ops.continued_scan import can_continue, continued_scan
 from nnunet_ext.ops.portable import without_autocast
+from nnunet_ext.utils.torch_private import has_hooks
 
 _TIME_STEPS = (0.001, 0.1)
 """Range of the initial time steps delta."""
+_SEGMENT = 4096
+"""Tokens read at once without gradients: few enough for the cache, and many enough that calls cost little."""
+
+_Tensors7 = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class Mamba(nn.Module):
@@ -50,9 +56,30 @@ class Mamba(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         with without_autocast(tokens.device.type):
-            x, z = self.in_proj(at_least_float32(tokens)).transpose(1, 2).chunk(2, 1)  # views (B, D, L)
+            if self._can_read_in_segments(tokens):
+                return self._in_segments(at_least_float32(tokens))
+            x, z = self._projected(at_least_float32(tokens))
             first, *others = (direction(x, z) for direction in self.directions)
             return self.out_proj(sum(others, first).transpose(1, 2))
+
+    def _projected(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        x, z = self.in_proj(tokens).transpose(1, 2).chunk(2, 1)  # views (B, D, L)
+        return x, z
+
+    def _can_read_in_segments(self, tokens: Tensor) -> bool:
+        """Whether reading in segments gains: in two directions, every segment would have to be projected twice."""
+        long = tokens.ndim == 3 and tokens.shape[1] > 2 * _SEGMENT and len(self.directions) == 1
+        return long and can_continue(tokens) and not any(map(has_hooks, self.modules()))
+
+    def _in_segments(self, tokens: Tensor) -> Tensor:
+        direction = cast(Direction, self.directions[0])
+        result, state = torch.empty_like(tokens), direction.first_state(tokens.shape[0])
+        for begin in range(0, tokens.shape[1], _SEGMENT):
+            end, seen = begin + _SEGMENT, min(begin, direction.reach)
+            x, z = self._projected(tokens[:, begin - seen : end])
+            y = direction.continued(x, z[..., seen:], state)
+            result[:, begin:end] = self.out_proj(y.transpose(1, 2))
+        return result
 
 
 class Direction(nn.Module):
@@ -91,20 +118,36 @@ class Direction(nn.Module):
             delta = torch.empty(channels).uniform_(log(low), log(high)).exp()
             self.dt_proj.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # softplus(bias) = delta
 
+    @property
+    def reach(self) -> int:
+        """How many earlier tokens the convolution sees."""
+        return int(self.conv1d.kernel_size[0]) - 1
+
+    def first_state(self, batch: int) -> Tensor:
+        """The state before the first token, (batch, D, N)."""
+        return self.A_log.new_zeros(batch, *self.A_log.shape)
+
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        arguments = self._scanned(x, z)
+        y = selective_scan(*arguments, delta_bias=self.dt_proj.bias, delta_softplus=True, reverse=self.reverse)
+        return cast(Tensor, y)  # never the pair with the last state
+
+    def continued(self, x: Tensor, z: Tensor, state: Tensor) -> Tensor:
+        """The result for the next tokens; without gradients, forwards, where `can_continue`.
+
+        Args:
+            x: These tokens, after up to `reach` ones before them.
+            z: These tokens.
+            state: That before them, which becomes that after them.
+        """
+        return continued_scan(*self._scanned(x, z), self.dt_proj.bias, True, state)
+
+    def _scanned(self, x: Tensor, z: Tensor) -> _Tensors7:
+        """u, delta without its bias, A, B, C, D and z, for the last tokens of x, as many as z has."""
         weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
         u = causal_conv1d(x, weight, bias, activation="silu", reverse=self.reverse)
+        if u.shape[2] != z.shape[2]:
+            u = u[..., -z.shape[2] :]
         dt, b, c = self.x_proj(u.transpose(1, 2)).split(self.split, -1)
-        y = selective_scan(
-            u,
-            F.linear(dt, self.dt_proj.weight).transpose(1, 2),
-            -torch.exp(self.A_log),
-            b.transpose(1, 2),
-            c.transpose(1, 2),
-            self.D,
-            z,
-            delta_bias=self.dt_proj.bias,
-            delta_softplus=True,
-            reverse=self.reverse,
-        )
-        return cast(Tensor, y)  # never the pair with the last state
+        delta = F.linear(dt, self.dt_proj.weight).transpose(1, 2)
+        return u, delta, -torch.exp(self.A_log), b.transpose(1, 2), c.transpose(1, 2), self.D, z

@@ -22,7 +22,7 @@ class _Scan(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("batch", "channels", "groups", "states", "length")),
         *((name, ctypes.c_int32) for name in ("softplus", "reverse", "parts", "threads")),
         *((name, Strided) for name in _TENSORS),
-        *((name, ctypes.c_void_p) for name in ("A", "D", "delta_bias", "last_state", "saved")),
+        *((name, ctypes.c_void_p) for name in ("A", "D", "delta_bias", "first_state", "last_state", "saved")),
         *((name, Strided) for name in _GRADIENTS),
         *((name, ctypes.c_int64) for name in ("grad_B_part", "grad_C_part")),
         *((name, ctypes.c_void_p) for name in ("grad_last_state", "grad_A", "grad_D", "grad_bias")),
@@ -48,8 +48,12 @@ def forward(
     softplus: bool,
     reverse: bool,
     save: bool,
+    first_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the last state and the states saved for `backward`; see `nnunet_ext.ops.scan_operator`."""
+    """y, the last state and the states saved for `backward`; see `nnunet_ext.ops.scan_operator`.
+
+    `first_state` (b, d, n), contiguous, is the state before the first step, instead of zeros.
+    """
     b, d, length = u.shape
     n = A.shape[1]
     y = torch.empty_like(u)
@@ -59,7 +63,7 @@ def forward(
     scan = _describe(library, *tensors, softplus, reverse)
     written = y if 1 in y.stride()[1:] else torch.empty_like(u, memory_format=torch.contiguous_format)
     scan.y = Strided.of(written)
-    scan.last_state = pointer(last_state)
+    scan.first_state, scan.last_state = pointer(first_state), pointer(last_state)
     scan.saved = pointer(saved) if save else None
     library.call("selective_scan_forward", scan)
     if written is not y:

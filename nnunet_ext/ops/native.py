@@ -24,7 +24,7 @@ from torch import Tensor
 from nnunet_ext.ops.self_check import Pairs, is_right
 from nnunet_ext.utils.torch_private import in_function_transform
 
-ABI = 0x819CEB9A
+ABI = 0x91871EA2
 """Number of the layout of all structures that are passed to the C code (`layout_number`).
 
 `setup.py` builds it into every library. A test compares it with the structures; change it with them.

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_ext.blocks.conv import conv_1x1, convolve
+from nnunet_ext.blocks.conv import conv_1x1, convolve, plus_conv_1x1
 from nnunet_ext.blocks.layout import channels_last
 
 
@@ -47,3 +47,26 @@ def test_hooks_see_the_convolution(kernel):
     conv.register_forward_hook(lambda module, inputs, output: seen.append(output))
     result = call(conv, x)
     assert seen[0] is result
+
+
+@pytest.mark.parametrize("channels_last_map", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("hooked", [False, True])
+def test_a_1x1_convolution_is_added_to_a_map(bias, channels_last_map, hooked, assert_close):
+    conv = nn.Conv3d(5, 7, 1, bias=bias)
+    x = torch.randn(2, 5, 8, 6, 4)[..., ::2]
+    y = torch.randn(2, 7, 8, 6, 2)
+    y = y.to(memory_format=channels_last(5)) if channels_last_map else y
+    if hooked:
+        conv.register_forward_hook(lambda module, inputs, output: 2 * output)
+    expected = y + conv(x)
+    found = plus_conv_1x1(y.clone(memory_format=torch.preserve_format), conv, x, overwrite=True)
+    assert found.requires_grad
+    assert_close(found, expected, 1e-6)
+    with torch.no_grad():
+        before = y.clone(memory_format=torch.preserve_format)
+        assert_close(plus_conv_1x1(y, conv, x), expected, 1e-6)
+        assert torch.equal(y, before)
+        found = plus_conv_1x1(y, conv, x, overwrite=True)
+    assert found is y
+    assert_close(y, expected, 1e-6)

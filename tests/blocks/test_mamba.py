@@ -1,8 +1,11 @@
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nnunet_ext.blocks import mamba as blocks_mamba
 from nnunet_ext.blocks.mamba import Direction, Mamba
+from nnunet_ext.ops.native import native_library
 
 
 def randomise(module):
@@ -52,3 +55,32 @@ def test_mamba_starts_as_published():
         assert (direction.D == 1).all()
     biases = {name for name, _ in mamba.named_parameters() if name.endswith("bias")}
     assert biases == {f"directions.{i}.{kind}.bias" for i in (0, 1) for kind in ("conv1d", "dt_proj")}
+
+
+@pytest.mark.skipif(native_library() is None, reason="only the C extension continues a scan")
+@pytest.mark.parametrize("length", [65, 96, 200])
+def test_long_sequences_are_read_in_segments_without_gradients(length, monkeypatch, assert_close):
+    monkeypatch.setattr(blocks_mamba, "_SEGMENT", 32)
+    mamba, x, segments = Mamba(6), torch.randn(2, length, 6), []
+    continued = Direction.continued
+
+    def noted(direction, x, z, state):
+        segments.append(z.shape[2])
+        return continued(direction, x, z, state)
+
+    monkeypatch.setattr(Direction, "continued", noted)
+    whole = mamba(x)
+    assert segments == []
+    with torch.no_grad():
+        assert_close(mamba(x), whole, 1e-6)
+    assert max(segments) == 32
+    assert sum(segments) == length
+
+
+def test_hooks_see_the_whole_sequence(monkeypatch):
+    monkeypatch.setattr(blocks_mamba, "_SEGMENT", 32)
+    mamba, seen = Mamba(6), []
+    mamba.in_proj.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+    with torch.no_grad():
+        mamba(torch.randn(1, 100, 6))
+    assert seen == [100]

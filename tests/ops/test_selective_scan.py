@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nnunet_ext.ops import cpu_scan, describe_backend, native, selective_scan, selective_scan_reference, triton_support
+from nnunet_ext.ops.continued_scan import can_continue, continued_scan
 from nnunet_ext.ops.native import INSTRUCTION_SETS, load_native
 from tests.helpers.libraries import library_for
 
@@ -202,6 +203,30 @@ def test_nothing_is_saved_without_gradients():
     b, d, length = inputs["u"].shape
     states = max(x.numel() for x in kept)
     assert 0 < states <= b * d * length
+
+
+@pytest.mark.parametrize("segment", [1, 16, 40])
+def test_a_scan_is_continued_from_its_state(cpu_variant, segment, assert_close):
+    if cpu_variant == "segments":
+        assert not can_continue(torch.zeros(1))
+        return
+    inputs = scan_inputs(length=90, channels_last=True)
+    expected, last = selective_scan_reference(**inputs, delta_softplus=True, return_last_state=True)
+    parts, state = [], torch.zeros(2, 20, 16)
+    with torch.no_grad():
+        assert can_continue(inputs["u"])
+        for begin in range(0, 90, segment):
+            part = {k: v[..., begin : begin + segment] if v.ndim == 3 else v for k, v in inputs.items()}
+            parts.append(continued_scan(*part.values(), True, state))
+    assert_close(torch.cat(parts, -1), expected, 1e-5)
+    assert_close(state, last, 1e-5)
+
+
+@pytest.mark.skipif(native.native_library() is None, reason="only the C extension continues a scan")
+def test_continued_is_a_registered_operator():
+    arguments = (*scan_inputs(d=4, length=20).values(), True, torch.zeros(2, 4, 16))
+    torch.library.opcheck(torch.ops.nnunet_ext.continued_scan.default, arguments)
+    assert not can_continue(arguments[0])  # gradients are asked for
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of opcheck's own copies

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_ext.blocks.conv import ConvNormAct, conv_1x1
+from nnunet_ext.blocks.conv import ConvNormAct, plus_conv_1x1
 from nnunet_ext.utils.torch_private import has_hooks
 
 _SLOPE = 0.01
@@ -45,9 +45,12 @@ class ResidualBlock(nn.Module):
         self.kept = (slice(None), slice(None), *(slice(None, None, step) for step in stride or ()))
 
     def forward(self, x: Tensor) -> Tensor:
-        skipped = x if self.shortcut is None else conv_1x1(self.shortcut, x[self.kept])
         y = self.conv2(self.conv1(x))
         # A norm may keep its result for the backward pass, and a hook may keep it anyway; otherwise fresh memory would
         # cost more than the sum.
-        y = y + skipped if y.requires_grad or has_hooks(self.conv2) else y.add_(skipped)
+        fresh = y.requires_grad or has_hooks(self.conv2)
+        if self.shortcut is not None:
+            y = plus_conv_1x1(y, self.shortcut, x[self.kept], overwrite=not fresh)
+        else:
+            y = y + x if fresh else y.add_(x)
         return F.leaky_relu(y, _SLOPE, inplace=True)

@@ -23,7 +23,8 @@ typedef struct {
     int32_t softplus, reverse, parts, threads;
     tensor u, delta, z, y, B, C;            /* z.data may be null */
     const float *A, *D, *delta_bias;        /* (channels, states), (channels), (channels); D and bias may be null */
-    float *last_state;                      /* (batch, channels, states) */
+    const float *first_state;               /* (batch, channels, states), that before the first step; null: zeros */
+    float *last_state;                      /* the same after the last step; may be the memory of `first_state` */
     float *saved;                           /* (batch, tiles, states, channels); null: nothing is saved */
     tensor grad_y, grad_u, grad_delta, grad_z, grad_B, grad_C;
     int64_t grad_B_part, grad_C_part;       /* stride between the sums of different parts */
@@ -181,7 +182,10 @@ static int forward(const task *k) {
     if (!memory) return 1;
     vf *state = memory, *rate = state + blocks * states;
     float *B = (float *)(rate + blocks * states), *C = B + TILE * k->row;
-    for (int64_t b = 0; b < blocks; b++) load_block(k, k->first + b, s->A, LOG2E, rate + b * states);
+    for (int64_t b = 0; b < blocks; b++) {
+        load_block(k, k->first + b, s->A, LOG2E, rate + b * states);
+        load_block(k, k->first + b, of_sample(k, s->first_state), 1.0f, state + b * states);
+    }
     const tensor *used[] = {&s->u, &s->delta, &s->z, &s->y, 0};
     for (int64_t tile = 0; tile < tiles(s); tile++) {
         walk w = tile_walk(s, tile);
