@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--iterations",
         type=int,
-        default=400,
+        default=250,
         help="training iterations per trainer; above 50, rounded up to a multiple of 50 (default: %(default)s)",
     )
     parser.add_argument("--open", action="store_true", help="open the report in the web browser")
