@@ -31,14 +31,19 @@ from tests.helpers.baselines import (
 from tests.helpers.paths import ROOT
 
 SEVERAL_OUTPUTS = {"MONAIUNetPlusPlusTrainer": 4} | dict.fromkeys((n for n in SMALL if n.startswith("MedNeXt")), 5)
-SLOW = ("MedNeXtBTrainer", "MedNeXtMTrainer", "MedNeXtLTrainer")
+LONG = ("MedNeXtMTrainer", "MedNeXtLTrainer")
+SLOW = ("MedNeXtBTrainer", *LONG)
 """Variants of a network that is tested quickly in another."""
 SLOW_IN_BFLOAT16 = (*SLOW, "MONAIVNetTrainer", "MONAIHighResNetTrainer")
 """The last two have fixed widths, and a CPU may emulate convolutions in bfloat16."""
 
-every = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SMALL]
-)
+
+def marked(name, *others, slow=True):
+    marks = [pytest.mark.slow, *([pytest.mark.long] if name in LONG else ())] if slow else ()
+    return pytest.param(name, *others, marks=marks)
+
+
+every = pytest.mark.parametrize("name", [marked(name, slow=name in SLOW) for name in SMALL])
 
 
 @pytest.fixture
@@ -83,10 +88,7 @@ def test_outputs_and_gradients_in_3d(small, name, case):
     check_outputs_and_gradients(small(name), name, case)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_IN_BFLOAT16 else name for name in SMALL],
-)
+@pytest.mark.parametrize("name", [marked(name, slow=name in SLOW_IN_BFLOAT16) for name in SMALL])
 def test_finite_in_bfloat16_at_a_magnitude_of_100(small, name):
     patch = patch_of(name, "2D")
     network = build(small(name), patch)
@@ -104,15 +106,7 @@ TRACED_QUICKLY = ("MONAIUNetTrainer", "MONAISegResNetTrainer")
 
 @pytest.mark.parametrize(
     ("name", "case"),
-    [
-        *((name, "2D") for name in TRACED_QUICKLY),
-        *(
-            pytest.param(name, case, marks=pytest.mark.slow)
-            for name in SMALL
-            for case in ("2D", "3D")
-            if (name, case) not in [(quick, "2D") for quick in TRACED_QUICKLY]
-        ),
-    ],
+    [marked(name, case, slow=name not in TRACED_QUICKLY or case == "3D") for name in SMALL for case in ("2D", "3D")],
 )
 def test_a_training_step_is_traced_for_planning(name, case):
     """At the published size, on fake tensors; memory is at least that of weights, gradients and optimiser."""
