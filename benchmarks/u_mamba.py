@@ -6,6 +6,7 @@ python -m benchmarks.u_mamba [--threads 2] [--repeats 5] [--clock wall]
 
 import argparse
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from unittest.mock import patch
 
@@ -16,7 +17,7 @@ from benchmarks.measure import FLOAT32, Row, check_equal, form_columns, run, tim
 from benchmarks.selective_scan import mambapy_scan
 from nnunet_ext.bench.setting import Setting
 from nnunet_ext.blocks import mamba
-from nnunet_ext.ops import describe_backend, selective_scan
+from nnunet_ext.ops import describe_backend
 
 _SETTING = Setting.of_patch((64, 64, 64), batch_size=1)
 _NETWORK = "U-Mamba Enc"
@@ -32,10 +33,13 @@ def _mambapy(*tensors: Tensor, delta_bias: Tensor, delta_softplus: bool, reverse
 def prepare(package: str) -> Callable[[], Tensor]:
     """A forward pass of the seeded network on a seeded image, without gradients, in float32."""
     network, image = _SETTING.build(_NETWORK, deep_supervision=False).eval(), _SETTING.images(1)
-    scan = selective_scan if package == "nnunet_ext" else _mambapy
 
     def forward() -> Tensor:
-        with patch.object(mamba, "selective_scan", scan), torch.no_grad():
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            if package != "nnunet_ext":  # a scan that is continued is ours
+                stack.enter_context(patch.object(mamba, "selective_scan", _mambapy))
+                stack.enter_context(patch.object(mamba, "can_continue", lambda tokens: False))
             return network(image)
 
     return forward

@@ -71,6 +71,7 @@ def test_wheel_and_sdist_hold_what_they_should(wheels):
     assert {
         "nnunet_ext/trainers/SASANTrainer.py",
         "nnunet_ext/plans/__init__.py",
+        "nnunet_ext/cli/networks.json",
         "nnunet_ext/compare/report/templates/report.html",
         "nnunet_ext/data/hippocampus/LICENCE.md",
         "nnunet_ext/py.typed",

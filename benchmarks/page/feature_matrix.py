@@ -254,9 +254,13 @@ def _mark(cells: dict[tuple[str, str], Cell], key: tuple[str, str]) -> str:
 
 def _started(cells: dict[tuple[str, str], Cell]) -> str:
     forks = sum(row.started == "forks" for row in cells.values())
+    if forks == 0:
+        return "Each command was a new process"
+    number = f"all {forks}" if forks == len(cells) else f"{forks} of {len(cells)}"
+    others = "" if forks == len(cells) else "; in the others, each was a new process"
     return (
-        f"In {forks} of {len(cells)} cells, each command was a fork of a process that had already imported nnU-Net\n"
-        "(`NNUNET_EXT_FORKED=1`), with the same entry point and arguments; in the others, each was a new process"
+        f"In {number} cells, each command was a fork of a process that had already\nimported nnU-Net "
+        f"(`NNUNET_EXT_FORKED=1`), with the same entry point and arguments{others}"
     )
 
 

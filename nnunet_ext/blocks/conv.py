@@ -129,8 +129,8 @@ def plus_conv_1x1(y: Tensor, conv: nn.Module, x: Tensor, *, overwrite: bool = Fa
 
 
 def _is_plain(y: Tensor) -> bool:
-    """Whether `rows` of a map can be summed to in float32 or float64."""
-    in_rows = y.device.type == "cpu" and y.is_contiguous(memory_format=channels_last(y.ndim))
+    """Whether a product can be summed in the map's memory: in channels-last on the CPU, single or double precision."""
+    in_rows = y.device.type == "cpu" and y.is_contiguous(memory_format=channels_last(y.ndim)) and y.numel() > 0
     return in_rows and y.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
 
 

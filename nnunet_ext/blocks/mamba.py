@@ -22,7 +22,7 @@ _TIME_STEPS = (0.001, 0.1)
 _SEGMENT = 4096
 """Tokens read at once without gradients: few enough for the cache, and many enough that calls cost little."""
 
-_Tensors7 = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+_ScanInputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class Mamba(nn.Module):
@@ -31,7 +31,9 @@ class Mamba(nn.Module):
     x, z = in_proj(t); y = scan(x, z), in both directions scan_forward(x, z) + scan_backward(x, z);
     result = out_proj(y)
 
-    Computed in at least float32 even under autocast, because the exponentials of a float16 scan give NaN.
+    Computed in at least float32 even under autocast, because the exponentials of a float16 scan give NaN. On the CPU,
+    with the C extension and without gradients, Mamba with one direction reads long sequences segment by segment: the
+    same result in less memory.
 
     Args:
         channels: C.
@@ -57,7 +59,7 @@ class Mamba(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         with without_autocast(tokens.device.type):
             if self._can_read_in_segments(tokens):
-                return self._in_segments(at_least_float32(tokens))
+                return self._in_segments(tokens)
             x, z = self._projected(at_least_float32(tokens))
             first, *others = (direction(x, z) for direction in self.directions)
             return self.out_proj(sum(others, first).transpose(1, 2))
@@ -67,9 +69,11 @@ class Mamba(nn.Module):
         return x, z
 
     def _can_read_in_segments(self, tokens: Tensor) -> bool:
-        """Whether reading in segments gains: in two directions, every segment would have to be projected twice."""
-        long = tokens.ndim == 3 and tokens.shape[1] > 2 * _SEGMENT and len(self.directions) == 1
-        return long and can_continue(tokens) and not any(map(has_hooks, self.modules()))
+        """Whether segments save time here; with two directions, every segment would be projected twice."""
+        # The length comes last: asking for it would fix it in an exported graph.
+        if len(self.directions) > 1 or not can_continue(tokens) or tokens.shape[1] <= 2 * _SEGMENT:
+            return False
+        return all(p.dtype == tokens.dtype for p in self.parameters()) and not any(map(has_hooks, self.modules()))
 
     def _in_segments(self, tokens: Tensor) -> Tensor:
         direction = cast(Direction, self.directions[0])
@@ -128,7 +132,7 @@ class Direction(nn.Module):
         return self.A_log.new_zeros(batch, *self.A_log.shape)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        arguments = self._scanned(x, z)
+        arguments = self._scan_inputs(x, z)
         y = selective_scan(*arguments, delta_bias=self.dt_proj.bias, delta_softplus=True, reverse=self.reverse)
         return cast(Tensor, y)  # never the pair with the last state
 
@@ -136,13 +140,13 @@ class Direction(nn.Module):
         """The result for the next tokens; without gradients, forwards, where `can_continue`.
 
         Args:
-            x: These tokens, after up to `reach` ones before them.
+            x: These tokens, preceded by up to `reach` earlier ones.
             z: These tokens.
-            state: That before them, which becomes that after them.
+            state: State before these tokens; overwritten with the state after them.
         """
-        return continued_scan(*self._scanned(x, z), self.dt_proj.bias, True, state)
+        return continued_scan(*self._scan_inputs(x, z), self.dt_proj.bias, True, state)
 
-    def _scanned(self, x: Tensor, z: Tensor) -> _Tensors7:
+    def _scan_inputs(self, x: Tensor, z: Tensor) -> _ScanInputs:
         """u, delta without its bias, A, B, C, D and z, for the last tokens of x, as many as z has."""
         weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
         u = causal_conv1d(x, weight, bias, activation="silu", reverse=self.reverse)

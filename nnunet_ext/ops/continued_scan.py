@@ -17,14 +17,12 @@ from nnunet_ext.utils.torch_private import in_function_transform
 
 
 def can_continue(x: Tensor) -> bool:
-    """Whether `continued_scan` takes tensors like x: in float32, on the CPU with the C extension, without gradients."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not torch.is_grad_enabled()
-        and not (is_portable() or is_traced(x) or in_function_transform())
-        and library_for("selective_scan", x) is not None
-    )
+    """Whether `continued_scan` takes tensors like x: in float32, on the CPU with the C extension, without gradients.
+
+    Not while code is traced or exported, which would fix the number of segments.
+    """
+    recorded = is_portable() or is_traced(x) or torch.jit.is_tracing() or in_function_transform()
+    return not (recorded or torch.is_grad_enabled()) and x.numel() > 0 and library_for("selective_scan", x) is not None
 
 
 @torch.library.custom_op("nnunet_ext::continued_scan", mutates_args=("state",), device_types="cpu")
@@ -40,19 +38,21 @@ def continued_scan(
     delta_softplus: bool,
     state: Tensor,
 ) -> Tensor:
-    """`selective_scan` of the next segment, forwards in time; `state` is that before it and becomes that after it.
+    """`selective_scan` of the next segment, forwards in time; it has no gradient. Ask `can_continue` first.
+
+    `state` is the state before this segment, and is overwritten with the state after it.
 
     Shape:
-        as `selective_scan`, with B and C (b, n, l); state (b, d, n), contiguous
+        as `selective_scan`, with B and C (b, n, l); state (b, d, n)
 
     Raises:
-        RuntimeError: where `can_continue` is false.
+        RuntimeError: if the C extension is missing, has failed its check, or does not take tensors of these types.
     """
-    library = library_for("selective_scan", u)
+    library = library_for("selective_scan", u, delta, A, B, C, D, z, delta_bias, state)
     if library is None:
-        raise RuntimeError("a scan can be continued by the C extension only")
+        raise RuntimeError("only the C extension continues a scan, on the CPU in float32, and it cannot be used here")
     inputs = (u, delta, A, B[:, None], C[:, None], D, z, delta_bias)
-    y, last, _ = cpu_scan.forward(library, *inputs, delta_softplus, False, False, first_state=state)
+    y, last, _ = cpu_scan.forward(library, *inputs, delta_softplus, False, False, first_state=state.contiguous())
     state.copy_(last)
     return y
 

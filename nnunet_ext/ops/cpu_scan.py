@@ -6,8 +6,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from nnunet_ext.ops import segment_scan
 from nnunet_ext.ops.native import NativeLibrary, Strided, checked, pointer, readable, structure
-from nnunet_ext.ops.scan_check import compare
+from nnunet_ext.ops.scan_check import compare, example_inputs
 from nnunet_ext.ops.self_check import Pairs
 
 _TENSORS = ("u", "delta", "z", "y", "B", "C")
@@ -188,4 +189,18 @@ def _sum_parts(x: Tensor) -> Tensor:
 
 @checked("selective_scan")
 def _compare(library: NativeLibrary) -> Pairs:
-    return compare(partial(forward, library), partial(backward, library))
+    yield from compare(partial(forward, library), partial(backward, library))
+    yield from _continued(library)
+
+
+def _continued(library: NativeLibrary) -> Pairs:
+    """A scan in two parts, the second from the state after the first, and in one."""
+    u, delta, A, B, C, D, z, bias = example_inputs()
+    state, parts = torch.zeros_like(A)[None], []
+    for steps in (slice(0, 20), slice(20, None)):
+        tensors = (u[..., steps], delta[..., steps], A, B[..., steps], C[..., steps], D, z[..., steps], bias)
+        y, state, _ = forward(library, *tensors, True, False, False, first_state=state)
+        parts.append(y)
+    y, last, _ = segment_scan.forward(u, delta, A, B, C, D, z, bias, True, False, False)
+    yield torch.cat(parts, -1), y
+    yield state, last

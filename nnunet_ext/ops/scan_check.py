@@ -8,6 +8,20 @@ from torch import Tensor
 from nnunet_ext.ops import segment_scan
 from nnunet_ext.ops.self_check import Pairs, example
 
+ExampleInputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def example_inputs(device: str | torch.device = "cpu") -> ExampleInputs:
+    """u, delta, A, B, C, D, z and the bias of delta, of 37 steps, with adjacent channels."""
+    b, d, n, length = 1, 18, 5, 37
+
+    def tensor(*shape: int, seed: int) -> Tensor:
+        return example(*shape, seed=seed, device=device)
+
+    u, delta, z = (tensor(b, length, d, seed=s).transpose(1, 2) for s in range(3))
+    B, C = (tensor(b, 1, length, n, seed=s).transpose(2, 3) for s in (5, 6))
+    return u, delta, -1 - tensor(d, n, seed=4).abs(), B, C, tensor(d, seed=7), z, tensor(d, seed=8)
+
 
 def compare(
     forward: Callable[..., tuple[Tensor, Tensor, Tensor]],
@@ -21,16 +35,10 @@ def compare(
         backward: The backend's backward pass, likewise.
         device: Device on which it computes.
     """
-    b, d, n, length = 1, 18, 5, 37
-
-    def tensor(*shape: int, seed: int) -> Tensor:
-        return example(*shape, seed=seed, device=device)
-
-    u, delta, z, grad_y = (tensor(b, length, d, seed=s).transpose(1, 2) for s in range(4))
-    A = -1 - tensor(d, n, seed=4).abs()
-    B, C = (tensor(b, 1, length, n, seed=s).transpose(2, 3) for s in (5, 6))
-    D, bias, grad_state = tensor(d, seed=7), tensor(d, seed=8), tensor(b, d, n, seed=9)
-    inputs = u, delta, A, B, C, D, z, bias
+    inputs = example_inputs(device)
+    u, _, A, *_ = inputs
+    grad_y = example(u.shape[0], u.shape[2], u.shape[1], seed=3, device=device).transpose(1, 2)
+    grad_state = example(u.shape[0], *A.shape, seed=9, device=device)
     for reverse in (False, True):
         found, expected = (run(*inputs, True, reverse, True) for run in (forward, segment_scan.forward))
         yield from zip(found[:2], expected[:2], strict=True)

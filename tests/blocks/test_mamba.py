@@ -84,3 +84,13 @@ def test_hooks_see_the_whole_sequence(monkeypatch):
     with torch.no_grad():
         mamba(torch.randn(1, 100, 6))
     assert seen == [100]
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_a_trace_serves_longer_sequences(monkeypatch, assert_close):
+    monkeypatch.setattr(blocks_mamba, "_SEGMENT", 32)
+    mamba = Mamba(6).eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(mamba, torch.randn(1, 100, 6))
+        x = torch.randn(1, 300, 6)
+        assert_close(traced(x), mamba(x), 1e-6)

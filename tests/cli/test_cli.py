@@ -148,6 +148,20 @@ def test_doctor_notices_another_package_of_this_name(environment, tmp_path):
     assert str(tmp_path) in shadowed.remedy
 
 
+def test_the_networks_command_lists_the_registry():
+    from nnunet_ext.networks import NETWORKS
+
+    listed = {row["name"]: row for row in json.loads(PAPER_SETTINGS.read_text(encoding="utf-8"))}
+    assert list(listed) == [info.name for info in NETWORKS.values()]
+    for info in NETWORKS.values():
+        row = listed[info.name]
+        assert row["network"] == info.network.__name__
+        assert row["trainers"] == list(info.trainers)
+        assert row["variants"] == list(info.variants)
+        assert row["patch_size"] == list(info.paper["patch_size"])
+        assert (row["input_channels"], row["num_classes"]) == (info.paper["input_channels"], info.paper["num_classes"])
+
+
 @pytest.mark.slow
 def test_networks_at_the_papers_setting(capsys):
     from nnunet_ext.profiling.counts import network_costs

@@ -215,7 +215,7 @@ def test_mistakes_are_answered_at_once(arguments, message, tmp_path):
     write(tmp_path / "a" / "patient1_C0.nii.gz", scan())
     before = os.times().children_user
     command = [sys.executable, "-m", "nnunet_ext", "convert", *arguments, "-o", "Dataset701_Made"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, timeout=60)
     used = os.times().children_user - before
     assert used < 3  # about 0.2 s; the libraries that read scans take longer
     assert done.returncode == 2

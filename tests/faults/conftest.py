@@ -61,6 +61,8 @@ class Training:
         if not moment():
             return False
         process.send_signal(signal.SIGSTOP)
+        if process.returncode is not None:  # it had ended
+            return False
         state = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         if state.si_code != os.CLD_STOPPED:
             return False

@@ -46,11 +46,11 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv2(self.conv1(x))
-        # A norm may keep its result for the backward pass, and a hook may keep it anyway; otherwise fresh memory would
+        # A norm may hold its result for the backward pass, and a hook may hold it anyway; otherwise fresh memory would
         # cost more than the sum.
-        fresh = y.requires_grad or has_hooks(self.conv2)
+        held = y.requires_grad or has_hooks(self.conv2) or has_hooks(self.conv2.norm_act)
         if self.shortcut is not None:
-            y = plus_conv_1x1(y, self.shortcut, x[self.kept], overwrite=not fresh)
+            y = plus_conv_1x1(y, self.shortcut, x[self.kept], overwrite=not held)
         else:
-            y = y + x if fresh else y.add_(x)
+            y = y + x if held else y.add_(x)
         return F.leaky_relu(y, _SLOPE, inplace=True)

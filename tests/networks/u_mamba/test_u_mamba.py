@@ -10,6 +10,7 @@ from nnunet_ext.networks.from_plan import network_from_plan
 from nnunet_ext.networks.u_mamba import VARIANTS
 from nnunet_ext.networks.u_mamba.authors_weights import authors_names
 from nnunet_ext.networks.u_mamba.mamba_layer import MambaLayer
+from nnunet_ext.networks.u_mamba.residual_block import ResidualBlock
 from nnunet_ext.weights import from_authors
 from tests.networks.u_mamba.plain import plain_forward
 
@@ -260,3 +261,19 @@ def test_cuda_equals_cpu_and_low_precision_trains(variant, dtype, monkeypatch, a
         out = network(x.cuda())
     out.float().square().mean().backward()
     assert all(p.grad.isfinite().all() for p in network.parameters())
+
+
+HOOKED = ("conv1", "conv1.norm_act", "conv2", "conv2.norm_act")
+
+
+@pytest.mark.parametrize(
+    ("projection", "inner"),
+    [(False, inner) for inner in HOOKED] + [(True, inner) for inner in (*HOOKED, "shortcut")],
+)
+def test_a_single_hook_keeps_what_it_saw(inner, projection):
+    block = ResidualBlock(nn.Conv3d, 6, 6, (3, 3, 3), projection=projection)
+    seen = []
+    block.get_submodule(inner).register_forward_hook(lambda module, inputs, y: seen.append((y, y.clone())))
+    with torch.no_grad():
+        block(torch.randn(2, 6, 8, 8, 8).to(memory_format=torch.channels_last_3d))
+    assert [torch.equal(now, then) for now, then in seen] == [True]
