@@ -1,9 +1,9 @@
 """`nnunet_ext convert` on made-up trees in the layouts of the public data sets."""
 
 import json
-import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -213,11 +213,10 @@ def test_nothing_is_overwritten(tmp_path, capsys):
 )
 def test_mistakes_are_answered_at_once(arguments, message, tmp_path):
     write(tmp_path / "a" / "patient1_C0.nii.gz", scan())
-    before = os.times().children_user
+    start = time.perf_counter()
     command = [sys.executable, "-m", "nnunet_ext", "convert", *arguments, "-o", "Dataset701_Made"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, timeout=60)
-    used = os.times().children_user - before
-    assert used < 3  # about 0.2 s; the libraries that read scans take longer
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert time.perf_counter() - start < 5  # about 0.2 s; the libraries that read scans alone take longer
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

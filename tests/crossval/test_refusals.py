@@ -14,10 +14,10 @@ def refuse(space, capsys):
 
     def call(*options, trainers=("StockTrainer", "SASANTrainer")):
         before = sorted(space.root.rglob("*"))
-        began = time.process_time()
+        began = time.monotonic()
         arguments = ["-d", "4", "-c", "2d_small", "-tr", *trainers, "-o", str(space.report), *options]
         assert main(["crossval", *arguments]) == 2
-        assert time.process_time() - began < 10
+        assert time.monotonic() - began < 10
         assert sorted(space.root.rglob("*")) == before
         error = capsys.readouterr().err
         assert error.count("\n") == 1

@@ -29,7 +29,7 @@ class Training:
     def log(self) -> str:
         return "\n".join(file.read_text() for file in sorted(self.fold.glob("training_log_*.txt")))
 
-    def kill_when(self, moment, *options: str, seconds: float = 300, starts: int = 1) -> None:
+    def kill_when(self, moment, *options: str, seconds: float = 300, starts: int = 5) -> None:
         """Starts it and kills it while `moment()` is true, without a chance to tidy up.
 
         A moment may pass before the signal arrives, so the process is stopped first and the moment checked again.
@@ -40,14 +40,14 @@ class Training:
                 process = self._start(output, *options)
                 try:
                     deadline = time.monotonic() + seconds
-                    while not self._caught(process, moment) and (missed := process.poll()) is None:
+                    while not self._caught(process, moment) and process.poll() is None:
                         assert time.monotonic() < deadline, f"never came to it:\n{self.output.read_text()[-3000:]}"
                         time.sleep(0.0005)
-                    if process.poll() is None:
+                    if process.returncode is None:
                         process.kill()
                         assert process.wait() == -signal.SIGKILL
                         return
-                    assert missed == 0, self.output.read_text()[-3000:]
+                    assert process.returncode == 0, self.output.read_text()[-3000:]
                     assert left, f"ended before it was killed:\n{self.output.read_text()[-3000:]}"
                 finally:
                     with contextlib.suppress(ProcessLookupError):  # its workers
@@ -57,7 +57,7 @@ class Training:
 
     @staticmethod
     def _caught(process: subprocess.Popen, moment) -> bool:
-        """Whether the process stands still within the moment; one that is past it goes on."""
+        """Stops the process if the moment has come; whether it still holds then. If not, the process continues."""
         if not moment():
             return False
         process.send_signal(signal.SIGSTOP)

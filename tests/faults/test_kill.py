@@ -46,7 +46,7 @@ def test_killed_while_a_checkpoint_is_written(training, written):
         latest = training.fold / "checkpoint_latest.pth"
         return latest.is_file() and latest.with_name(latest.name + written).is_file()
 
-    training.kill_when(moment, starts=5)
+    training.kill_when(moment)
     before = checkpoints(training.fold)
     assert "checkpoint_latest.pth" in before
     assert left_overs(training.fold)
@@ -60,7 +60,7 @@ def test_killed_while_a_checkpoint_is_written(training, written):
 
 @pytest.mark.long
 def test_killed_within_an_epoch(training):
-    training.kill_when(lambda: within(training, 1), starts=5)
+    training.kill_when(lambda: within(training, 1))
     assert checkpoints(training.fold)["checkpoint_latest.pth"]["current_epoch"] == 1
     printed = training.go_on()
     assert re.findall(r"Epoch (\d)", printed) == ["1", "2"]
@@ -69,7 +69,7 @@ def test_killed_within_an_epoch(training):
 
 @pytest.mark.long
 def test_killed_before_the_first_checkpoint(training):
-    training.kill_when(lambda: within(training, 0), starts=5)
+    training.kill_when(lambda: within(training, 0))
     assert checkpoints(training.fold) == {}
     printed = training.go_on()
     assert re.findall(r"Epoch (\d)", printed) == ["0", "1", "2"]
@@ -79,9 +79,8 @@ def test_killed_before_the_first_checkpoint(training):
 @pytest.mark.long
 def test_killed_while_it_validates(training):
     validation = training.fold / "validation"
-    training.kill_when(
-        lambda: any(validation.glob("*.nii.gz")) and not (validation / "summary.json").is_file(), starts=5
-    )
+    training.kill_when(lambda: any(validation.glob("*.nii.gz")) and not (validation / "summary.json").is_file())
+    assert not (validation / "summary.json").is_file()
     assert "checkpoint_final.pth" in checkpoints(training.fold)
     printed = training.go_on()
     assert "Epoch " not in re.sub(r"Epoch time", "", printed)
