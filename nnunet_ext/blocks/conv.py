@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_ext.blocks.instance_norm import InstanceNormLeakyReLU
-from nnunet_ext.blocks.layout import channels_last, cpu_channels_last, rows
+from nnunet_ext.blocks.layout import cpu_channels_last, has_rows, rows
 from nnunet_ext.ops.portable import is_portable
 from nnunet_ext.ops.tracing import is_traced
 from nnunet_ext.utils.torch_private import has_hooks
@@ -130,8 +130,8 @@ def plus_conv_1x1(y: Tensor, conv: nn.Module, x: Tensor, *, overwrite: bool = Fa
 
 def _is_plain(y: Tensor) -> bool:
     """Whether a product can be summed in the map's memory: in channels-last on the CPU, single or double precision."""
-    in_rows = y.device.type == "cpu" and y.is_contiguous(memory_format=channels_last(y.ndim)) and y.numel() > 0
-    return in_rows and y.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    plain = y.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    return plain and has_rows(y) and y.numel() > 0
 
 
 def _onednn_takes(x: Tensor) -> bool:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_ext.blocks.layout import channels_last, rows
+from nnunet_ext.blocks.layout import has_rows, rows
 from nnunet_ext.ops.instance_norm import instance_norm, instance_norm_
 from nnunet_ext.ops.portable import is_portable
 from nnunet_ext.utils.torch_private import in_function_transform
@@ -54,10 +54,9 @@ def instance_norm_leaky_relu(
 
 def _operator_applies(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
     return (
-        x.device.type == "cpu"
+        has_rows(x)
         and all(t is None or t.dtype == x.dtype for t in (weight, bias))
         and x.dtype in (torch.float32, torch.float64)
-        and x.is_contiguous(memory_format=channels_last(x.ndim))
         and not is_portable()
         and not torch.compiler.is_compiling()
         and not in_function_transform()

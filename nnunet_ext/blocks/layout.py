@@ -14,6 +14,11 @@ def cpu_channels_last(x: Tensor) -> Tensor:
     return x.to(memory_format=channels_last(x.ndim)) if x.device.type == "cpu" else x
 
 
+def has_rows(x: Tensor) -> bool:
+    """Whether a map is channels-last and on the CPU, so that operators can work on its `rows`."""
+    return x.device.type == "cpu" and x.is_contiguous(memory_format=channels_last(x.ndim))
+
+
 def rows(x: Tensor) -> Tensor:
     """View (B, voxels, C) of a channels-last map (B, C, *P); an error if the memory is not channels-last."""
     return x.movedim(1, -1).view(x.shape[0], -1, x.shape[1])
