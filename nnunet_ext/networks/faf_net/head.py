@@ -43,7 +43,6 @@ class Episode(NamedTuple):
 
     Attributes:
         probabilities: P of every class, (E, Q, R, H, W).
-        logits: log(P / (1 - P)), (E, Q, R, H, W).
         query_loss: Cross-entropy of P with weights 0.1 for background and 1 for foreground, divided by the sum of these
             weights; 0 without query masks.
         alignment_loss: Cross-entropy of the support, segmented with the query's prediction as its support.
@@ -51,10 +50,14 @@ class Episode(NamedTuple):
     """
 
     probabilities: Tensor
-    logits: Tensor
     query_loss: Tensor
     alignment_loss: Tensor
     prototype_loss: Tensor
+
+    @property
+    def logits(self) -> Tensor:
+        """log(P / (1 - P)), (E, Q, R, H, W)."""
+        return logit(self.probabilities)
 
 
 class FAFHead(nn.Module):
@@ -113,9 +116,8 @@ class FAFHead(nn.Module):
         prototypes, thresholds, valid = support
         adapted = self.icm(prototypes, features) + prototypes
         threshold = tau if self.threshold_from == "query" else thresholds[..., None, None]
-        probabilities = resize(foreground_probability(features, adapted, threshold), size)
-        probabilities = probabilities.clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
-        return torch.where(valid[..., None, None], probabilities, MIN_PROBABILITY), adapted
+        probabilities = torch.where(valid[..., None, None], foreground_probability(features, adapted, threshold), 0)
+        return resize(probabilities, size).clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY), adapted
 
     def segment_features(
         self, support_features: Tensor, support_mask: Tensor, query_features: Tensor, query_threshold: Tensor
@@ -177,7 +179,7 @@ class FAFHead(nn.Module):
         weights = (backwards.valid[:, None] & of_slices.valid[:, :, None]).to(returned.dtype)  # (E, S, Q, R)
         possible = support.valid.sum() * q
         labelled = (support_masks >= 0).to(returned.dtype)[:, :, None]
-        alignment = (labelled * _cross_entropy(returned, support_masks[:, :, None])).sum((-2, -1))
+        alignment = _cross_entropy(returned, support_masks[:, :, None], labelled)
         alignment = alignment / labelled.sum((-2, -1)).clamp_min(1)
         squares = (adapted.view(e, 1, q, r, -1) - readapted.view(e, s, q, r, -1)).square().mean(-1)
         weights = weights / of_slices.valid.sum(1).clamp_min(1)[:, None, None] / possible.clamp_min(1)
@@ -185,13 +187,11 @@ class FAFHead(nn.Module):
         query_loss = probabilities.new_zeros(())
         if query_masks is not None:
             background, foreground = _CLASS_WEIGHTS
-            of_pixels = torch.where(query_masks > 0.5, foreground, background) * support.valid[:, None, :, None, None]
-            of_pixels = of_pixels.to(probabilities.dtype)
-            total = of_pixels.sum().clamp_min(MIN_PROBABILITY)
-            query_loss = (of_pixels * _cross_entropy(probabilities, query_masks)).sum() / total
-        return Episode(
-            probabilities, logit(probabilities), query_loss, (weights * alignment).sum(), (weights * squares).sum()
-        )
+            of_pixels = torch.where(query_masks > 0.5, foreground, background).to(probabilities.dtype)
+            valid = support.valid[:, None]
+            total = (of_pixels.sum((-2, -1)) * valid).sum().clamp_min(MIN_PROBABILITY)
+            query_loss = (_cross_entropy(probabilities, query_masks, of_pixels) * valid).sum() / total
+        return Episode(probabilities, query_loss, (weights * alignment).sum(), (weights * squares).sum())
 
     def _segment_chunks(
         self, features: Tensor, tau: Tensor, support: Support, size: Sequence[int]
@@ -285,6 +285,16 @@ def logit(probabilities: Tensor) -> Tensor:
     return torch.log(probabilities) - torch.log1p(-probabilities)
 
 
-def _cross_entropy(probabilities: Tensor, masks: Tensor) -> Tensor:
-    """Negative log-probability of the mask's label, per pixel."""
-    return -torch.where(masks > 0.5, torch.log(probabilities), torch.log1p(-probabilities))
+def _cross_entropy(probabilities: Tensor, masks: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum over the pixels of the negative log-probability of the mask's label.
+
+    Maps are large, so they are read and written as rarely as possible: one logarithm per pixel, and a sum that never
+    writes its products. In float32, which autocast would take from a product.
+
+    Shape:
+        (..., H, W), (..., H, W), (..., H, W) -> (...)
+    """
+    with torch.autocast(probabilities.device.type, enabled=False):
+        foreground = (masks > 0.5).to(probabilities.dtype)
+        of_label = torch.addcmul(1 - foreground, probabilities, 2 * foreground - 1)  # P, in the background 1 - P
+        return -(weights.flatten(-2)[..., None, :] @ of_label.log().flatten(-2)[..., None])[..., 0, 0]

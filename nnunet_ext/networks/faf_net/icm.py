@@ -43,15 +43,18 @@ class ICM(nn.Module):
         amplitude, phase = self.aff.filters(features)
         size, heads = features.shape[-2:], (self.heads, self.channels)
         with torch.autocast(features.device.type, enabled=False):
-            positions = at_least_float32(features).flatten(2)[:, None]  # (B, 1, C, L)
+            positions = at_least_float32(features).flatten(2)  # (B, C, L)
             q = self.fc_q(at_least_float32(prototypes)).unflatten(-1, heads)  # (B, N, m, C)
             weighted = torch.einsum("bnmd,mdc->bnmc", q, self.fc_k.weight.unflatten(0, heads))
             shift = (q * self.fc_k.bias.unflatten(0, heads)).sum(-1, keepdim=True)
-            scores = (weighted @ positions + shift) / sqrt(self.channels)  # (B, N, m, L)
+            # One product for all prototypes of an image: broadcast ones would copy the features for each of them.
+            products = (weighted.flatten(1, 2) @ positions).unflatten(1, (-1, self.heads))
+            scores = (products + shift) / sqrt(self.channels)  # (B, N, m, L)
             filtered = self.aff(scores.unflatten(-1, size), amplitude[:, None], phase[:, None])
             attention = filtered.flatten(-2).softmax(-1)
-            read = attention @ positions.transpose(-1, -2)  # (B, N, m, C)
-            values = torch.einsum("bnmc,mdc->bnmd", read, self.fc_v.weight.unflatten(0, heads))
+            read = attention.flatten(1, 2) @ positions.transpose(-1, -2)  # (B, N m, C)
+            weight = self.fc_v.weight.unflatten(0, heads)
+            values = torch.einsum("bnmc,mdc->bnmd", read.unflatten(1, (-1, self.heads)), weight)
             return self.fc_o(values.flatten(-2) + self.fc_v.bias)
 
 

@@ -31,7 +31,7 @@ def masked_average(features: Tensor, masks: Tensor) -> Tensor:
             _upsampling(source, target, features)
             for source, target in zip(features.shape[-2:], masks.shape[-2:], strict=True)
         )
-        weights = rows @ masks @ columns.T  # (B, R, h, w)
+        weights = rows @ (masks @ columns.T)  # (B, R, h, w)
         sums = weights.flatten(2) @ features.flatten(2).transpose(1, 2)
         return sums / (masks.sum((-2, -1)) + _AREA_EPS)[..., None]
 
