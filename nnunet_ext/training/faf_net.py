@@ -6,14 +6,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import Tensor, nn
 from torch.optim import SGD
 
 from nnunet_ext.fewshot.bank import SupportBank, SupportSlices, class_labels
 from nnunet_ext.networks import FAFNet
 from nnunet_ext.networks.faf_net.head import UNLABELLED
-from nnunet_ext.training.schedules import StepDecayScheduler
+from nnunet_ext.training.parameter_groups import load_ungrouped
+from nnunet_ext.training.schedules import EpochScheduler, PolyScheduler, StepDecayScheduler
 from nnunet_ext.training.trainer import PluginTrainer
 
 _MOMENTUM, _WEIGHT_DECAY = 0.9, 5e-4
@@ -67,12 +67,17 @@ class FAFNetBaseTrainer(PluginTrainer):
                 f"{error}: that is FAFNetTrainer, or a subclass of {type(self).__name__} with encoder_weights = None"
             ) from error
 
-    def configure_optimizers(self) -> tuple[SGD, PolyLRScheduler]:
+    def configure_optimizers(self) -> tuple[SGD, EpochScheduler]:
         rate = self.learning_rate
-        optimizer = SGD(self.network.parameters(), rate, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY)
+        optimizer = SGD(self.parameter_groups(), rate, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY)
+        load_ungrouped(optimizer, self.network)
         if self.anneals:
-            return optimizer, PolyLRScheduler(optimizer, rate, self.num_epochs)
+            return optimizer, PolyScheduler(optimizer, rate, self.num_epochs)
         return optimizer, StepDecayScheduler(optimizer, rate, self.num_epochs, _DECAY, _DECAYS)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups of parameters for the optimiser, with rates of their own where these are not `learning_rate`."""
+        return [{"params": list(self.network.parameters())}]
 
     def on_train_start(self) -> None:
         super().on_train_start()

@@ -26,13 +26,22 @@ def warm_up_cosine(epoch: int, epochs: int, warm_up: int) -> float:
 
 
 class EpochScheduler(PolyLRScheduler, ABC):
-    """A factor of the initial learning rate for every epoch, in the form of nnU-Net's schedulers.
+    """A factor of the initial learning rates for every epoch, in the form of nnU-Net's schedulers.
+
+    nnU-Net's own ones give all groups of an optimiser the same rate; here each keeps the ratio that it starts with.
 
     Args:
-        optimizer: Optimiser whose learning rates are set.
-        initial_lr: The rate at factor 1.
+        optimizer: Optimiser whose learning rates are set; its groups have their rates at factor 1.
+        initial_lr: Rate of the first group at factor 1.
         epochs: E, epochs of the whole training.
+
+    Attributes:
+        rates: Rates of the optimiser's groups at factor 1.
     """
+
+    def __init__(self, optimizer: Optimizer, initial_lr: float, epochs: int) -> None:
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        super().__init__(optimizer, initial_lr, epochs)
 
     @abstractmethod
     def factor(self, epoch: int) -> float:
@@ -42,10 +51,17 @@ class EpochScheduler(PolyLRScheduler, ABC):
         if current_step is None or current_step == -1:
             current_step = self.ctr
             self.ctr += 1
-        rate = self.initial_lr * self.factor(current_step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        factor = self.factor(current_step)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+
+class PolyScheduler(EpochScheduler):
+    """nnU-Net's schedule, (1 - e / E)^0.9; arguments as in `EpochScheduler`."""
+
+    def factor(self, epoch: int) -> float:
+        return float((1 - epoch / self.max_steps) ** self.exponent)
 
 
 class WarmUpCosineScheduler(EpochScheduler):

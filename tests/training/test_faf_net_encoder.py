@@ -94,6 +94,53 @@ def test_norms_of_an_encoder_from_scratch_learn_after_a_resumption(make_trainer,
     assert not resumed.network.encoder.backbone.frozen_norms
 
 
+def _rates(trainer, epoch):
+    trainer.lr_scheduler.step(epoch)
+    return [group["lr"] for group in trainer.optimizer.param_groups]
+
+
+def test_a_pretrained_encoder_is_trained_with_a_rate_of_its_own(make_trainer, choose, no_choice, tmp_path):
+    """The rate of the layers that start from scratch would destroy its weights."""
+    choose(frozen=False)
+    trainer = make_trainer("FAFNetFewShotTimmTrainer", "2d_tiny")
+    others, encoder = (group["params"] for group in trainer.optimizer.param_groups)
+    assert {id(p) for p in encoder} == {id(p) for p in trainer.network.encoder.backbone.parameters()}
+    assert len(others) + len(encoder) == len(list(trainer.network.parameters()))
+    assert _rates(trainer, 0) == [2e-2, 1e-3]
+    half = trainer.num_epochs // 2
+    assert _rates(trainer, half) == pytest.approx([2e-2 * 0.5**0.9, 1e-3 * 0.5**0.9])
+    trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+
+    # From scratch there is nothing to destroy. A resumption goes by the checkpoint, not by the environment.
+    no_choice()
+    plans = trainer.plans_manager.plans | {"continue_training": True}
+    resumed = type(trainer)(plans, "2d_tiny", 0, trainer.dataset_json, torch.device("cpu"))
+    resumed.encoder_weights = None
+    resumed.load_checkpoint(str(tmp_path / "checkpoint.pth"))
+    assert _rates(resumed, 0) == [2e-2, 1e-3]
+
+
+def test_an_encoder_from_scratch_has_the_rate_of_the_other_layers(make_trainer, monkeypatch):
+    monkeypatch.setenv(ENCODER_FROZEN, "0")
+    trainer = make_trainer("FAFNetFewShotTimmTrainer", "2d_tiny")  # the tests' environment: from scratch
+    assert _rates(trainer, 0) == [2e-2, 2e-2]
+
+
+def test_checkpoints_of_one_rate_for_all_are_resumed(make_trainer, choose):
+    choose(frozen=False)
+    trainer = make_trainer("FAFNetFewShotTimmTrainer", "2d_tiny")
+    training, _ = trainer.get_dataloaders()
+    trainer.train_step(next(training))
+    parameters = list(trainer.network.parameters())
+    earlier = torch.optim.SGD(parameters, 2e-2, momentum=0.9)
+    for number, parameter in enumerate(parameters):
+        earlier.state[parameter]["momentum_buffer"] = torch.full_like(parameter, number)
+    trainer.optimizer.load_state_dict(earlier.state_dict())
+    for number, parameter in enumerate(parameters):
+        assert (trainer.optimizer.state[parameter]["momentum_buffer"] == number).all()
+    assert _rates(trainer, 0) == [2e-2, 1e-3]
+
+
 def test_all_folds_have_one_encoder(make_trainer, choose, no_choice):
     choose()
     trainer = make_trainer("FAFNetTimmTrainer", "2d_tiny")
