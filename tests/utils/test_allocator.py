@@ -8,7 +8,7 @@ import sys
 import pytest
 
 SCRIPT = """
-import resource, sys
+import resource, statistics, sys
 import torch
 from nnunet_ext.utils.allocator import keep_freed_memory
 
@@ -23,10 +23,12 @@ def step():
 
 for _ in range(3):
     step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+faults = []
 for _ in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(statistics.median_low(faults))  # the heap may still grow in one of the steps
 """
 GLIBC = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
 
