@@ -10,6 +10,7 @@ from torch import nn
 from nnunet_ext.nnunet.encoder_variables import ENCODER, ENCODER_FROZEN, ENCODER_WEIGHTS
 from nnunet_ext.training.encoder_choice import NONE, EncoderChoice, chosen_weights
 from nnunet_ext.training.faf_net import FAFNetBaseTrainer
+from nnunet_ext.training.schedules import EpochScheduler
 from nnunet_ext.utils.state_dicts import is_file_name
 from nnunet_ext.weights.encoders import encoder_weights
 
@@ -122,7 +123,10 @@ class ChosenEncoderTrainer(FAFNetBaseTrainer):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         super().load_extra_state(state)
         self.encoder_weights = state["encoder"]["weights"]
-        self.lr_scheduler.rates[1] = self._encoder_rate()
+        scheduler = self.lr_scheduler
+        # A user's subclass may have an optimiser and a schedule of its own.
+        if isinstance(scheduler, EpochScheduler) and len(scheduler.rates) == 2:
+            scheduler.rates[1] = self._encoder_rate()
         backbone = self.plain_network.encoder.backbone
         backbone.frozen_norms = self.encoder_weights is not None
         backbone.train(backbone.training and not self.choice.encoder_frozen)

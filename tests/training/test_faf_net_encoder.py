@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext.fewshot.described_episodes import DescribedEpisodes
@@ -14,6 +15,7 @@ from nnunet_ext.nnunet.encoder_variables import ENCODER, ENCODER_FROZEN, ENCODER
 from nnunet_ext.nnunet.trainers import find_trainer
 from nnunet_ext.profiling.memory import trace_step
 from nnunet_ext.profiling.trainer_step import trainer_step
+from nnunet_ext.training import ChosenEncoderTrainer
 from nnunet_ext.training.encoder_choice import EncoderChoice, chosen_weights
 
 NAMES = ["FAFNetTimmTrainer", "FAFNetFewShotTimmTrainer"]
@@ -124,6 +126,19 @@ def test_an_encoder_from_scratch_has_the_rate_of_the_other_layers(make_trainer, 
     monkeypatch.setenv(ENCODER_FROZEN, "0")
     trainer = make_trainer("FAFNetFewShotTimmTrainer", "2d_tiny")  # the tests' environment: from scratch
     assert _rates(trainer, 0) == [2e-2, 2e-2]
+
+
+def test_a_subclass_with_an_optimiser_of_its_own_is_resumed(make_trainer, choose, monkeypatch, tmp_path):
+    def own_optimizer(self):
+        optimizer = torch.optim.AdamW(self.network.parameters(), 1e-4)
+        return optimizer, PolyLRScheduler(optimizer, 1e-4, self.num_epochs)
+
+    choose(frozen=False)
+    monkeypatch.setattr(ChosenEncoderTrainer, "configure_optimizers", own_optimizer)
+    trainer = make_trainer("FAFNetTimmTrainer", "2d_tiny")
+    trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    trainer.load_checkpoint(str(tmp_path / "checkpoint.pth"))
+    assert _rates(trainer, 0) == [1e-4]
 
 
 def test_checkpoints_of_one_rate_for_all_are_resumed(make_trainer, choose):
