@@ -157,13 +157,14 @@ INLINE float *saved_state(const task *k, int64_t tile, int64_t block) {
     return s->saved + (k->batch * tiles(s) + tile) * s->states * s->channels + channel(k, block);
 }
 
-INLINE void load_delta(const task *k, int64_t block, walk w, vf *raw, vf *delta) {
+/* Delta and its derivative by the input. */
+INLINE void load_delta(const task *k, int64_t block, walk w, vf *delta, vf *slope) {
     const scan *s = k->s;
-    load_tile(at(&s->delta, k->batch, 0, channel(k, block), w.position), &s->delta, lanes(k, block), w.steps, raw);
+    load_tile(at(&s->delta, k->batch, 0, channel(k, block), w.position), &s->delta, lanes(k, block), w.steps, delta);
     vf bias = per_channel(k, block, s->delta_bias);
     for (int t = 0; t < w.steps; t++) {
-        raw[t] += bias;
-        delta[t] = s->softplus ? softplus(raw[t]) : raw[t];
+        delta[t] += bias;
+        if (s->softplus) delta[t] = softplus(delta[t], &slope[t]);
     }
 }
 
@@ -193,10 +194,10 @@ static int forward(const task *k) {
         load_states(k, &s->C, w, C);
         for (int64_t b = 0; b < blocks; b++) {
             int64_t block = k->first + b, c = channel(k, block);
-            vf u[TILE], raw[TILE], delta[TILE], y[TILE];
+            vf u[TILE], delta[TILE], slope[TILE], y[TILE];
             queue later = look_beyond(k, tile, tile + 1, block, used);
             load_tile(at(&s->u, k->batch, 0, c, w.position), &s->u, lanes(k, block), w.steps, u);
-            load_delta(k, block, w, raw, delta);
+            load_delta(k, block, w, delta, slope);
             if (s->saved) {
                 float *p = saved_state(k, tile, block);
                 for (int64_t n = 0; n < s->states; n++)
@@ -212,9 +213,9 @@ static int forward(const task *k) {
                     vf step = delta[t], drive = step * u[t], even = y[t], odd = {0};
                     const float *Bt = B + t * k->row + n0, *Ct = C + t * k->row + n0;
                     UNROLL for (int n = 0; n < STATES; n += 2) {
-                        h[n] = h[n] * exp2_vector(step * a[n]) + drive * Bt[n];
+                        h[n] = h[n] * exp2_product(step, a[n]) + drive * Bt[n];
                         even += h[n] * Ct[n];
-                        h[n + 1] = h[n + 1] * exp2_vector(step * a[n + 1]) + drive * Bt[n + 1];
+                        h[n + 1] = h[n + 1] * exp2_product(step, a[n + 1]) + drive * Bt[n + 1];
                         odd += h[n + 1] * Ct[n + 1];
                     }
                     y[t] = even + odd;
@@ -260,11 +261,11 @@ static int backward(const task *k, int64_t part) {
         for (int64_t b = 0; b < blocks; b++) {
             int64_t block = k->first + b, c = channel(k, block);
             int rows = lanes(k, block);
-            vf u[TILE], raw[TILE], delta[TILE], z[TILE], dy[TILE], y[TILE], along_B[TILE], along_A[TILE];
+            vf u[TILE], delta[TILE], slope[TILE], z[TILE], dy[TILE], y[TILE], along_B[TILE], along_A[TILE];
             queue later = look_beyond(k, tile, tile - 1, block, used);
             load_tile(at(&s->u, k->batch, 0, c, w.position), &s->u, rows, w.steps, u);
             load_tile(at(&s->grad_y, k->batch, 0, c, w.position), &s->grad_y, rows, w.steps, dy);
-            load_delta(k, block, w, raw, delta);
+            load_delta(k, block, w, delta, slope);
             vf D = per_channel(k, block, s->D), total_D = {0}, total_bias = {0};
             if (s->z.data) {
                 load_tile(at(&s->z, k->batch, 0, c, w.position), &s->z, rows, w.steps, z);
@@ -293,12 +294,12 @@ static int backward(const task *k, int64_t part) {
                     vf *to_C = sum_C + t * states + n0;
                     UNROLL for (int n = 0; n < BACKWARD_STATES; n += 2) {
                         before[n] = h[n];
-                        a[n] = exp2_vector(step * scaled[n]);
+                        a[n] = exp2_product(step, scaled[n]);
                         h[n] = h[n] * a[n] + drive * Bt[n];
                         to_C[n] += out * h[n];
                         even += h[n] * Ct[n];
                         before[n + 1] = h[n + 1];
-                        a[n + 1] = exp2_vector(step * scaled[n + 1]);
+                        a[n + 1] = exp2_product(step, scaled[n + 1]);
                         h[n + 1] = h[n + 1] * a[n + 1] + drive * Bt[n + 1];
                         to_C[n + 1] += out * h[n + 1];
                         odd += h[n + 1] * Ct[n + 1];
@@ -333,7 +334,7 @@ static int backward(const task *k, int64_t part) {
             }
             for (int t = 0; t < w.steps; t++) {
                 vf du = dy[t] * D + along_B[t] * delta[t], ddelta = along_B[t] * u[t] + along_A[t];
-                if (s->softplus) ddelta *= sigmoid(raw[t]);
+                if (s->softplus) ddelta *= slope[t];
                 total_D += dy[t] * u[t];
                 total_bias += ddelta;
                 u[t] = du;

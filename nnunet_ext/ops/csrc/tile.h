@@ -16,7 +16,7 @@ INLINE float *at(const tensor *x, int64_t batch, int64_t group, int64_t row, int
     return x->data + batch * x->batch + group * x->group + row * x->row + time * x->time;
 }
 
-/* Cache lines that are needed soon, at a stride, each with the one `second` elements after it. */
+/* Cache lines that are needed soon, at a stride, each with the one `second` elements after it, unless that is 0. */
 typedef struct {
     const float *first;
     int64_t stride, second;
@@ -31,7 +31,7 @@ INLINE ahead look_ahead(const tensor *x, const float *p) {
 
 INLINE void prefetch(const ahead *x, int step) {
     __builtin_prefetch(x->first + step * x->stride);
-    __builtin_prefetch(x->first + step * x->stride + x->second);
+    if (x->second) __builtin_prefetch(x->first + step * x->stride + x->second);
 }
 
 /* steps x rows values at p -> tile[t], t < TILE; missing rows and steps are 0. */
