@@ -10,6 +10,7 @@ annotation", ECCV 2020 (ALPNet: the grid, the shares, the factor 20). Deviation:
 ALPNet weights all of a class by their similarity.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -63,16 +64,10 @@ class GridPrototypes(nn.Module):
             (N, M, H, W), (N, R, H, W) -> prototypes (R, K, C), K = N (windows + 1)
         """
         features = at_least_float32(self.encoder.describe(images))
-        masks = masks.to(features.dtype)
-        grid = (min(_GRID, features.shape[-2]), min(_GRID, features.shape[-1]))
-        local = F.adaptive_avg_pool2d(features, grid).flatten(2).transpose(1, 2)[:, None]  # (N, 1, G, C)
-        whole = masked_average(features, masks)[:, :, None]  # (N, R, 1, C)
-        shares = F.adaptive_avg_pool2d(masks, grid).flatten(2)  # (N, R, G)
-        shown = masks.flatten(2).any(2)[..., None]
-        prototypes = torch.cat((local.expand(-1, masks.shape[1], -1, -1), whole), 2)
-        foreground = F.pad(shares >= _SHARE, (0, 1), value=True) & shown
-        background = F.pad(shares <= 1 - _SHARE, (0, 1), value=False) & shown
-        return GridSupport(*(t.transpose(0, 1).flatten(1, 2) for t in (prototypes, foreground, background)))
+        whole = masked_average(features, masks.to(features.dtype))  # (N, R, C)
+        shown = masks.flatten(2).any(2)  # (N, R)
+        of_masks = GridSupport(*(t.transpose(0, 1)[:, :, None].flatten(1, 2) for t in (whole, shown, shown & False)))
+        return GridSupport(*(torch.cat(t, 1) for t in zip(windows(features, masks), of_masks, strict=True)))
 
     def segment(self, images: Tensor, support: GridSupport) -> Tensor:
         """Probabilities of every class against its own background.
@@ -81,11 +76,33 @@ class GridPrototypes(nn.Module):
             (N, M, H, W), prototypes (N, R, K, C) -> (N, R, H, W)
         """
         features = at_least_float32(self.encoder.describe(images))
-        unit = F.normalize(features.flatten(2), dim=1)
-        cosine = F.normalize(support.prototypes, dim=-1) @ unit[:, None]  # (N, R, K, h w)
-        nearest = [
-            torch.where(kind[..., None], cosine, -1).amax(2) for kind in (support.foreground, support.background)
-        ]
-        difference = (nearest[0] - nearest[1]).unflatten(-1, features.shape[-2:])
-        probabilities = torch.sigmoid(_SCALE * resize(difference, images.shape[-2:]))
-        return probabilities.clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
+        return nearest(features, support, images.shape[-2:])
+
+
+def windows(features: Tensor, masks: Tensor) -> GridSupport:
+    """Averages of the features over the windows of the grid.
+
+    Shape:
+        (N, C, h, w), (N, R, H, W) -> prototypes (R, K, C), K = N windows
+    """
+    grid = (min(_GRID, features.shape[-2]), min(_GRID, features.shape[-1]))
+    local = F.adaptive_avg_pool2d(features, grid).flatten(2).transpose(1, 2)[:, None]  # (N, 1, G, C)
+    shares = F.adaptive_avg_pool2d(masks.to(features.dtype), grid).flatten(2)  # (N, R, G)
+    shown = masks.flatten(2).any(2)[..., None]
+    parts = (local.expand(-1, masks.shape[1], -1, -1), (shares >= _SHARE) & shown, (shares <= 1 - _SHARE) & shown)
+    return GridSupport(*(t.transpose(0, 1).flatten(1, 2) for t in parts))
+
+
+def nearest(features: Tensor, support: GridSupport, size: Sequence[int]) -> Tensor:
+    """Probabilities by the nearest prototypes of the class and of its background.
+
+    Shape:
+        (N, C, h, w), prototypes (N, R, K, C) -> (N, R, *size)
+    """
+    unit = F.normalize(features.flatten(2), dim=1)
+    cosine = F.normalize(support.prototypes, dim=-1) @ unit[:, None]  # (N, R, K, h w)
+    of_class, of_background = (
+        torch.where(kind[..., None], cosine, -1).amax(2) for kind in (support.foreground, support.background)
+    )
+    difference = (of_class - of_background).unflatten(-1, features.shape[-2:])
+    return torch.sigmoid(_SCALE * resize(difference, size)).clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY)

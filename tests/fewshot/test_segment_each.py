@@ -7,6 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_ext.fewshot.grid_prototypes import GridPrototypes
+from nnunet_ext.fewshot.local_background import LocalBackground
 from nnunet_ext.fewshot.model import FewShotModel
 from nnunet_ext.nnunet.scans import scan_of
 
@@ -25,11 +26,11 @@ def labelled(nnunet):
 
 
 @pytest.mark.parametrize("configuration", ["3d_fullres_tiny", "2d_tiny"])
-@pytest.mark.parametrize("prototypes", [False, True])
-def test_each_class_is_segmented_as_if_it_were_alone(make_model, labelled, tmp_path, configuration, prototypes):
+@pytest.mark.parametrize("kind", [None, GridPrototypes, LocalBackground])
+def test_each_class_is_segmented_as_if_it_were_alone(make_model, labelled, tmp_path, configuration, kind):
     model = FewShotModel(make_model(configuration=configuration))
-    if prototypes:
-        model.networks = [GridPrototypes(model.networks[0]).eval()]
+    if kind is not None:
+        model.networks = [kind(model.networks[0]).eval()]
     (first, first_mask), (second, second_mask) = labelled
     examples = [(first, first_mask, 1), (first, first_mask, 2), (second, second_mask, 2)]
     masks, properties = model.segment_each(second, model.encode_each(examples, parts=3))

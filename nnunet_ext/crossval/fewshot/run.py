@@ -31,11 +31,11 @@ from nnunet_ext.crossval.experiment import Experiment
 from nnunet_ext.crossval.fewshot.cases import LabelledCases, coded_dataset, labelled_cases
 from nnunet_ext.crossval.fewshot.protocol import Protocol, write_plans
 from nnunet_ext.crossval.fewshot.segmentation import (
-    COPIED,
+    LOCAL,
     PROTOTYPES,
-    RESIZED,
     Folders,
     draws_as_rows,
+    methods_of,
     segment_fold,
 )
 from nnunet_ext.crossval.fewshot.supports import FoldDraw, draw_fold
@@ -154,7 +154,7 @@ def _segment(
         list(protocol.classes), folders.ending, cases.dataset["channel_names"], cases.ignore is not None
     )
     methods = []
-    for name in (model.trainer, PROTOTYPES, COPIED, RESIZED):
+    for name in methods_of(model.trainer):
         runs = []
         for number in range(1, protocol.supports + 1):
             of_support = folders.support(name, number)
@@ -200,6 +200,7 @@ def _notes(protocol: Protocol) -> list[str]:
     return [
         f"Test classes {test_classes} (setting {protocol.setting}).",
         shown,
+        f"{LOCAL!r} is the trained network with local prototypes of the background in place of the paper's threshold.",
         f"The encoder of {PROTOTYPES!r} is that of the network before training.",
     ]
 

@@ -22,6 +22,7 @@ from nnunet_ext.crossval.fewshot.protocol import Protocol
 from nnunet_ext.crossval.fewshot.supports import FoldDraw
 from nnunet_ext.fewshot.baselines import slices_laid_over, stretched
 from nnunet_ext.fewshot.grid_prototypes import GridPrototypes
+from nnunet_ext.fewshot.local_background import with_local_background
 from nnunet_ext.fewshot.model import FewShotModel
 from nnunet_ext.nnunet.json_files import read_plans
 from nnunet_ext.nnunet.scans import Scan
@@ -29,6 +30,8 @@ from nnunet_ext.nnunet.trained_model import DEFAULT_CHECKPOINT, split_model_name
 from nnunet_ext.nnunet.trainers import find_trainer, register_trainers
 
 COPIED, RESIZED, PROTOTYPES = "mask copied", "mask resized", "encoder prototypes"
+LOCAL = "local background"
+"""The trained network with `LocalBackground`."""
 Example = tuple[Scan, Path, int]
 Masks = NDArray[np.bool_]
 
@@ -59,6 +62,11 @@ class Folders:
 
     def true_file(self, case: str) -> Path:
         return self.truth / f"{case}{self.ending}"
+
+
+def methods_of(trained: str) -> tuple[str, ...]:
+    """Names of the methods that are compared, the trained network first."""
+    return trained, LOCAL, PROTOTYPES, COPIED, RESIZED
 
 
 def untrained(model: FewShotModel, folder: Path, fold: int, seed: int) -> FewShotModel:
@@ -112,7 +120,7 @@ def segment_fold(
         device: Name of torch's device.
     """
     checkpoint = folder / f"fold_{draw.fold}" / DEFAULT_CHECKPOINT
-    methods = (trained, PROTOTYPES, COPIED, RESIZED)
+    methods = methods_of(trained)
 
     shown = [case for support in draw.supports for case in support.values()]
 
@@ -126,7 +134,11 @@ def segment_fold(
         return
     values = [protocol.classes[name] for support in draw.supports for name in support]
     model = FewShotModel(folder, device, [draw.fold])
-    networks = {trained: model, PROTOTYPES: untrained(model, folder, draw.fold, protocol.seed)}
+    networks = {
+        trained: model,
+        LOCAL: with_local_background(model),
+        PROTOTYPES: untrained(model, folder, draw.fold, protocol.seed),
+    }
     with tempfile.TemporaryDirectory() as temporary:
         examples = list(_examples(cases, shown, values, Path(temporary)))
         encoded = {name: each.encode_each(examples, protocol.parts) for name, each in networks.items()}
