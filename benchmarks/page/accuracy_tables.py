@@ -101,30 +101,44 @@ def fine_tuning(rows: Rows) -> str:
     return markdown_table(header, lines)
 
 
-def few_shot_encoders(rows: Rows) -> str:
-    """One table for each dataset, setting and budget: a column for each class, a row for each encoder and method.
+_WITHOUT_TRAINING = ("mask copied", "mask resized", "encoder prototypes")
 
-    The copied masks do not depend on the encoder, nor the prototypes of a pretrained one on the training.
+
+def few_shot_encoders(rows: Rows) -> str:
+    """One table for each dataset and setting: a column for each class, a row for each method, encoder and budget.
+
+    What does not depend on a training comes first, once: the copied masks, and the prototypes of an encoder, which is
+    the same before both trainings of a pretrained one.
     """
     texts = []
-    keys = ("dataset", "setting", "fold", "iterations", "supports")
+    keys = ("dataset", "setting", "fold", "supports")
     for case in in_order(tuple(row[key] for key in keys) for row in rows):
         mine = [row for row in rows if tuple(row[key] for key in keys) == case]
         classes = in_order(row["class"] for row in mine)
-        lines = []
-        for encoder, method in in_order((row["encoder"], row["method"]) for row in mine):
-            own = [row for row in mine if (row["encoder"], row["method"]) == (encoder, method)]
-            trainings = in_order(row["repeat"] for row in own)
+        lines: dict[tuple[int, int, str], list[str]] = {}
+        for iterations, encoder, method in in_order((row["iterations"], row["encoder"], row["method"]) for row in mine):
+            own = [
+                row
+                for row in mine
+                if (row["iterations"], row["encoder"], row["method"]) == (iterations, encoder, method)
+            ]
             of_class = [[float(row["dice"]) for row in own if row["class"] == label] for label in classes]
             means = [statistics.fmean(values) for values in of_class]
             of_training = [statistics.fmean(values) for values in zip(*of_class, strict=True)]
-            spread = f"{min(of_training):.3f} to {max(of_training):.3f}" if len(trainings) > 1 else ""
             cells = [f"{value:.3f}" for value in (*means, statistics.fmean(means))]
-            lines.append([encoder, method, str(len(trainings)), *cells, spread])
-        header = ["encoder", "method", "trainings", *classes, "mean", "lowest and highest mean"]
-        name, setting, fold, iterations, supports = case
-        told = f"{name}, setting {setting}, fold {fold}, {iterations} iterations, {supports} supports."
-        texts.append(f"{told}\n\n{markdown_table(header, lines)}")
+            if method in _WITHOUT_TRAINING:
+                of_what = "" if method.startswith("mask") else "scratch" if encoder == "scratch" else "pretrained"
+                place = (0, _WITHOUT_TRAINING.index(method), of_what)
+                lines.setdefault(place, [method, of_what, "", "", *cells, ""])
+            else:
+                name = "FAF-Net" if method.startswith("FAFNet") else f"FAF-Net, {method}"
+                spread = f"{min(of_training):.3f} to {max(of_training):.3f}" if len(of_training) > 1 else ""
+                place = (1, int(iterations), f"{encoder} {name}")
+                lines[place] = [name, encoder, iterations, str(len(of_training)), *cells, spread]
+        header = ["method", "encoder", "iterations", "trainings", *classes, "mean", "lowest and highest mean"]
+        name, setting, fold, supports = case
+        told = f"{name}, setting {setting}, fold {fold}, {supports} supports."
+        texts.append(f"{told}\n\n{markdown_table(header, [lines[place] for place in sorted(lines)])}")
     return "\n\n".join(texts)
 
 
