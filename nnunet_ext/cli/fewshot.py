@@ -51,10 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "0, as in the paper: a threshold alone decides (default: %(default)s)",
     )
     parser.add_argument(
-        "--local-background",
+        "--local-prototypes",
         action="store_true",
-        help="local prototypes of the support's background compete with each label, instead of a threshold as in the "
-        "paper; not with --sectors",
+        help="the nearest of many local prototypes of each label and its background decides, in place of the paper's "
+        "adapted prototype and threshold; not with --sectors",
     )
     parser.add_argument(
         "--labels", metavar="FOLDER", help="folder with true labels; writes the Dice to dice.csv and dice.md in OUTPUT"
@@ -79,14 +79,13 @@ def run(arguments: argparse.Namespace) -> int:
     for mask in arguments.mask:
         if not Path(mask).is_file():
             raise FileNotFoundError(f"--mask: no such file: {mask}")
-    if arguments.local_background and arguments.sectors:
-        raise ValueError("--local-background and --sectors both say what competes with the label: leave one out")
+    if arguments.local_prototypes and arguments.sectors:
+        raise ValueError("--local-prototypes and --sectors both say what competes with the label: leave one out")
     truth = Path(arguments.labels) if arguments.labels else None
     if truth is not None and not truth.is_dir():
         raise FileNotFoundError(f"--labels: no such folder: {truth}")
     device = choose_device(arguments.device)
 
-    from nnunet_ext.fewshot.local_background import with_local_background
     from nnunet_ext.fewshot.model import FewShotModel
     from nnunet_ext.fewshot.run import evaluate, segment_scans, write_evaluation
     from nnunet_ext.nnunet.scans import check_other_folder, scan_of, scans_in
@@ -94,8 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     check_other_folder(arguments.output, arguments.input)
     model = FewShotModel(arguments.model, device, arguments.folds, arguments.checkpoint)
-    if arguments.local_background:
-        model = with_local_background(model)
+    if arguments.local_prototypes:
+        model = model.by_local_prototypes()
     (scans, failures), target = scans_in(arguments.input, model.endings), Path(arguments.output)
     total = len(scans) + len(failures)
     check_writable(target)

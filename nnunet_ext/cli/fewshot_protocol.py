@@ -99,8 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
             )
     if arguments.match != "extent" or arguments.sectors != 0 or arguments.checkpoint != "checkpoint_final.pth":
         raise ValueError("--match, --sectors and --checkpoint are not options of the paper's protocol: leave them out")
-    if arguments.local_background:
-        raise ValueError("--local-background is one of the methods that --protocol paper compares: leave it out")
+    if arguments.local_prototypes:
+        raise ValueError("--local-prototypes is one of the methods that --protocol paper compares: leave it out")
     if wrong := [fold for fold in arguments.folds or () if not fold.isdigit()]:
         raise ValueError(f"--folds {wrong[0]}: must be numbers from 0 on")
     device = choose_device(arguments.device)

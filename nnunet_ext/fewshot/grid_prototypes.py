@@ -1,16 +1,17 @@
-"""A training-free baseline: pixels take the class of the nearest prototype of the support, by cosine similarity.
+"""Segmentation by the nearest local prototype of the support, by cosine similarity, as in ALPNet.
 
     P = sigmoid(20 (max_k cos(F, f_k) - max_k cos(F, b_k)))
 
-F are the encoder's features of the query, f_k and b_k local averages of its features of the support slice over the
-foreground and the background, on a grid of windows; the whole foreground's average is one of the f_k.
+F are features of the query. f_k and b_k are means of the features of the support slice over the windows of a grid that
+lie in the class and in its background; the mean over the whole class is one of the f_k. The features are those of the
+encoder as it is, a baseline that needs no training, or those that FAF-Net has learned, in place of its adapted
+prototype and its threshold, which is an addition to its paper.
 
 Source: Ouyang et al., "Self-supervision with superpixels: training few-shot medical image segmentation without
 annotation", ECCV 2020 (ALPNet: the grid, the shares, the factor 20). Deviation: the nearest prototype counts, where
 ALPNet weights all of a class by their similarity.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -45,17 +46,21 @@ class GridSupport(NamedTuple):
 
 
 class GridPrototypes(nn.Module):
-    """Segments with the features of a FAF-Net's encoder alone, before FAF-Net's own projection of them.
-
-    It takes a network's place in `FewShotModel`.
+    """Local prototypes of a FAF-Net's features; it takes the network's place in `FewShotModel`.
 
     Args:
         network: The network, whose encoder is used as it is.
+        projected: Whether F are FAF-Net's features, which it has learned, and not the encoder's before that projection.
     """
 
-    def __init__(self, network: FAFNet) -> None:
+    def __init__(self, network: FAFNet, projected: bool = False) -> None:
         super().__init__()
         self.encoder, self.slices_per_chunk = network.encoder, network.slices_per_chunk
+        self.projected = projected
+
+    def _features(self, images: Tensor) -> Tensor:
+        described = self.encoder.describe(images)
+        return at_least_float32(self.encoder.project(described)[0] if self.projected else described)
 
     def encode_support(self, images: Tensor, masks: Tensor) -> GridSupport:
         """Prototypes of the classes from the slices that show them.
@@ -63,11 +68,17 @@ class GridPrototypes(nn.Module):
         Shape:
             (N, M, H, W), (N, R, H, W) -> prototypes (R, K, C), K = N (windows + 1)
         """
-        features = at_least_float32(self.encoder.describe(images))
-        whole = masked_average(features, masks.to(features.dtype))  # (N, R, C)
-        shown = masks.flatten(2).any(2)  # (N, R)
-        of_masks = GridSupport(*(t.transpose(0, 1)[:, :, None].flatten(1, 2) for t in (whole, shown, shown & False)))
-        return GridSupport(*(torch.cat(t, 1) for t in zip(windows(features, masks), of_masks, strict=True)))
+        features = self._features(images)
+        masks = masks.to(features.dtype)
+        grid = (min(_GRID, features.shape[-2]), min(_GRID, features.shape[-1]))
+        local = F.adaptive_avg_pool2d(features, grid).flatten(2).transpose(1, 2)[:, None]  # (N, 1, G, C)
+        whole = masked_average(features, masks)[:, :, None]  # (N, R, 1, C)
+        shares = F.adaptive_avg_pool2d(masks, grid).flatten(2)  # (N, R, G)
+        shown = masks.flatten(2).any(2)[..., None]
+        prototypes = torch.cat((local.expand(-1, masks.shape[1], -1, -1), whole), 2)
+        foreground = F.pad(shares >= _SHARE, (0, 1), value=True) & shown
+        background = F.pad(shares <= 1 - _SHARE, (0, 1), value=False) & shown
+        return GridSupport(*(t.transpose(0, 1).flatten(1, 2) for t in (prototypes, foreground, background)))
 
     def segment(self, images: Tensor, support: GridSupport) -> Tensor:
         """Probabilities of every class against its own background.
@@ -75,34 +86,12 @@ class GridPrototypes(nn.Module):
         Shape:
             (N, M, H, W), prototypes (N, R, K, C) -> (N, R, H, W)
         """
-        features = at_least_float32(self.encoder.describe(images))
-        return nearest(features, support, images.shape[-2:])
-
-
-def windows(features: Tensor, masks: Tensor) -> GridSupport:
-    """Averages of the features over the windows of the grid.
-
-    Shape:
-        (N, C, h, w), (N, R, H, W) -> prototypes (R, K, C), K = N windows
-    """
-    grid = (min(_GRID, features.shape[-2]), min(_GRID, features.shape[-1]))
-    local = F.adaptive_avg_pool2d(features, grid).flatten(2).transpose(1, 2)[:, None]  # (N, 1, G, C)
-    shares = F.adaptive_avg_pool2d(masks.to(features.dtype), grid).flatten(2)  # (N, R, G)
-    shown = masks.flatten(2).any(2)[..., None]
-    parts = (local.expand(-1, masks.shape[1], -1, -1), (shares >= _SHARE) & shown, (shares <= 1 - _SHARE) & shown)
-    return GridSupport(*(t.transpose(0, 1).flatten(1, 2) for t in parts))
-
-
-def nearest(features: Tensor, support: GridSupport, size: Sequence[int]) -> Tensor:
-    """Probabilities by the nearest prototypes of the class and of its background.
-
-    Shape:
-        (N, C, h, w), prototypes (N, R, K, C) -> (N, R, *size)
-    """
-    unit = F.normalize(features.flatten(2), dim=1)
-    cosine = F.normalize(support.prototypes, dim=-1) @ unit[:, None]  # (N, R, K, h w)
-    of_class, of_background = (
-        torch.where(kind[..., None], cosine, -1).amax(2) for kind in (support.foreground, support.background)
-    )
-    difference = (of_class - of_background).unflatten(-1, features.shape[-2:])
-    return torch.sigmoid(_SCALE * resize(difference, size)).clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
+        features = self._features(images)
+        unit = F.normalize(features.flatten(2), dim=1)
+        cosine = F.normalize(support.prototypes, dim=-1) @ unit[:, None]  # (N, R, K, h w)
+        # A class without prototypes is nowhere: its value is below every cosine.
+        of_class = torch.where(support.foreground[..., None], cosine, -2).amax(2)
+        of_background = torch.where(support.background[..., None], cosine, -1).amax(2)
+        difference = (of_class - of_background).unflatten(-1, features.shape[-2:])
+        probabilities = torch.sigmoid(_SCALE * resize(difference, images.shape[-2:]))
+        return probabilities.clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY)

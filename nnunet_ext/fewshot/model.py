@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from copy import deepcopy
+from copy import copy, deepcopy
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -19,6 +19,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager, deter
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nnunet_ext.fewshot.grid_prototypes import GridPrototypes
 from nnunet_ext.fewshot.protocol import query_parts, shown_slices
 from nnunet_ext.fewshot.slices import image_slice, window, window_start
 from nnunet_ext.fewshot.surroundings import surroundings
@@ -83,6 +84,17 @@ class FewShotModel:
     def endings(self) -> list[str]:
         """File endings that the dataset's reader reads."""
         return list(self.reader.supported_file_endings)
+
+    def by_local_prototypes(self) -> "FewShotModel":
+        """The same model, still without a support, with `GridPrototypes` of the networks' features in their place."""
+        return self.with_networks([GridPrototypes(network, projected=True) for network in self.networks])
+
+    def with_networks(self, networks: Sequence[Any]) -> "FewShotModel":
+        """The same model, still without a support, with other networks, which encode supports and segment slices."""
+        result = copy(self)
+        result.networks = [network.to(self.device).eval() for network in networks]
+        result.labels, result.supports, result.shown_values = (), [], frozenset()
+        return result
 
     def show(
         self,

@@ -136,9 +136,8 @@ def test_slices_that_do_not_show_a_class_give_no_prototype():
     masks[0, 0, :8] = 1
     masks[1, 1, 8:] = 1
     support = GridPrototypes(Network()).encode_support(images, masks)
-    windows = support.foreground.shape[1] // 2 - 1
-    of_slice = torch.tensor([0] * windows + [1] * windows + [0, 1])  # windows, then the wholes
-    for index in (0, 1):
-        assert not support.foreground[index, of_slice != index].any()
-        assert not support.background[index, of_slice != index].any()
+    windows = support.foreground.shape[1] // 2
+    for index, other in ((0, slice(windows, None)), (1, slice(0, windows))):
+        assert not support.foreground[index, other].any()
+        assert not support.background[index, other].any()
         assert support.foreground[index].any()

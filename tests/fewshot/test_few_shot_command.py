@@ -330,16 +330,16 @@ def test_the_pages_command(make_model, scans, tmp_path, monkeypatch):
     assert len(list((tmp_path / "masks").iterdir())) == 3
 
 
-def test_local_prototypes_of_the_background_instead_of_a_threshold(make_model, scans, tmp_path, capsys):
+def test_local_prototypes_instead_of_a_threshold(make_model, scans, tmp_path, capsys):
     folder, found = make_model(), {}
-    for options in ((), ("--local-background",)):
+    for options in ((), ("--local-prototypes",)):
         assert command(folder, scans, tmp_path / "masks", *options) == 0
         found[options] = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "masks" / f"{scans['cases'][0]}.nii.gz")))
     with_threshold, with_local = found.values()
     assert with_local.any()
     assert (with_local != with_threshold).any()
-    assert command(folder, scans, tmp_path / "masks", "--local-background", "--sectors", "8") == 2
-    assert "--local-background and --sectors both say what competes with the label" in capsys.readouterr().err
+    assert command(folder, scans, tmp_path / "masks", "--local-prototypes", "--sectors", "8") == 2
+    assert "--local-prototypes and --sectors both say what competes with the label" in capsys.readouterr().err
 
 
 def test_a_2d_model_segments_volumes_slice_by_slice(make_model, scans, tmp_path):

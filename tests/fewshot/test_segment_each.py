@@ -7,7 +7,6 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_ext.fewshot.grid_prototypes import GridPrototypes
-from nnunet_ext.fewshot.local_background import LocalBackground
 from nnunet_ext.fewshot.model import FewShotModel
 from nnunet_ext.nnunet.scans import scan_of
 
@@ -26,11 +25,13 @@ def labelled(nnunet):
 
 
 @pytest.mark.parametrize("configuration", ["3d_fullres_tiny", "2d_tiny"])
-@pytest.mark.parametrize("kind", [None, GridPrototypes, LocalBackground])
+@pytest.mark.parametrize("kind", ["network", "prototypes", "local prototypes"])
 def test_each_class_is_segmented_as_if_it_were_alone(make_model, labelled, tmp_path, configuration, kind):
     model = FewShotModel(make_model(configuration=configuration))
-    if kind is not None:
-        model.networks = [kind(model.networks[0]).eval()]
+    if kind == "prototypes":
+        model = model.with_networks([GridPrototypes(model.networks[0])])
+    elif kind == "local prototypes":
+        model = model.by_local_prototypes()
     (first, first_mask), (second, second_mask) = labelled
     examples = [(first, first_mask, 1), (first, first_mask, 2), (second, second_mask, 2)]
     masks, properties = model.segment_each(second, model.encode_each(examples, parts=3))

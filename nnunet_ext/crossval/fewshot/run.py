@@ -200,7 +200,7 @@ def _notes(protocol: Protocol) -> list[str]:
     return [
         f"Test classes {test_classes} (setting {protocol.setting}).",
         shown,
-        f"{LOCAL!r} is the trained network with local prototypes of the background in place of the paper's threshold.",
+        f"{LOCAL!r} have the features of the trained network, but neither its adapted prototypes nor its threshold.",
         f"The encoder of {PROTOTYPES!r} is that of the network before training.",
     ]
 

@@ -1,6 +1,5 @@
 """Segments the queries of a fold with every method and support, and writes the masks."""
 
-import copy
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,6 @@ from nnunet_ext.crossval.fewshot.protocol import Protocol
 from nnunet_ext.crossval.fewshot.supports import FoldDraw
 from nnunet_ext.fewshot.baselines import slices_laid_over, stretched
 from nnunet_ext.fewshot.grid_prototypes import GridPrototypes
-from nnunet_ext.fewshot.local_background import with_local_background
 from nnunet_ext.fewshot.model import FewShotModel
 from nnunet_ext.nnunet.json_files import read_plans
 from nnunet_ext.nnunet.scans import Scan
@@ -30,8 +28,8 @@ from nnunet_ext.nnunet.trained_model import DEFAULT_CHECKPOINT, split_model_name
 from nnunet_ext.nnunet.trainers import find_trainer, register_trainers
 
 COPIED, RESIZED, PROTOTYPES = "mask copied", "mask resized", "encoder prototypes"
-LOCAL = "local background"
-"""The trained network with `LocalBackground`."""
+LOCAL = "local prototypes"
+"""`GridPrototypes` of the features that the network has learned."""
 Example = tuple[Scan, Path, int]
 Masks = NDArray[np.bool_]
 
@@ -93,9 +91,7 @@ def untrained(model: FewShotModel, folder: Path, fold: int, seed: int) -> FewSho
         trainer: Any = find_trainer(trainer_name)(plans, configuration, fold, model.dataset, torch.device("cpu"))
         trainer.initialize()
         network = trainer.plain_network
-    result = copy.copy(model)
-    result.networks = [GridPrototypes(network).to(model.device).eval()]
-    return result
+    return model.with_networks([GridPrototypes(network)])
 
 
 def segment_fold(
@@ -136,7 +132,7 @@ def segment_fold(
     model = FewShotModel(folder, device, [draw.fold])
     networks = {
         trained: model,
-        LOCAL: with_local_background(model),
+        LOCAL: model.by_local_prototypes(),
         PROTOTYPES: untrained(model, folder, draw.fold, protocol.seed),
     }
     with tempfile.TemporaryDirectory() as temporary:

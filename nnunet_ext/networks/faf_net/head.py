@@ -114,14 +114,10 @@ class FAFHead(nn.Module):
             prototypes p (N, R, C)
         """
         prototypes, thresholds, valid = support
-        adapted = self.adapt(prototypes, features)
+        adapted = self.icm(prototypes, features) + prototypes
         threshold = tau if self.threshold_from == "query" else thresholds[..., None, None]
         probabilities = torch.where(valid[..., None, None], foreground_probability(features, adapted, threshold), 0)
         return resize(probabilities, size).clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY), adapted
-
-    def adapt(self, prototypes: Tensor, features: Tensor) -> Tensor:
-        """p = ICM(p_s, F) + p_s: (N, R, C), (N, C, h, w) -> (N, R, C)."""
-        return self.icm(prototypes, features) + prototypes
 
     def segment_features(
         self, support_features: Tensor, support_mask: Tensor, query_features: Tensor, query_threshold: Tensor

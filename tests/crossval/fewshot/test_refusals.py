@@ -32,7 +32,7 @@ from tests.helpers.pages import block, page
         (("-c", "3d_cascade_fullres"), "-c 3d_cascade_fullres needs the segmentation of a previous stage, which new"),
         (("--folds", "all"), "--folds all: must be numbers from 0 on"),
         (("--model", "folder"), "--model belongs to a trained model"),
-        (("--local-background",), "--local-background is one of the methods that --protocol paper compares"),
+        (("--local-prototypes",), "--local-prototypes is one of the methods that --protocol paper compares"),
         (("--sectors", "8"), "--match, --sectors and --checkpoint are not options of the paper's protocol"),
         (
             ("--encoder-weights", "nowhere.pth"),

@@ -1,11 +1,12 @@
-"""The adapted prototype against local prototypes of the support, by its definition."""
+"""Local prototypes of the features that a network has learned, by their definition."""
 
 import pytest
 import torch
 
-from nnunet_ext.fewshot.local_background import LocalBackground
+from nnunet_ext.fewshot.grid_prototypes import GridPrototypes
 from nnunet_ext.networks import FAFNet
 from nnunet_ext.networks.faf_net.head import MIN_PROBABILITY
+from nnunet_ext.networks.faf_net.prototypes import masked_average_reference
 
 SIZE, WINDOW, STRIDE = 64, 8, 4
 
@@ -28,28 +29,27 @@ def test_probabilities_follow_the_definition(network):
     masks[1, 0, 30:33, 30:33] = 1  # no window is full of it
     masks[1, 1, :24, :24] = 1
     query = torch.randn(3, 1, SIZE, SIZE)
-    local = LocalBackground(network)
+    local = GridPrototypes(network, projected=True)
     support = local.encode_support(images, masks)
     found = local.segment(query, type(support)(*(t.expand(3, *t.shape) for t in support)))
 
-    features, (of_query, _) = network.encoder(images)[0], network.encoder(query)
-    whole = network.encode_support(images, masks).prototypes
-    adapted = network.decoder.icm(whole.expand(3, -1, -1), of_query) + whole
+    features, of_query = network.encoder(images)[0], network.encoder(query)[0]
     step = WINDOW // STRIDE
     for r in range(2):
         inside, outside = [], []
         for image, mask in zip(features, masks[:, r], strict=True):
             if not mask.any():
                 continue
+            inside.append(masked_average_reference(image[None], mask[None, None])[0, 0])
             for i in range(SIZE // WINDOW):
                 for j in range(SIZE // WINDOW):
                     share = mask[i * WINDOW : (i + 1) * WINDOW, j * WINDOW : (j + 1) * WINDOW].mean()
                     mean = image[:, i * step : (i + 1) * step, j * step : (j + 1) * step].mean((1, 2))
                     inside += [mean] * bool(share >= 0.95)
                     outside += [mean] * bool(share <= 0.05)
-        assert len(inside) == (8, 9)[r]
+        assert len(inside) == (10, 10)[r]
         for n in range(3):
-            of_class = torch.stack([cosine(of_query[n], p) for p in (adapted[n, r], *inside)]).amax(0)
+            of_class = torch.stack([cosine(of_query[n], p) for p in inside]).amax(0)
             of_background = torch.stack([cosine(of_query[n], p) for p in outside]).amax(0)
             difference = torch.nn.functional.interpolate(
                 (of_class - of_background)[None, None], (SIZE, SIZE), mode="bilinear", align_corners=True
@@ -59,7 +59,7 @@ def test_probabilities_follow_the_definition(network):
 
 @torch.no_grad()
 def test_a_class_that_no_slice_shows_is_nowhere(network):
-    local, masks = LocalBackground(network), torch.zeros(1, 2, SIZE, SIZE)
+    local, masks = GridPrototypes(network, projected=True), torch.zeros(1, 2, SIZE, SIZE)
     masks[0, 0, 8:40, 8:40] = 1
     image = torch.randn(1, 1, SIZE, SIZE)
     support = local.encode_support(image, masks)
