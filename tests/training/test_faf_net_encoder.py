@@ -225,6 +225,14 @@ def test_the_log_says_which_encoder(make_trainer, choose, capsys):
     assert "Encoder: timm:test_resnet, frozen; initial weights: /" in capsys.readouterr().out
 
 
+def test_few_shot_training_trains_the_encoder_unless_told_otherwise(make_trainer, choose, monkeypatch, capsys):
+    choose()
+    monkeypatch.delenv(ENCODER_FROZEN)
+    for name, state in (("FAFNetFewShotTimmTrainer", "trained"), ("FAFNetTimmTrainer", "frozen")):
+        make_trainer(name, "2d_tiny")
+        assert f"Encoder: timm:test_resnet, {state}; initial weights: /" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("frozen", "variants"), [(True, 4), (True, 0), (False, 4)])
 def test_a_frozen_encoder_describes_slices_once(make_trainer, choose, frozen, variants):
     choose(frozen=frozen)
