@@ -296,7 +296,8 @@ _MEASUREMENTS = (
         ("few_shot_encoders_cpu",),
         "benchmarks.few_shot_encoders --data DATASET_FOLDER --work FOLDER --encoder-weights FILE",
         "Few-shot segmentation with pretrained encoders",
-        "the papers' protocol, `nnunet_ext fewshot --protocol paper`: mean Dice over cases and supports",
+        "the papers' protocol, `nnunet_ext fewshot --protocol paper`, with EfficientNet-Lite0 and ImageNet's weights, "
+        "frozen or trained with the rest: mean Dice over cases and supports",
     ),
     Measurement(
         "few_shot",
