@@ -8,7 +8,7 @@ import torch
 
 from tests.helpers.shapes import FlatShapes
 
-METHODS = ["FAFNetFewShotTrainer", "local prototypes", "encoder prototypes", "mask copied", "mask resized"]
+METHODS = ["FAFNetFewShotTrainer", "encoder prototypes", "local prototypes", "mask copied", "mask resized"]
 SLICES, SLICES_WITH_BALL = 8, 2
 
 
