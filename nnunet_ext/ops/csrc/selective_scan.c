@@ -157,14 +157,14 @@ INLINE float *saved_state(const task *k, int64_t tile, int64_t block) {
     return s->saved + (k->batch * tiles(s) + tile) * s->states * s->channels + channel(k, block);
 }
 
-/* Delta and its derivative by the input. */
+/* Delta and, unless `slope` is null, its derivative by the input. */
 INLINE void load_delta(const task *k, int64_t block, walk w, vf *delta, vf *slope) {
     const scan *s = k->s;
     load_tile(at(&s->delta, k->batch, 0, channel(k, block), w.position), &s->delta, lanes(k, block), w.steps, delta);
     vf bias = per_channel(k, block, s->delta_bias);
     for (int t = 0; t < w.steps; t++) {
         delta[t] += bias;
-        if (s->softplus) delta[t] = softplus(delta[t], &slope[t]);
+        if (s->softplus) delta[t] = softplus(delta[t], slope ? &slope[t] : 0);
     }
 }
 
@@ -194,10 +194,10 @@ static int forward(const task *k) {
         load_states(k, &s->C, w, C);
         for (int64_t b = 0; b < blocks; b++) {
             int64_t block = k->first + b, c = channel(k, block);
-            vf u[TILE], delta[TILE], slope[TILE], y[TILE];
+            vf u[TILE], delta[TILE], y[TILE];
             queue later = look_beyond(k, tile, tile + 1, block, used);
             load_tile(at(&s->u, k->batch, 0, c, w.position), &s->u, lanes(k, block), w.steps, u);
-            load_delta(k, block, w, delta, slope);
+            load_delta(k, block, w, delta, 0);
             if (s->saved) {
                 float *p = saved_state(k, tile, block);
                 for (int64_t n = 0; n < s->states; n++)

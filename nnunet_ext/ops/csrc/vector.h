@@ -150,10 +150,14 @@ INLINE vf tanh_vector(vf x) {
 }
 
 /* log(1 + e^x) = max(x, 0) + log(1 + e), e = e^-|x|, and log(1 + e) = e p(e) with the minimax polynomial of degree 8
-   on 0 <= e <= 1 (3e-8 of the value). `slope` is the derivative, the sigmoid: 1 / (1 + e), times e for negative x. */
+   on 0 <= e <= 1 (3e-8 of the value). `slope`, unless null, is the derivative, the sigmoid: 1 / (1 + e), times e for
+   negative x. */
 INLINE vf softplus(vf x, vf *slope) {
-    vf e = exp_vector(minus_absolute(x)), r = reciprocal(1.0f + e);
-    *slope = choose(x < 0.0f, e * r, r);
+    vf e = exp_vector(minus_absolute(x));
+    if (slope) {
+        vf r = reciprocal(1.0f + e);
+        *slope = choose(x < 0.0f, e * r, r);
+    }
     vf p = e * 5.232690027e-03f - 2.950521992e-02f;
     p = p * e + 7.822591751e-02f;
     p = p * e - 1.366324250e-01f;
