@@ -107,8 +107,7 @@ _WITHOUT_TRAINING = ("mask copied", "mask resized", "encoder prototypes")
 def few_shot_encoders(rows: Rows) -> str:
     """One table for each dataset and setting: a column for each class, a row for each method, encoder and budget.
 
-    What does not depend on a training comes first, once: the copied masks, and the prototypes of an encoder, which is
-    the same before both trainings of a pretrained one.
+    Methods that need no training stand first, once each: masks, and prototypes of the encoder before training.
     """
     texts = []
     keys = ("dataset", "setting", "fold", "supports")
@@ -116,12 +115,10 @@ def few_shot_encoders(rows: Rows) -> str:
         mine = [row for row in rows if tuple(row[key] for key in keys) == case]
         classes = in_order(row["class"] for row in mine)
         lines: dict[tuple[int, int, str], list[str]] = {}
-        for iterations, encoder, method in in_order((row["iterations"], row["encoder"], row["method"]) for row in mine):
-            own = [
-                row
-                for row in mine
-                if (row["iterations"], row["encoder"], row["method"]) == (iterations, encoder, method)
-            ]
+        groups: dict[tuple[str, str, str], list[Row]] = {}
+        for row in mine:
+            groups.setdefault((row["iterations"], row["encoder"], row["method"]), []).append(row)
+        for (iterations, encoder, method), own in groups.items():
             of_class = [[float(row["dice"]) for row in own if row["class"] == label] for label in classes]
             means = [statistics.fmean(values) for values in of_class]
             of_training = [statistics.fmean(values) for values in zip(*of_class, strict=True)]
