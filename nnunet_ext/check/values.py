@@ -54,12 +54,34 @@ def _check_order(subject: Subject, outputs: list[Tensor]) -> None:
 
 
 def check_gradients(subject: Subject, batch_size: int = 3) -> None:
-    """Every parameter gets a finite gradient from the outputs, and not 0, except those of `Subject.idle`."""
+    """Every parameter gets a finite gradient from the outputs, and not 0, except those of `Subject.idle`.
+
+    A weight that starts at 0, such as that of a residual branch's last norm, hides the weights before it in the first
+    step only: they are judged with another value of it.
+    """
     network = without_dropout(subject.network(deep_supervision=True)).train()  # it may drop all that a weight sees
-    outputs = outputs_of(network, subject.images(batch_size))
+    learning = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    images = subject.images(batch_size)
+    _require_gradients(network, images, learning)
+    idle = _idle(learning, subject)
+    if idle and (hiding := [p for name, p in learning.items() if not p.any() and not name.endswith(subject.idle)]):
+        with torch.no_grad():
+            for parameter in hiding:
+                parameter.normal_(std=0.1)
+        network.zero_grad()
+        _require_gradients(network, images, learning)
+        idle = sorted(set(idle) & set(_idle(learning, subject)), key=idle.index)
+    if idle:
+        raise Failure(
+            f"gradients of {some_of(idle, 3)} are 0", "check that they reach the output, past ReLUs for instance"
+        )
+
+
+def _require_gradients(network: nn.Module, images: Tensor, learning: dict[str, nn.Parameter]) -> None:
+    """Differentiates a random sum of the outputs; raises a `Failure` unless all have a finite gradient."""
+    outputs = outputs_of(network, images)
     torch.manual_seed(2)
     torch.stack([(y * torch.randn_like(y)).sum() for y in outputs]).sum().backward()
-    learning = {name: p for name, p in network.named_parameters() if p.requires_grad}
     silent = [name for name, p in learning.items() if p.grad is None]
     if silent:
         raise Failure(
@@ -69,11 +91,10 @@ def check_gradients(subject: Subject, batch_size: int = 3) -> None:
     broken = [name for name, p in learning.items() if not _gradient(p).isfinite().all()]
     if broken:
         raise Failure(f"gradients of {some_of(broken, 3)} are not finite", "look for roots and logarithms of 0")
-    idle = [name for name, p in learning.items() if not _gradient(p).any() and not name.endswith(subject.idle)]
-    if idle:
-        raise Failure(
-            f"gradients of {some_of(idle, 3)} are 0", "check that they reach the output, past ReLUs for instance"
-        )
+
+
+def _idle(learning: dict[str, nn.Parameter], subject: Subject) -> list[str]:
+    return [name for name, p in learning.items() if not _gradient(p).any() and not name.endswith(subject.idle)]
 
 
 def check_samples(subject: Subject) -> None:

@@ -132,6 +132,25 @@ def test_a_silent_parameter_is_named():
         check_gradients(replace(faulty, build=build))
 
 
+class Residual(nn.Module):
+    """Two branches, each with a weight that starts at 0, as the last norm of a residual block often does."""
+
+    def __init__(self, reached):
+        super().__init__()
+        self.head, self.branch, self.second = convolution(), convolution(), convolution()
+        self.scale, self.second_scale = (nn.Parameter(torch.zeros(3, 1, 1)) for _ in range(2))
+        self.reached = reached
+
+    def forward(self, x):
+        return self.head(x) + self.scale * self.branch(x) + self.second_scale * self.second(self.reached * x)
+
+
+def test_weights_behind_one_that_starts_at_0_are_judged_with_another_value_of_it():
+    check_gradients(Subject("residual", lambda _: Residual(1), SIZE, lower_outputs=False))
+    with pytest.raises(Failure, match=r"^gradients of second\.weight are 0; check that they reach the output"):
+        check_gradients(Subject("residual", lambda _: Residual(0), SIZE, lower_outputs=False))
+
+
 def test_low_precision_that_overflows_is_named():
     with pytest.raises(Failure, match="logits are not finite in float16 at images of magnitude 100; compute"):
         check_precision(subject(squared), torch.float16)
