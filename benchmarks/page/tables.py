@@ -2,7 +2,15 @@
 
 from collections.abc import Callable
 
-from benchmarks.page.accuracy_tables import few_shot, few_shot_encoders, fine_tuning, mean_dice, shown_dice
+from benchmarks.page.accuracy_tables import (
+    dice_of_trainings,
+    few_shot,
+    few_shot_encoders,
+    fine_tuning,
+    mean_dice,
+    shown_dice,
+    spread,
+)
 from benchmarks.page.result_files import Row, Rows, in_order, markdown_table
 
 STOCK = "PlainConvUNet"
@@ -35,13 +43,9 @@ def _networks(rows: Rows) -> str:
     return markdown_table(header, lines)
 
 
-def networks_short(rows: Rows, accuracy: Rows = (), newer: Rows = ()) -> str:
-    """One row per network, float32 and eager: time of a training step relative to nnU-Net's, Dice where measured.
-
-    Args:
-        newer: Rows of trainers measured again, with the stock trainer beside them, whose Dice is then shown too.
-    """
-    dice, again = mean_dice(accuracy), mean_dice(newer)
+def networks_short(rows: Rows, accuracy: Rows = ()) -> str:
+    """One row per network, float32 and eager: time of a training step relative to nnU-Net's, Dice where measured."""
+    dice = dice_of_trainings(accuracy, "mean")
     steps = {
         row["network"]: row
         for row in rows
@@ -49,14 +53,13 @@ def networks_short(rows: Rows, accuracy: Rows = (), newer: Rows = ()) -> str:
     }
     lines = []
     for name, row in steps.items():
-        cells = [name, f"{float(row[f'of_{STOCK}']):.2f}"]
         trainer = TRAINER_OF.get(name, "")
-        shown = shown_dice(dice, trainer)
-        if trainer in again and name != STOCK:
-            shown = f"{shown_dice(again, trainer)}, beside {shown_dice(again, TRAINER_OF[STOCK])}"
-        lines.append([*cells, shown] if dice else cells)
+        cells = [name, f"{float(row[f'of_{STOCK}']):.2f}", shown_dice(mean_dice(accuracy), trainer)]
+        if len(dice.get(trainer, ())) > 1:
+            cells[-1] += f", {spread(dice[trainer])}"
+        lines.append(cells if dice else cells[:2])
     header = ["network", f"time of a training step (`{STOCK}`: 1)"]
-    return markdown_table([*header, f"mean Dice after {_budget(accuracy)}, one training"] if dice else header, lines)
+    return markdown_table([*header, f"mean Dice after {_budget(accuracy)}"] if dice else header, lines)
 
 
 def _budget(accuracy: Rows) -> str:

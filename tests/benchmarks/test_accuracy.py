@@ -10,7 +10,9 @@ import sys
 
 import pytest
 
-from benchmarks.accuracy import Run, main, merge
+from benchmarks.accuracy import Run, main, merge, numbers_of, verdicts
+from benchmarks.measure import RESULTS
+from benchmarks.page.result_files import Results
 from tests.helpers.workspaces import SHIPPED_CASES, lay_out
 
 TRAINERS = ("StockTrainer", "FAFNetTrainer")
@@ -47,6 +49,80 @@ def test_rows_of_another_setting_are_refused(tmp_path):
     ]
     with pytest.raises(ValueError, match=r"rows of SASANTrainer with iterations 600 instead of 50: .* another --name"):
         merge(file, [row | {"iterations": 50}])
+
+
+def test_further_trainings_are_added_as_repeats(tmp_path):
+    """Of any machine: a checkpoint's hash says which rows are of the same training."""
+    file = tmp_path / "rows.csv"
+    once = {"trainer": "StockTrainer", "fold": 0, "dice": 0.5, "checkpoint_sha256": "a"}
+    merge(file, [once])  # older files do not number their trainings
+    again, other = once | {"checkpoint_sha256": "b"}, once | {"trainer": "SASANTrainer", "checkpoint_sha256": "c"}
+    assert numbers_of(file, [again, once, other, other | {"checkpoint_sha256": "d"}]) == [2, 1, 1, 2]
+    merge(file, [again | {"repeat": 2}], add=True)
+    merge(file, [other | {"repeat": 1}], add=True)
+    merge(file, [again | {"repeat": 2, "dice": 0.6}], add=True)
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    assert [(row["trainer"], row["repeat"], row["dice"]) for row in rows] == [
+        ("StockTrainer", "", "0.5"),
+        ("StockTrainer", "2", "0.6"),
+        ("SASANTrainer", "1", "0.5"),
+    ]
+    merge(file, [once | {"repeat": 1, "dice": 0.7}])  # without `add`, a trainer is measured anew
+    assert "0.7" in file.read_text()
+    assert "0.6" not in file.read_text()
+
+
+def of_cases(trainer, repeat, *dice):
+    return [
+        {
+            "trainer": trainer,
+            "fold": "0",
+            "repeat": str(repeat),
+            "case": f"case {i}",
+            "label": label,
+            "dice": str(value),
+        }
+        for i, value in enumerate(dice)
+        for label in ("Anterior", "Posterior")
+    ]
+
+
+def test_verdicts_are_those_of_compare_on_all_trainings():
+    """Of different numbers, too; one training says nothing about further ones."""
+    level = [0.5 + 0.01 * i for i in range(12)]
+
+    def above(points):
+        return [dice + points / 100 + 0.001 * (-1) ** i for i, dice in enumerate(level)]
+
+    rows = of_cases("StockTrainer", 1, *level) + of_cases("StockTrainer", 2, *above(0.4))
+    for repeat, points in enumerate((3.1, 2.8, 3.4), 1):
+        rows += of_cases("SASANTrainer", repeat, *above(points))
+    rows += of_cases("EMNetTrainer", 1, *above(3.1))
+    found = verdicts(rows)
+    assert list(found) == ["SASANTrainer", "EMNetTrainer"]
+    assert found["SASANTrainer"]["verdict"] == "better"
+    assert float(found["SASANTrainer"]["difference"]) == pytest.approx(0.029, abs=1e-9)
+    assert [each["holds_for_new_trainings"] for each in found.values()] == ["yes", "no"]
+    low, high = (float(found["SASANTrainer"][key]) for key in ("interval_low", "interval_high"))
+    assert low < 0.029 < high
+    assert high - low > 0.006  # the trainings' means differ by 0.4 and 0.6 points, the cases' differences hardly
+    assert verdicts(of_cases("StockTrainer", 1, *level)) == {}
+
+
+def test_a_label_that_is_absent_and_not_predicted_counts_as_found():
+    """nnU-Net records no Dice there; compare's rule gives 1."""
+    rows = of_cases("StockTrainer", 1, 0.5, 0.5, 0.5, 0.5) + of_cases("SASANTrainer", 1, 0.5, 0.5, 0.5, "nan")
+    assert float(verdicts(rows)["SASANTrainer"]["difference"]) == pytest.approx(0.125)
+
+
+def test_committed_verdicts_are_those_of_the_committed_cases():
+    committed = Results(RESULTS)
+    names = [name for name in committed.names if name.startswith("accuracy_") and f"{name}_cases" in committed.names]
+    assert "accuracy_hippocampus" in names
+    for name in names:
+        found = verdicts(committed.rows(f"{name}_cases"))
+        means = {row["trainer"]: row for row in committed.rows(name) if row["label"] == "mean"}
+        assert {trainer: {key: means[trainer][key] for key in columns} for trainer, columns in found.items()} == found
 
 
 def test_where_a_training_began_is_kept(tmp_path):
