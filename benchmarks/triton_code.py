@@ -19,7 +19,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.measure import Row, environment, write_rows
-from nnunet_ext.ops import triton_conv, triton_conv_kernels, triton_kernels, triton_scan
+from nnunet_ext.ops import (
+    triton_backward_kernels,
+    triton_conv,
+    triton_conv_kernels,
+    triton_kernels,
+    triton_scan,
+)
 
 NAME = "triton_code"
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -96,8 +102,8 @@ def rows(capability: int) -> list[Row]:
     kernels: list[tuple[Any, dict[str, Any], Mapping[str, Any], int]] = [
         (triton_kernels.chunk_ends, _SCAN, triton_scan.LAUNCH, triton_scan.BLOCK),
         (triton_kernels.scan, _SCAN, triton_scan.LAUNCH, triton_scan.BLOCK),
-        (triton_kernels.chunk_ends_backward, _SCAN, triton_scan.LAUNCH, triton_scan.BACKWARD_BLOCK),
-        (triton_kernels.scan_backward, _SCAN, triton_scan.LAUNCH, triton_scan.BACKWARD_BLOCK),
+        (triton_backward_kernels.chunk_ends_backward, _SCAN, triton_scan.LAUNCH, triton_scan.BACKWARD_BLOCK),
+        (triton_backward_kernels.scan_backward, _SCAN, triton_scan.LAUNCH, triton_scan.BACKWARD_BLOCK),
         (triton_conv_kernels.convolve, _CONVOLUTION, triton_conv.LAUNCH, triton_conv.STEPS),
         (triton_conv_kernels.convolve_backward, _CONVOLUTION, triton_conv.LAUNCH, triton_conv.STEPS),
     ]

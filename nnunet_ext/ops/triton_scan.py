@@ -21,7 +21,7 @@ import torch
 import triton
 from torch import Tensor
 
-from nnunet_ext.ops import triton_kernels
+from nnunet_ext.ops import triton_backward_kernels, triton_kernels
 
 # One warp with a channel per lane: wider tiles would put a barrier into every sum over channels.
 TILE = 32
@@ -251,7 +251,7 @@ def backward(
             if plan.chunks > 1:
                 carry = u.new_empty(*parts, n, plan.d)
                 totals = u.new_empty(*parts, plan.d)
-                triton_kernels.chunk_ends_backward[plan.grid(plan.chunks - 1)](
+                triton_backward_kernels.chunk_ends_backward[plan.grid(plan.chunks - 1)](
                     *(at_delta, at_C, at_z, at_grad, a, delta_bias, carry, totals, plan.length, *plan.sizes), **options
                 )
                 plan.carry(carry, totals, a, _strided(initial, 0, 2, 1), backward=True)
@@ -260,7 +260,7 @@ def backward(
             parts_A = u.new_empty(*parts, n, plan.d)
             scratch = u.new_empty(*parts, plan.interval // BACKWARD_BLOCK, n, plan.d)
             at_BC = plan.along_time(parts_BC.flatten(3).permute(1, 0, 3, 2))
-            triton_kernels.scan_backward[plan.grid(plan.chunks)](
+            triton_backward_kernels.scan_backward[plan.grid(plan.chunks)](
                 *(at_u, at_delta, at_B, at_C, at_z, at_grad, a, D if first else None, delta_bias),
                 *(_strided(saved[:, :, states], 0, 1, 2), _strided(carry, 0, 1, 2, 3)),
                 *(plan.along_time(x) for x in buffers),
