@@ -17,7 +17,6 @@ all trainings of the CSV files.
 import argparse
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -30,37 +29,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
-from benchmarks.measure import RESULTS, environment, write_csv
-from benchmarks.page.result_files import Results
-from nnunet_ext.compare.analysis import Comparison, analyse
+from benchmarks.accuracy_files import TRAINERS, judge, merge, numbers_of, place, rows_in, training_of
+from benchmarks.measure import RESULTS, environment
 from nnunet_ext.compare.cost import network_size
-from nnunet_ext.compare.labels import LabelSet
-from nnunet_ext.compare.metrics import METRICS
-from nnunet_ext.compare.settings import Settings
-from nnunet_ext.compare.study import Case, Method, Study
 from nnunet_ext.crossval.experiment import child_environment
 from nnunet_ext.nnunet.budget import Budget
 from nnunet_ext.nnunet.trained_model import model_name, repeat_plans
 from nnunet_ext.nnunet.training_log import read_training
 
-TRAINERS = (
-    "StockTrainer",
-    "SASANTrainer",
-    "EMNetTrainer",
-    "EMNetSGDTrainer",
-    "SASANTrainerDiceCE",
-    "LSTMSATrainer",
-    "SALSTMTrainer",
-    "EMNetNoMambaTrainer",
-    "EMNetAuthorsTrainer",
-    "FAFNetTrainer",
-)
 _VAL_ITERATIONS = 5
-_SETTING = ("fold", "iterations", "batch_size", "patch", "spacing_mm")
-"""Columns that must be equal in all rows of a file."""
 
 
 @dataclass(frozen=True)
@@ -201,58 +178,14 @@ def rows_of(run: Run, timed: bool = True) -> tuple[list[dict[str, Any]], list[di
     return totals, cases
 
 
-def merge(path: Path, rows: Sequence[dict[str, Any]], *, add: bool = False) -> None:
-    """Writes rows to a CSV file, replacing the older rows of their trainers, or with `add` of their repeats alone.
-
-    Raises:
-        ValueError: if the other rows in the file were trained with another setting, because they would be compared.
-    """
-    new = {_training(row) if add else row["trainer"] for row in rows}
-    kept = [row for row in _read(path) if (_training(row) if add else row["trainer"]) not in new]
-    for old in kept:
-        differing = [key for key in _SETTING if key in rows[0] and old[key] != str(rows[0][key])]
-        if differing:
-            said = ", ".join(f"{key} {old[key]} instead of {rows[0][key]}" for key in differing)
-            raise ValueError(f"{path} has rows of {old['trainer']} with {said}: give these results another --name")
-    write_csv(path, sorted([*kept, *rows], key=lambda row: (_place(row["trainer"]), _training(row)[1])), where={})
-
-
-def numbers_of(path: Path, trainings: Sequence[dict[str, Any]]) -> list[int]:
-    """Numbers for trainings as repeats: that of the file, by the checkpoint's sha256, or the next one of the trainer.
-
-    Args:
-        path: The CSV file.
-        trainings: One row of each.
-    """
-    known = {row["checkpoint_sha256"]: _training(row)[1] for row in _read(path)}
-    taken = {_training(row) for row in _read(path)}
-    numbers = []
-    for row in trainings:
-        number = known.get(row["checkpoint_sha256"])
-        if number is None:
-            number = 1 + max((repeat for trainer, repeat in taken if trainer == row["trainer"]), default=0)
-        taken.add((row["trainer"], number))
-        numbers.append(number)
-    return numbers
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    return Results(path.parent).rows(path.stem)
-
-
-def _training(row: Mapping[str, Any]) -> tuple[str, int]:
-    """Trainer and number of the training; files of one training each used to have no such number."""
-    return str(row["trainer"]), int(row.get("repeat") or 1)
-
-
 def report(run: Run, rows: Sequence[Mapping[str, str]], timed: bool) -> Path | None:
     """Folder of `nnunet_ext compare`'s report on the trainings of some rows, made in the folder of `run`.
 
     None where it cannot know them all: unless there are two trainers or more, with equally many trainings, in the
     folder of `run`. The baseline is StockTrainer or, without it, the first of the others.
     """
-    trained = {_training(row): row["checkpoint_sha256"] for row in rows}
-    trainers = sorted({trainer for trainer, _ in trained}, key=_place)
+    trained = {training_of(row): row["checkpoint_sha256"] for row in rows}
+    trainers = sorted({trainer for trainer, _ in trained}, key=place)
     repeats = max(repeat for _, repeat in trained)
     there = [replace(run, trainer=name, repeat=1 + i) for name in trainers for i in range(repeats)]
     if len(trainers) < 2 or any(trained.get((each.trainer, each.repeat)) != each.checkpoint_sha256 for each in there):
@@ -263,62 +196,6 @@ def report(run: Run, rows: Sequence[Mapping[str, str]], timed: bool) -> Path | N
     folder = run.work / "report"
     subprocess.run([*command, "-np", "2", "-o", str(folder)], check=True)
     return folder
-
-
-def verdicts(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """Verdict on every trainer's mean Dice, with the difference to the baseline and its interval.
-
-    It is the analysis of `nnunet_ext compare`, given the Dice of every case. Trainers may have different numbers of
-    trainings. The baseline is StockTrainer or, without it, the first of the others.
-
-    Args:
-        cases: Rows of accuracy_NAME_cases.csv, of one fold.
-    """
-    scores = pd.DataFrame([{**row, "repeat": _training(row)[1]} for row in cases])
-    trainers = sorted(scores["trainer"].unique(), key=_place)
-    if len(trainers) < 2:
-        return {}
-    dice = scores["dice"].astype(float)
-    scores = scores.rename(columns={"trainer": "entrant"}).assign(**dict.fromkeys(METRICS, np.nan))
-    # nnU-Net's Dice does not exist where neither the truth nor the prediction has the label.
-    there = dice.notna().to_numpy()
-    scores = scores.assign(dice=dice, truth_voxels=there, predicted_voxels=there)
-    fold, nowhere = str(cases[0]["fold"]), Path()
-    of_case = {name: Case(name, fold, nowhere, nowhere, None) for name in sorted(scores["case"].unique())}
-    labels = LabelSet({name: 1 + i for i, name in enumerate(scores["label"].unique())}, None, "", "")
-    methods = [Method(name, of_case, name) for name in trainers]
-    analysis = analyse(Study("", methods, trainers[0], labels, [fold]), scores, Settings())
-    return {name: {"baseline": trainers[0]} | _shown(analysis.primary(name)) for name in trainers[1:]}
-
-
-def judge(totals: Path, cases: Path) -> None:
-    """Writes the verdicts on all trainings of the two CSV files to the first one's rows of mean Dice."""
-    judged = verdicts(_read(cases))
-    columns = dict.fromkeys((key for found in judged.values() for key in found), "")
-    rows = [
-        {**row, **columns, **(judged.get(row["trainer"], {}) if row["label"] == "mean" else {})}
-        for row in _read(totals)
-    ]
-    write_csv(totals, rows, where={})
-
-
-def _shown(found: Comparison) -> dict[str, str]:
-    """Columns of a comparison."""
-    values = {
-        "difference": found.estimate.mean,
-        "interval_low": found.estimate.low,
-        "interval_high": found.estimate.high,
-        "p_holm": found.p_holm,
-    }
-    holds = "yes" if found.estimate.new_trainings else "no"
-    return {"verdict": str(found.verdict), "holds_for_new_trainings": holds} | {
-        key: f"{value:.4f}" if math.isfinite(value) else "" for key, value in values.items()
-    }
-
-
-def _place(trainer: str) -> tuple[int, str]:
-    """The trainer's position in tables."""
-    return TRAINERS.index(trainer) if trainer in TRAINERS else len(TRAINERS), trainer
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -379,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     judge(*files)
     page = files[0].with_suffix(".md")
     page.unlink(missing_ok=True)
-    folder = report(finished[0], _read(files[0]), not arguments.untimed)
+    folder = report(finished[0], rows_in(files[0]), not arguments.untimed)
     if folder is not None:
         shutil.copyfile(folder / "report.md", page)
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.accuracy import TRAINERS
+from benchmarks.accuracy_files import TRAINERS
 from benchmarks.measure import RESULTS
 from benchmarks.page import accuracy_tables, tables
 from benchmarks.page.figures import PLOTS, digest, save, shown_digest

@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from benchmarks.accuracy import Run, main, merge, numbers_of, verdicts
+from benchmarks.accuracy import Run, main
+from benchmarks.accuracy_files import merge, numbers_of, verdicts
 from benchmarks.measure import RESULTS
 from benchmarks.page.result_files import Results
 from tests.helpers.workspaces import SHIPPED_CASES, lay_out

@@ -3,7 +3,8 @@
 Source: Cheng et al., "FAF-Net" (few-shot medical image segmentation); see `nnunet_ext.networks.faf_net`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from nnunet_ext.blocks.conv import two_conv
 from nnunet_ext.blocks.layout import cpu_channels_last
 from nnunet_ext.networks.faf_net.dilated_resnet import RESNETS, DilatedResNet
 from nnunet_ext.networks.faf_net.positions import STRIDE
+from nnunet_ext.networks.faf_net.pretrainable import Pretrainable
 from nnunet_ext.networks.faf_net.timm_backbone import PREFIX, TimmBackbone
 from nnunet_ext.networks.topology import Topology
+from nnunet_ext.utils.state_dicts import is_file_name, read_state_dict
 
 ENCODERS = (*RESNETS, "plan")
 _CHANNELS = 512
@@ -89,6 +92,19 @@ class FAFEncoder(nn.Module):
     def project(self, described: Tensor) -> tuple[Tensor, Tensor]:
         """The part that is always trained: (N, width, h, w) -> features (N, C, h, w), threshold map (N, 1, h, w)."""
         return self.reduce(described), self.threshold(described)
+
+    def load_weights(self, weights: str | Path | Mapping[str, Tensor]) -> None:
+        """Loads weights into the backbone; see `FAFNet.load_encoder_weights`."""
+        if not isinstance(self.backbone, Pretrainable):
+            known = f"{', '.join(RESNETS)} and {PREFIX}NAME"
+            shown = repr(weights) if isinstance(weights, str) else "a state dict"
+            raise ValueError(f"`weights`={shown} exist for {known} only; encoder 'plan' needs weights=None")
+        if not isinstance(weights, Mapping) and weights not in self.backbone.known_weights:
+            if not is_file_name(weights):
+                known = ", ".join(self.backbone.known_weights)
+                raise ValueError(f"unknown `weights` {weights!r}; known: {known}, a file's path, None")
+            weights = read_state_dict(weights)
+        self.backbone.load_pretrained(weights)
 
     def train(self, mode: bool = True) -> "FAFEncoder":
         super().train(mode)

@@ -21,13 +21,10 @@ from nnunet_ext.networks.checks import check_widths
 from nnunet_ext.networks.chunks import in_chunks
 from nnunet_ext.networks.entry import at_any_precision, with_empty_batches
 from nnunet_ext.networks.faf_net.adapting import TIED
-from nnunet_ext.networks.faf_net.dilated_resnet import RESNETS
 from nnunet_ext.networks.faf_net.encoder import FAFEncoder
 from nnunet_ext.networks.faf_net.head import Episode, FAFHead, Support, shots, summarise
 from nnunet_ext.networks.faf_net.pretrainable import Pretrainable
-from nnunet_ext.networks.faf_net.timm_backbone import PREFIX
 from nnunet_ext.networks.topology import PerStage, Topology
-from nnunet_ext.utils.state_dicts import is_file_name, read_state_dict
 
 MAX_GRID = 65
 """Default limit of the filter grid per axis: the authors' grid, for 257 pixels."""
@@ -386,17 +383,7 @@ class FAFNet(nn.Module):
             FileNotFoundError: if there is no such file.
             RuntimeError: if the weights cannot be downloaded.
         """
-        backbone = self.encoder.backbone
-        if not isinstance(backbone, Pretrainable):
-            known = f"{', '.join(RESNETS)} and {PREFIX}NAME"
-            shown = repr(weights) if isinstance(weights, str) else "a state dict"
-            raise ValueError(f"`weights`={shown} exist for {known} only; encoder 'plan' needs weights=None")
-        if not isinstance(weights, Mapping) and weights not in backbone.known_weights:
-            if not is_file_name(weights):
-                known = ", ".join(backbone.known_weights)
-                raise ValueError(f"unknown `weights` {weights!r}; known: {known}, a file's path, None")
-            weights = read_state_dict(weights)
-        backbone.load_pretrained(weights)
+        self.encoder.load_weights(weights)
 
     def freeze_encoder_norms(self) -> None:
         """Freezes the batch norms' statistics of a pretrained encoder, as `load_encoder_weights` does."""
