@@ -35,9 +35,12 @@ from nnunet_ext.compare.cost import network_size
 from nnunet_ext.crossval.experiment import child_environment
 from nnunet_ext.nnunet.budget import Budget
 from nnunet_ext.nnunet.trained_model import model_name, repeat_plans
+from nnunet_ext.nnunet.trainers import TRAINERS_VARIABLE
 from nnunet_ext.nnunet.training_log import read_training
 
 _VAL_ITERATIONS = 5
+CONTROLS = Path(__file__).parent / "trainers"
+"""Trainers that are only measured beside others."""
 
 
 @dataclass(frozen=True)
@@ -222,6 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     work = arguments.work.resolve()
     budget = Budget(arguments.epochs, arguments.iterations, _VAL_ITERATIONS)
     folders = {name: str(work / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    os.environ[TRAINERS_VARIABLE] = os.pathsep.join([*filter(None, [os.environ.get(TRAINERS_VARIABLE)]), str(CONTROLS)])
     os.environ |= child_environment({**os.environ, **folders, **budget.environment()})
     try:
         plans = prepare(

@@ -76,7 +76,7 @@ _MEASUREMENTS = (
         "accuracy_acdc",
         ("accuracy_acdc", "accuracy_acdc_cases"),
         "benchmarks.accuracy --data DATASET_FOLDER --work FOLDER --name acdc --spacing 10 3.125 3.125 "
-        "--trainers StockTrainer SASANTrainer LSTMSATrainer",
+        "--trainers StockTrainer StockAdamTrainer SASANTrainer LSTMSATrainer",
         "Accuracy on ACDC",
         "Dice of trainers on equal budgets, on one fold with separate patients, thick slices at half their resolution",
     ),

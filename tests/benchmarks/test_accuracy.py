@@ -9,11 +9,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from benchmarks.accuracy import Run, main
+from benchmarks.accuracy import CONTROLS, Run, main
 from benchmarks.accuracy_files import merge, numbers_of, verdicts
 from benchmarks.measure import RESULTS
 from benchmarks.page.result_files import Results
+from nnunet_ext.nnunet.trainers import TRAINERS_VARIABLE, external_trainers
 from tests.helpers.workspaces import SHIPPED_CASES, lay_out
 
 TRAINERS = ("StockTrainer", "FAFNetTrainer")
@@ -124,6 +126,20 @@ def test_committed_verdicts_are_those_of_the_committed_cases():
         found = verdicts(committed.rows(f"{name}_cases"))
         means = {row["trainer"]: row for row in committed.rows(name) if row["label"] == "mean"}
         assert {trainer: {key: means[trainer][key] for key in columns} for trainer, columns in found.items()} == found
+
+
+def test_the_control_has_nnunets_network_and_lstmsas_recipe(make_trainer, monkeypatch):
+    monkeypatch.setenv(TRAINERS_VARIABLE, external_trainers({TRAINERS_VARIABLE: str(CONTROLS)}))
+    stock, control, lstmsa = (
+        make_trainer(name, "2d_tiny") for name in ("StockTrainer", "StockAdamTrainer", "LSTMSATrainer")
+    )
+    assert str(control.network) == str(stock.network)
+    assert type(control.optimizer) is type(lstmsa.optimizer) is torch.optim.Adam
+    recipes = [
+        {key: each.optimizer.param_groups[0][key] for key in ("lr", "weight_decay")} for each in (control, lstmsa)
+    ]
+    assert recipes[0] == recipes[1] == {"lr": 3e-4, "weight_decay": 1e-4}
+    assert (control.loss.loss.weight_dice, control.loss.loss.weight_ce) == (0.5, 0.5)
 
 
 def test_where_a_training_began_is_kept(tmp_path):
