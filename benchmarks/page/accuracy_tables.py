@@ -66,7 +66,7 @@ def _verdict(row: Row) -> str:
         return ""
     difference, low, high = (100 * float(row[key]) for key in ("difference", "interval_low", "interval_high"))
     found = f"{difference:+.2f} ({low:+.2f} to {high:+.2f})"
-    return f"{row['verdict']}, {found}" if row["holds_for_new_trainings"] == "yes" else f"{found}, this training only"
+    return f"{row['verdict']}, {found}" if row["holds_for_new_trainings"] == "yes" else found
 
 
 def _case_means(cases: Rows, trainer: str) -> dict[str, float]:

@@ -128,13 +128,14 @@ def _trainings(means: Sequence[Row]) -> str:
     """How often trainers were trained, and what their differences therefore include."""
     numbers = sorted({len(dice) for dice in accuracy_tables.dice_of_trainings(means, "mean").values()})
     if numbers[-1] > 1:
-        times, once = " or ".join(map(str, numbers)), " Trainers that were trained once have no verdict."
-        return (
-            f"Trainers were trained {times} times with different random numbers. The mean over trainings is given with "
-            "the lowest and the highest, and the verdict of `nnunet_ext compare` with the difference to `StockTrainer` "
-            "in points of Dice and its 95% interval, which includes the variation between trainings."
-            f"{once if numbers[0] == 1 else ''}"
+        text = (
+            f"Trainers were trained {' or '.join(map(str, numbers))} times with different random numbers. The mean "
+            "over trainings is given with the lowest and the highest, and the verdict of `nnunet_ext compare` with the "
+            "difference to `StockTrainer` in points of Dice and its 95% interval, which includes the variation between "
+            "trainings."
         )
+        once = " A trainer that was trained once has no verdict, and its interval leaves this variation out."
+        return text + once if numbers[0] == 1 else text
     return (
         "Differences in mean Dice to `StockTrainer` are paired by case and given with their standard error over cases. "
         "Each trainer was trained once, so they do not include the variation between seeds."

@@ -59,7 +59,9 @@ def networks_short(rows: Rows, accuracy: Rows = ()) -> str:
             cells[-1] += f", {spread(dice[trainer])}"
         lines.append(cells if dice else cells[:2])
     header = ["network", f"time of a training step (`{STOCK}`: 1)"]
-    return markdown_table([*header, f"mean Dice after {_budget(accuracy)}"] if dice else header, lines)
+    if dice:
+        header.append(f"mean Dice after {_budget(accuracy)} (one training, or several and their range)")
+    return markdown_table(header, lines)
 
 
 def _budget(accuracy: Rows) -> str:
