@@ -134,7 +134,7 @@ def _trainings(means: Sequence[Row]) -> str:
             "difference to `StockTrainer` in points of Dice and its 95% interval, which includes the variation between "
             "trainings."
         )
-        once = " A trainer that was trained once has no verdict, and its interval leaves this variation out."
+        once = " A trainer that was trained once has no verdict: its own variation is not in the interval."
         return text + once if numbers[0] == 1 else text
     return (
         "Differences in mean Dice to `StockTrainer` are paired by case and given with their standard error over cases. "

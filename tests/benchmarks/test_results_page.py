@@ -225,7 +225,7 @@ def test_repeated_trainings_have_a_spread_and_a_verdict(copied):
     write(copied, "accuracy_hippocampus", rows)
     text = page(copied, OTHERS)
     assert "Trainers were trained 1 or 2 times with different random numbers." in text
-    assert "variation between trainings. A trainer that was trained once has no verdict, and its interval" in text
+    assert "variation between trainings. A trainer that was trained once has no verdict" in text
     assert "| `StockTrainer` | 0.550 | 0.750 | 0.650 (0.600 to 0.700 in 2 trainings) |  |" in text
     better = "better, +1.23 (-0.10 to +2.56)"
     assert f"| `EMNetTrainer` | 0.610 | 0.810 | 0.710 (0.700 to 0.720 in 2 trainings) | {better} |" in text
