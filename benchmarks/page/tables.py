@@ -98,10 +98,15 @@ def transcriptions(rows: Rows) -> str:
 
 
 def operators(rows: Rows) -> str:
-    header = ["network", "patch", "batch", "step, s", "convolutions and products alone, s", "ratio"]
+    """One row per network and processor: what lies beside the products weighs more where products are fast."""
+    header = ["network", "patch", "batch", "processor", "step, s", "convolutions and products alone, s", "ratio"]
     seconds = ("step_seconds", "products_seconds", "step_of_products")
     lines = [
-        [*_cells(row, "network", "patch", "batch"), *_rounded(row, 2, *seconds), row["step_of_products_and_scans"]]
+        [
+            *_cells(row, "network", "patch", "batch", "processor"),
+            *_rounded(row, 2, *seconds),
+            row["step_of_products_and_scans"],
+        ]
         for row in rows
     ]
     return markdown_table([*header, "ratio to products and scans"], lines)
