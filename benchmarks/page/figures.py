@@ -6,6 +6,7 @@ A test compares the hash rather than the drawing, because matplotlib's versions 
 import hashlib
 import json
 import re
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.page import architecture
-from benchmarks.page.accuracy_tables import mean_dice
+from benchmarks.page.accuracy_tables import dice_of_trainings, mean_dice
 from benchmarks.page.result_files import Results, in_order
 from benchmarks.page.tables import STOCK, TRAINER_OF
 
@@ -173,11 +174,12 @@ def _draw_cost(figure: Figure, data: Data) -> None:
 
 
 def _accuracy_data(results: Results) -> Data:
-    """For each trainer, its network's time per training step relative to the stock network's, and its mean Dice."""
+    """For each trainer, its network's time per training step relative to the stock network's, and of its trainings the
+    mean, lowest and highest mean Dice."""
     costs = _cost_data(results).get("float32", {})
-    dice = mean_dice(results.rows("accuracy_hippocampus"))
+    dice = dice_of_trainings(results.rows("accuracy_hippocampus"), "mean")
     return {
-        trainer: [costs[network][0], dice[trainer]]
+        trainer: [costs[network][0], statistics.fmean(dice[trainer]), min(dice[trainer]), max(dice[trainer])]
         for network, trainer in TRAINER_OF.items()
         if network in costs and trainer in dice
     }
@@ -185,8 +187,10 @@ def _accuracy_data(results: Results) -> Data:
 
 def _draw_accuracy(figure: Figure, data: Data) -> None:
     axes = figure.subplots()
-    for trainer, (cost, dice) in data.items():
-        axes.plot(cost, dice, "o", color=_COLOURS[_NETWORK_OF[trainer]], label=trainer)
+    for trainer, (cost, dice, lowest, highest) in data.items():
+        colour = _COLOURS[_NETWORK_OF[trainer]]
+        axes.plot(cost, dice, "o", color=colour, label=trainer)
+        axes.plot([cost, cost], [lowest, highest], "_-", color=colour, linewidth=1.3)
     # Names beside the points would overlap where networks cost nearly the same.
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.margins(0.15)
@@ -231,7 +235,12 @@ def _line(axes: Axes, network: str, x: list[float], y: list[float], label: str) 
 PLOTS: Mapping[str, Plot] = {
     plot.name: plot
     for plot in (
-        Plot("accuracy", "Mean Dice of trainers against the time of a training step", _accuracy_data, _draw_accuracy),
+        Plot(
+            "accuracy",
+            "Mean Dice and its range over trainings against the time of a training step",
+            _accuracy_data,
+            _draw_accuracy,
+        ),
         Plot("learning_curves", "Mean Dice of trainers against iterations", _learning_data, _draw_learning),
         Plot("cost", "Time and memory of training steps compared with nnU-Net's", _cost_data, _draw_cost),
         Plot("scaling", "Time and memory of training steps against the patch size", _scaling_data, _draw_scaling),
