@@ -217,15 +217,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--untimed", action="store_true", help="leave out seconds: the machine had other work")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files")
-    parser.add_argument(
-        "--add", action="store_true", help="further repeats beside the CSV file's, of the same trainers"
-    )
+    parser.add_argument("--add", action="store_true", help="keep the CSV file's trainings of these trainers, too")
     parser.add_argument("--collect", action="store_true", help="only collect the rows of finished trainers")
     arguments = parser.parse_args(argv)
     work = arguments.work.resolve()
     budget = Budget(arguments.epochs, arguments.iterations, _VAL_ITERATIONS)
     folders = {name: str(work / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-    os.environ[TRAINERS_VARIABLE] = os.pathsep.join([*filter(None, [os.environ.get(TRAINERS_VARIABLE)]), str(CONTROLS)])
+    folders[TRAINERS_VARIABLE] = os.pathsep.join(filter(None, (os.environ.get(TRAINERS_VARIABLE), str(CONTROLS))))
     os.environ |= child_environment({**os.environ, **folders, **budget.environment()})
     try:
         plans = prepare(

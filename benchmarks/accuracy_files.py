@@ -55,8 +55,9 @@ def numbers_of(path: Path, trainings: Sequence[dict[str, Any]]) -> list[int]:
         path: The CSV file.
         trainings: One row of each.
     """
-    known = {row["checkpoint_sha256"]: training_of(row)[1] for row in rows_in(path)}
-    taken = {training_of(row) for row in rows_in(path)}
+    there = rows_in(path)
+    known = {row["checkpoint_sha256"]: training_of(row)[1] for row in there}
+    taken = {training_of(row) for row in there}
     numbers = []
     for row in trainings:
         number = known.get(row["checkpoint_sha256"])

@@ -45,7 +45,7 @@ def _networks(rows: Rows) -> str:
 
 def networks_short(rows: Rows, accuracy: Rows = ()) -> str:
     """One row per network, float32 and eager: time of a training step relative to nnU-Net's, Dice where measured."""
-    dice = dice_of_trainings(accuracy, "mean")
+    dice, means = dice_of_trainings(accuracy, "mean"), mean_dice(accuracy)
     steps = {
         row["network"]: row
         for row in rows
@@ -54,7 +54,7 @@ def networks_short(rows: Rows, accuracy: Rows = ()) -> str:
     lines = []
     for name, row in steps.items():
         trainer = TRAINER_OF.get(name, "")
-        cells = [name, f"{float(row[f'of_{STOCK}']):.2f}", shown_dice(mean_dice(accuracy), trainer)]
+        cells = [name, f"{float(row[f'of_{STOCK}']):.2f}", shown_dice(means, trainer)]
         if len(dice.get(trainer, ())) > 1:
             cells[-1] += f", {spread(dice[trainer])}"
         lines.append(cells if dice else cells[:2])

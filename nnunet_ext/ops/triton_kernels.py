@@ -1,6 +1,6 @@
 """Triton kernels of the selective scan: `triton_scan` prepares their arguments and launches them.
 
-Those of the backward pass are in `triton_backward_kernels`; both have this form.
+The kernels of the backward pass, in `triton_backward_kernels`, have the same form.
 
 A program is one warp that owns `TILE` channels of one group, one lane per channel, and walks through a chunk of time
 step by step. The N states of a channel are a tuple of registers, so that the sum over states needs no exchange between

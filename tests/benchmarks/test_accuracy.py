@@ -55,7 +55,7 @@ def test_rows_of_another_setting_are_refused(tmp_path):
 
 
 def test_further_trainings_are_added_as_repeats(tmp_path):
-    """Of any machine: a checkpoint's hash says which rows are of the same training."""
+    """The hash of its checkpoint identifies a training, whichever machine it ran on."""
     file = tmp_path / "rows.csv"
     once = {"trainer": "StockTrainer", "fold": 0, "dice": 0.5, "checkpoint_sha256": "a"}
     merge(file, [once])  # older files do not number their trainings
@@ -91,7 +91,7 @@ def of_cases(trainer, repeat, *dice):
 
 
 def test_verdicts_are_those_of_compare_on_all_trainings():
-    """Of different numbers, too; one training says nothing about further ones."""
+    """Trainers may have different numbers of trainings; a single one says nothing about further ones."""
     level = [0.5 + 0.01 * i for i in range(12)]
 
     def above(points):
